@@ -1,0 +1,53 @@
+"""A checked cache of decoded arrays in the user's cache directory, so that images are decoded once, not at every start."""
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+
+def directory() -> Path:
+    """`$XDG_CACHE_HOME/lasa_jax`, or `~/.cache/lasa_jax`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lasa_jax"
+
+
+def fingerprint(files: list[Path]) -> list[list[str | int]]:
+    """Name, size and time of change of each file: what a cache entry was made from."""
+    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in sorted(files)]
+
+
+def cached(name: str, key: object, build: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The arrays that `build` returns, read from the cache where it holds them undamaged.
+
+    An entry is a NumPy archive named by the hash of `key`. Archives carry a CRC-32 of every array, which is verified on
+    reading; an entry that is damaged or cannot be read is built again. Entries are written to a temporary file and
+    renamed, so that no process ever sees half of one. A cache that cannot be written is not an error.
+
+    Args:
+      name: first part of the file name.
+      key: everything the arrays depend on, as JSON.
+      build: makes the arrays.
+    """
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    path = directory() / "decoded" / f"{name}-{digest}.npz"
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {field: archive[field] for field in archive.files}
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+        arrays = build()
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.stem, suffix=".tmp", delete=False) as file:
+            try:
+                np.savez(file, **arrays)  # type: ignore[arg-type]
+                os.replace(file.name, path)
+            except OSError:
+                os.unlink(file.name)
+                raise
+    return arrays

@@ -1,0 +1,76 @@
+"""The arrays that everything else works on: examples as stored, and how a batch of them is made ready inside the round."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lasa_jax.data.partition import Partition
+
+Array = np.ndarray | jax.Array
+
+
+class Examples(NamedTuple):
+    """inputs: `(num_examples, ...)`, images as uint8. labels: int32 `(num_examples,)`."""
+
+    inputs: Array
+    labels: Array
+
+
+class FederatedDataset(NamedTuple):
+    """What a simulation reads, on the device: `train` and `test` examples and the partition of `train` over clients."""
+
+    train: Examples
+    test: Examples
+    partition: Partition
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A dataset before it is divided over clients.
+
+    Attributes:
+      name: as in the registry.
+      num_classes: labels are `0 .. num_classes - 1`.
+      train, test: examples as NumPy arrays; images stay uint8 until they are inside the round.
+      mean, std: per channel, in the units of the stored pixels.
+      crop: None, or how training images are cropped at random after a padding of 4 pixels and flipped at random:
+        `"constant"` pads with zeros, `"reflect"` mirrors.
+      client_ids: the natural owner of each training example, int `(num_examples,)`, or None.
+    """
+
+    name: str
+    num_classes: int
+    train: Examples
+    test: Examples
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop: str | None = None
+    client_ids: np.ndarray | None = None
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one example."""
+        return tuple(self.train.inputs.shape[1:])
+
+    def normalise(self, inputs: jax.Array) -> jax.Array:
+        """`(x - mean) / std` in float32, for a batch of stored examples."""
+        return (inputs.astype(jnp.float32) - jnp.asarray(self.mean, jnp.float32)) / jnp.asarray(self.std, jnp.float32)
+
+    def augment(self, key: jax.Array, inputs: jax.Array) -> jax.Array:
+        """Random crop and flip of each image of a training batch, as stored; the identity where `crop` is None."""
+        if self.crop is None:
+            return inputs
+        batch, height, width, _ = inputs.shape
+        padded = jnp.pad(inputs, ((0, 0), (4, 4), (4, 4), (0, 0)), mode=self.crop)
+        offset_key, flip_key = jax.random.split(key)
+        offsets = jax.random.randint(offset_key, (batch, 2), 0, 9)
+        flips = jax.random.bernoulli(flip_key, 0.5, (batch,))
+
+        def one(image: jax.Array, offset: jax.Array, flip: jax.Array) -> jax.Array:
+            image = jax.lax.dynamic_slice(image, (offset[0], offset[1], 0), (height, width, image.shape[-1]))
+            return jnp.where(flip, image[:, ::-1], image)
+
+        return jax.vmap(one)(padded, offsets, flips)

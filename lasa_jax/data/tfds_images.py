@@ -1,0 +1,113 @@
+"""Image sets from TensorFlow Datasets, read through `tfds.data_source` and array_record without TensorFlow.
+
+Normalisation, augmentation and counts: FIDELITY.md, section 6. MNIST's constants serve Fashion-MNIST too, as published.
+"""
+
+import functools
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from lasa_jax.data import cache
+from lasa_jax.data.dataset import Dataset, Examples
+from lasa_jax.errors import InputError
+
+_BATCH = 1000  # examples a read: one at a time takes two to four times as long
+
+
+class _ImageSet(NamedTuple):
+    """shape of an image, number of classes, mean and std of pixels scaled to 0..1, crop (see `Dataset`)."""
+
+    shape: tuple[int, int, int]
+    num_classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop: str | None
+
+
+_SETS = {
+    "mnist": _ImageSet((28, 28, 1), 10, (0.1307,), (0.3081,), None),
+    "fashion_mnist": _ImageSet((28, 28, 1), 10, (0.1307,), (0.3081,), None),
+    "cifar10": _ImageSet((32, 32, 3), 10, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010), "constant"),
+    "cifar100": _ImageSet((32, 32, 3), 100, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761), "reflect"),
+}
+
+
+def resolve_data_dir(data_dir: str | None) -> tuple[Path, str]:
+    """The directory of TFDS's datasets and the setting that named it."""
+    if data_dir:
+        return Path(data_dir).expanduser(), "config.data_dir"
+    if os.environ.get("TFDS_DATA_DIR"):
+        return Path(os.environ["TFDS_DATA_DIR"]).expanduser(), "TFDS_DATA_DIR"
+    return Path.home() / "tensorflow_datasets", "TFDS's default"
+
+
+def _prepared(name: str, data_dir: str | None) -> Path:
+    """The newest prepared version of a set, checked before TFDS is asked: its own message is misleading."""
+    root, setting = resolve_data_dir(data_dir)
+    versions = [info.parent for info in root.glob(f"{name}/*/dataset_info.json")]
+    command = f"python -m lasa_jax.data.prepare {name} --data_dir={root}"
+    if not versions:
+        raise InputError(
+            f"config.dataset = {name!r}: looked for {name}/*/dataset_info.json in {root} (from {setting}) and found "
+            f'none; prepare it with: pip install "lasa_jax[prepare]" && {command}'
+        )
+    newest = max(versions, key=lambda path: [int(part) for part in path.name.split(".") if part.isdigit()])
+    try:
+        stored = json.loads((newest / "dataset_info.json").read_text()).get("fileFormat")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{newest / 'dataset_info.json'}: cannot be read ({error}); prepare again: {command}") from None
+    if stored != "array_record":
+        raise InputError(f"{newest}: stored as {stored}, allowed is array_record; prepare again: {command}")
+    return newest
+
+
+def _read_split(directory: Path, split: str, image_set: _ImageSet) -> tuple[np.ndarray, np.ndarray]:
+    """Decodes a split in batches and checks what it finds: images uint8 `(n, height, width, channels)`, labels int32."""
+    import tensorflow_datasets as tfds  # slow to import, and not needed where the cache answers
+
+    name = directory.parent.name
+    try:
+        source = tfds.data_source(name, split=split, data_dir=directory.parents[1], download=False)
+        images = np.empty((len(source), *image_set.shape), np.uint8)
+        labels = np.empty(len(source), np.int32)
+        for start in range(0, len(source), _BATCH):
+            batch = source.__getitems__(list(range(start, min(start + _BATCH, len(source)))))
+            images[start : start + len(batch)] = [example["image"] for example in batch]
+            labels[start : start + len(batch)] = [example["label"] for example in batch]
+    except (OSError, ValueError, KeyError, AttributeError, AssertionError, RuntimeError, ImportError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{directory}: split {split!r} cannot be read: {type(error).__name__}: {reason}") from error
+    if labels.size == 0 or labels.min() < 0 or labels.max() >= image_set.num_classes:
+        raise InputError(f"{directory}: labels of {split!r} must be 0 to {image_set.num_classes - 1}, and at least one")
+    return images, labels
+
+
+def _load(name: str, data_dir: str | None) -> Dataset:
+    image_set = _SETS[name]
+    directory = _prepared(name, data_dir)
+
+    def build() -> dict[str, np.ndarray]:
+        arrays = {}
+        for split in ("train", "test"):
+            arrays[f"{split}_images"], arrays[f"{split}_labels"] = _read_split(directory, split, image_set)
+        return arrays
+
+    files = [path for path in directory.iterdir() if path.is_file()]
+    arrays = cache.cached(name, {"format": 1, "files": cache.fingerprint(files)}, build)
+    return Dataset(
+        name=name,
+        num_classes=image_set.num_classes,
+        train=Examples(arrays["train_images"], arrays["train_labels"]),
+        test=Examples(arrays["test_images"], arrays["test_labels"]),
+        mean=tuple(255 * value for value in image_set.mean),
+        std=tuple(255 * value for value in image_set.std),
+        crop=image_set.crop,
+    )
+
+
+LOADERS: dict[str, Callable[[str | None], Dataset]] = {name: functools.partial(_load, name) for name in _SETS}

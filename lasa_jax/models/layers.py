@@ -1,0 +1,84 @@
+"""Layers with PyTorch's default initialisation, convolutions in matrix-product form, and a batch norm that takes a mask."""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from lasa_jax import ops
+
+Initializer = Callable[..., jax.Array]
+
+
+def uniform_fan_in(fan_in: int) -> Initializer:
+    """Uniform on `[-1 / sqrt(fan_in), 1 / sqrt(fan_in)]`: PyTorch's default for weights and biases (FIDELITY.md, 6)."""
+    bound = 1 / math.sqrt(fan_in)
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+class Conv(nn.Module):
+    """2-D convolution of `(batch, height, width, channels)`; see `ops.conv2d`."""
+
+    features: int
+    kernel_size: int
+    stride: int = 1
+    padding: int = 0
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
+        init = uniform_fan_in(math.prod(shape[:3]))
+        x = ops.conv2d(x, self.param("kernel", init, shape), stride=self.stride, padding=self.padding)
+        return x + self.param("bias", init, (self.features,)) if self.use_bias else x
+
+
+class Dense(nn.Module):
+    """Fully connected layer of `(batch, inputs)`."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        init = uniform_fan_in(x.shape[-1])
+        kernel = self.param("kernel", init, (x.shape[-1], self.features))
+        return x @ kernel + self.param("bias", init, (self.features,))
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation over batch and pixels, statistics over the real examples of the batch only.
+
+        y = scale * (x - mean) / sqrt(variance + 1e-5) + bias
+        running = 0.9 * running + 0.1 * batch statistic        (the running variance takes the unbiased one, as PyTorch)
+    """
+
+    momentum: float = 0.1
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool, mask: jax.Array | None) -> jax.Array:
+        shape = (x.shape[-1],)
+        scale = self.param("scale", nn.initializers.ones, shape)
+        bias = self.param("bias", nn.initializers.zeros, shape)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
+        running_var = self.variable("batch_stats", "var", jnp.ones, shape)
+        if not train:
+            mean, var = running_mean.value, running_var.value
+        else:
+            real = jnp.ones(x.shape[:1], bool) if mask is None else mask
+            weight = real.astype(x.dtype).reshape((-1,) + (1,) * (x.ndim - 1))
+            count = jnp.maximum(jnp.sum(weight) * math.prod(x.shape[1:-1]), 1)
+            axes = tuple(range(x.ndim - 1))
+            mean = jnp.sum(jnp.where(weight > 0, x, 0), axes) / count
+            var = jnp.sum(jnp.where(weight > 0, (x - mean) ** 2, 0), axes) / count
+            if not self.is_initializing():
+                unbiased = var * count / jnp.maximum(count - 1, 1)
+                running_mean.value = (1 - self.momentum) * running_mean.value + self.momentum * mean
+                running_var.value = (1 - self.momentum) * running_var.value + self.momentum * unbiased
+        return (x - mean) * jax.lax.rsqrt(var + self.epsilon) * scale + bias

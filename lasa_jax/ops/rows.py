@@ -1,0 +1,171 @@
+"""Work on stacked client updates row by row: the three primitives through which everything reads and writes a stack.
+
+A *stack* is a pytree whose leaves have a leading client axis `n`. The primitives decide two things in one place:
+
+* **How many rows at a time.** On a CPU one row at a time stays in cache and is faster (DESIGN: measured facts); an
+  accelerator takes all rows at once.
+* **On which device.** Under `jax.set_mesh` with a mesh that has an axis `clients`, each device works on its own rows
+  inside `jax.shard_map`, so that nothing but results crosses devices. Without such a mesh the same code runs locally.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec
+
+CLIENTS = "clients"  # the mesh axis over which the rows of a stack are sharded
+RUNS = "runs"  # the mesh axis over which the runs of one program are sharded
+
+PyTree = Any
+
+
+def num_shards() -> int:
+    """Number of devices over which the client axis is sharded where this is traced (1 without a mesh)."""
+    return jax.sharding.get_abstract_mesh().shape.get(CLIENTS, 1)
+
+
+def one_at_a_time() -> bool:
+    """True where rows are best taken one after another (a CPU), False where all together (an accelerator)."""
+    return jax.default_backend() == "cpu"
+
+
+def _on_each_shard(
+    local: Callable[..., PyTree], operands: tuple[PyTree, ...], out_spec: PartitionSpec, sharded: tuple[bool, ...]
+) -> PyTree:
+    """Runs `local` on each device's own rows of the operands marked `sharded`; directly if nothing is sharded."""
+    shards = num_shards()
+    if shards == 1:
+        return local(*operands)
+    for operand, is_sharded in zip(operands, sharded, strict=True):
+        for leaf in jax.tree.leaves(operand):
+            if is_sharded and leaf.shape[0] % shards:
+                raise ValueError(
+                    f"{leaf.shape[0]} rows do not divide over {shards} devices: pad the stack with absent rows"
+                )
+    in_specs = tuple(PartitionSpec(CLIENTS) if is_sharded else PartitionSpec() for is_sharded in sharded)
+    return jax.shard_map(local, in_specs=in_specs, out_specs=out_spec, axis_names={CLIENTS})(*operands)
+
+
+def map_rows(fn: Callable[..., PyTree], *stacks: PyTree, at_once: int | None = None) -> PyTree:
+    """`fn(row, ...)` of every client.
+
+    Args:
+      fn: a function of one row of each stack (leaves `(...)`), returning a pytree.
+      *stacks: pytrees with leaves `(n, ...)`.
+      at_once: rows computed together; None lets the platform choose (one on a CPU, all on an accelerator).
+
+    Returns:
+      The results, stacked: leaves `(n, ...)`.
+
+    Raises:
+      ValueError: if the rows do not divide over the devices of the mesh.
+    """
+
+    def local(*stacks: PyTree) -> PyTree:
+        batch = (1 if one_at_a_time() else None) if at_once is None else at_once
+        n = jax.tree.leaves(stacks)[0].shape[0]
+        if batch is None or batch >= n:
+            return jax.vmap(fn)(*stacks)
+        return lax.map(lambda rows: fn(*rows), stacks, batch_size=None if batch == 1 else batch)
+
+    return _on_each_shard(local, stacks, PartitionSpec(CLIENTS), (True,) * len(stacks))
+
+
+def replace_rows(fn: Callable[..., PyTree], stack: PyTree, which: jax.Array, *others: PyTree) -> PyTree:
+    """Replaces the rows marked by `which` with `fn(row, ...)`; the other rows are not touched.
+
+    On a CPU only the marked rows are computed, and the stack is updated in place where its buffer is free.
+
+    Args:
+      fn: a function of one row of the stack and one row of each of `others`, returning the new row.
+      stack: leaves `(n, ...)`.
+      which: bool `(n,)`.
+      *others: pytrees with leaves `(n, ...)`, given to `fn` row by row.
+    """
+
+    def local(stack: PyTree, which: jax.Array, *others: PyTree) -> PyTree:
+        def row(i: jax.Array, stack: PyTree) -> PyTree:
+            at_i = lambda tree: jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, i, keepdims=False), tree)  # noqa: E731
+            new = fn(at_i(stack), *(at_i(other) for other in others))
+            return jax.tree.map(lambda x, y: lax.dynamic_update_index_in_dim(x, y.astype(x.dtype), i, 0), stack, new)
+
+        if one_at_a_time():
+            order = jnp.argsort(~which, stable=True)
+            return lax.fori_loop(0, jnp.sum(which), lambda j, stack: row(order[j], stack), stack)
+        new = jax.vmap(fn)(stack, *others)
+        return jax.tree.map(lambda x, y: jnp.where(_column(which, x), y, x), stack, new)
+
+    return _on_each_shard(local, (stack, which, *others), PartitionSpec(CLIENTS), (True,) * (2 + len(others)))
+
+
+def weighted_sum(
+    weights: PyTree, stack: PyTree, *others: PyTree, row_map: Callable[..., PyTree] | None = None
+) -> PyTree:
+    """Sum over clients of weight times row, where a weight of zero *selects nothing* instead of multiplying.
+
+        result = sum over {i : w_i != 0} of w_i * row_map(row_i)
+
+    `0 * NaN` is NaN; a client with weight zero must not be able to do anything, so its row is never multiplied.
+
+    Args:
+      weights: `(n,)`, or a pytree like the stack with leaves `(n,)`, one weight a client and layer.
+      stack: leaves `(n, ...)`.
+      *others: pytrees with leaves `(n, ...)`, given to `row_map` row by row.
+      row_map: applied to each row before it is added; the mapped stack is never written to memory.
+
+    Returns:
+      A pytree like one row, leaves `(...)`. Devices exchange one partial sum of this size.
+    """
+    if not isinstance(weights, jax.Array) or jax.tree.structure(stack) == jax.tree.structure(0):
+        weight_tree = weights
+    else:
+        weight_tree = jax.tree.map(lambda _: weights, stack)
+    read = row_map if row_map is not None else lambda row: row
+
+    def local(weights: PyTree, stack: PyTree, *others: PyTree) -> PyTree:
+        if one_at_a_time():
+            row = jax.tree.map(lambda x: x[0], (stack, *others))
+            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(lambda r: read(*r), row))
+            if num_shards() > 1:
+                zeros = lax.pcast(zeros, (CLIENTS,), to="varying")
+
+            def add(total: PyTree, rows: tuple[PyTree, ...]) -> tuple[PyTree, None]:
+                w, *row = rows
+                return jax.tree.map(lambda a, w, x: a + jnp.where(w != 0, w * x, 0), total, w, read(*row)), None
+
+            total = lax.scan(add, zeros, (weights, stack, *others))[0]
+        else:
+            mapped = jax.vmap(read)(stack, *others)
+            total = jax.tree.map(
+                lambda w, x: jnp.sum(jnp.where(_column(w != 0, x), _column(w, x) * x, 0), axis=0), weights, mapped
+            )
+        return lax.psum(total, CLIENTS) if num_shards() > 1 else total
+
+    operands = (weight_tree, stack, *others)
+    return _on_each_shard(local, operands, PartitionSpec(), (True,) * len(operands))
+
+
+def mean_and_std(stack: PyTree, which: jax.Array) -> tuple[PyTree, PyTree]:
+    """Mean and unbiased standard deviation of every coordinate over the clients marked by `which`.
+
+        mean = sum_i x_i / m,    std = sqrt(sum_i (x_i - mean)^2 / (m - 1)),    m = the number marked
+
+    Two passes over the stack, since the one-pass form cancels. The std of one row is 0, and both are 0 if none is marked.
+
+    Args:
+      stack: leaves `(n, ...)`.
+      which: bool `(n,)`; rows that are not marked may hold anything.
+    """
+    count = jnp.sum(which)
+    mean = weighted_sum(which / jnp.maximum(count, 1).astype(jnp.float32), stack)
+    share = which / jnp.maximum(count - 1, 1).astype(jnp.float32)
+    variance = weighted_sum(share, stack, row_map=lambda row: jax.tree.map(lambda x, m: (x - m) ** 2, row, mean))
+    return mean, jax.tree.map(jnp.sqrt, variance)
+
+
+def _column(weights: jax.Array, leaf: jax.Array) -> jax.Array:
+    """`(n,)` reshaped so that it broadcasts against a leaf `(n, ...)`."""
+    return weights.reshape(weights.shape + (1,) * (leaf.ndim - 1))

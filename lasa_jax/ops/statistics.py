@@ -1,0 +1,54 @@
+"""Statistics over the clients that are present, and sums over millions of entries whose rounding error stays bounded."""
+
+import jax
+import jax.numpy as jnp
+
+_BLOCK = 1024
+
+
+def total(x: jax.Array) -> jax.Array:
+    """Sum of all entries in two levels, so that the float32 rounding error grows with sqrt(size), not with size.
+
+    Blocks of 1,024 entries are summed first, then the sums: 11 million entries are off by less than 1e-5 relative.
+    """
+    flat = x.ravel()
+    whole = flat.size // _BLOCK * _BLOCK
+    if whole < 2 * _BLOCK:
+        return jnp.sum(flat)
+    return jnp.sum(jnp.sum(flat[:whole].reshape(-1, _BLOCK), axis=1)) + jnp.sum(flat[whole:])
+
+
+def tree_norm(row: object) -> jax.Array:
+    """Euclidean norm over all leaves of one update, a float32 scalar.
+
+    Scaled by the largest magnitude, so that it overflows only where the norm itself is beyond float32.
+    """
+    leaves = jax.tree.leaves(row)
+    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(x), initial=0) for x in leaves]))
+    extreme = (largest > 1e18) | (largest < 1e-18)  # squares would leave the range of float32
+    scale = jnp.where(extreme & (largest > 0) & jnp.isfinite(largest), largest, 1.0)
+    return scale * jnp.sqrt(sum((total(jnp.square(x / scale)) for x in leaves), jnp.float32(0)))
+
+
+def masked_median(values: jax.Array, present: jax.Array, *, lower: bool = False) -> jax.Array:
+    """Median over the clients present: `(n, ...)` and `(n,)` to `(...)`; NaN if nobody is present.
+
+    Args:
+      values: `(n, ...)`; entries of absent clients may hold anything.
+      present: bool `(n,)`.
+      lower: for an even number present take the smaller of the two middle values instead of their mean.
+    """
+    count = jnp.sum(present)
+    mask = present.reshape(present.shape + (1,) * (values.ndim - 1))
+    ordered = jnp.sort(jnp.where(mask, values, jnp.inf), axis=0)
+    low = jnp.take(ordered, jnp.maximum(count - 1, 0) // 2, axis=0)
+    high = low if lower else jnp.take(ordered, count // 2, axis=0)
+    return jnp.where(count > 0, low / 2 + high / 2, jnp.nan)
+
+
+def masked_std(values: jax.Array, present: jax.Array) -> jax.Array:
+    """Population standard deviation (divide by the number present) over clients, `(n, ...)` to `(...)`; 0 for one."""
+    mask = present.reshape(present.shape + (1,) * (values.ndim - 1))
+    count = jnp.maximum(jnp.sum(present), 1)
+    mean = jnp.sum(jnp.where(mask, values, 0), axis=0) / count
+    return jnp.sqrt(jnp.sum(jnp.where(mask, (values - mean) ** 2, 0), axis=0) / count)
