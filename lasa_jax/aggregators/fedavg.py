@@ -1,0 +1,35 @@
+"""Federated averaging (McMahan, Moore, Ramage, Hampson and Agüera y Arcas, AISTATS 2017), unweighted.
+
+    F(Delta) = (Delta_1 + ... + Delta_n) / n
+"""
+
+import jax
+import jax.numpy as jnp
+
+from lasa_jax.aggregators.base import Aggregator, Count, Diagnostics, PyTree, Rows, stateless
+
+
+def fedavg() -> Aggregator:
+    """The plain mean of the clients present, as in the official code (FIDELITY.md, section 3): not robust.
+
+    One client that sends NaN makes the result NaN; the rule's definition does not scrub it.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from lasa_jax import aggregators
+      >>> rule = aggregators.fedavg()
+      >>> updates = {"w": jnp.array([[1.0, 2.0], [3.0, 6.0]])}
+      >>> update, _, _ = rule.aggregate(updates, rule.init(updates), key=jax.random.key(0), num_malicious=0)
+      >>> update["w"].tolist()
+      [2.0, 4.0]
+    """
+
+    def aggregate(
+        updates: PyTree, state: PyTree, *, key: jax.Array, num_malicious: Count, present: jax.Array | None = None
+    ) -> tuple[PyTree, PyTree, Diagnostics]:
+        rows = Rows.of(updates, present)
+        share = jnp.where(rows.present, 1 / jnp.maximum(rows.count, 1), 0.0)
+        weight = jax.tree.map(lambda _: share, rows.stack)
+        return rows.weighted_sum(weight), state, Diagnostics(weight)
+
+    return Aggregator(stateless, aggregate)

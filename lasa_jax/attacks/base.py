@@ -1,0 +1,79 @@
+"""What an attack is, and what its attacker knows."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lasa_jax.errors import check_choice
+
+PyTree = Any
+Scalar = float | jax.Array
+
+KNOWLEDGE = ("benign", "colluders", "all")
+
+
+class Attack(NamedTuple):
+    """An attack as pure functions, jittable and vmappable.
+
+    init: `init(params) -> state`; `params` is one update's worth of arrays.
+    poison_labels: `(labels, num_classes) -> labels` of one malicious client's training examples.
+    craft: `craft(updates, state, malicious, *, key, present=None, aggregate=None) -> (updates, state)`. updates: what
+      every client, malicious ones too, would have sent after honest training, leaves `(n, ...)`. malicious: bool `(n,)`.
+      aggregate: the server's rule as a function of updates, for attacks that adapt to it. Only malicious rows change.
+    """
+
+    init: Callable[[PyTree], PyTree]
+    poison_labels: Callable[[jax.Array, int], jax.Array]
+    craft: Callable[..., tuple[PyTree, PyTree]]
+
+
+def stateless(params: PyTree) -> tuple[()]:
+    """`init` of an attack that carries nothing from round to round."""
+    return ()
+
+
+def honest_labels(labels: jax.Array, num_classes: int) -> jax.Array:
+    """`poison_labels` of an attack that does not poison data."""
+    return labels
+
+
+def num_rows(updates: PyTree) -> int:
+    """n, the length of the client axis."""
+    return jax.tree.leaves(updates)[0].shape[0]
+
+
+def all_present(updates: PyTree, present: jax.Array | None) -> jax.Array:
+    """`present`, or a mask of ones where it is None."""
+    return jnp.ones(num_rows(updates), bool) if present is None else present
+
+
+def known_rows(knowledge: str, malicious: jax.Array, present: jax.Array) -> jax.Array:
+    """The rows from which the attacker takes its statistics, bool `(n,)`.
+
+    Args:
+      knowledge: "benign", the benign clients' updates; "colluders", the malicious clients' own honest updates; "all".
+      malicious, present: bool `(n,)`.
+
+    Returns:
+      The rows; where there is none (knowledge "benign" and nobody is benign), all that are present.
+
+    Raises:
+      InputError: for another word.
+    """
+    check_choice("knowledge", knowledge, KNOWLEDGE)
+    chosen = {"benign": ~malicious, "colluders": malicious, "all": jnp.ones_like(malicious)}[knowledge] & present
+    return jnp.where(jnp.any(chosen), chosen, present)
+
+
+def row_keys(key: jax.Array, n: int) -> jax.Array:
+    """One key a row that does not depend on how many rows there are, `(n,)`."""
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(n))
+
+
+def normal_like(key: jax.Array, row: PyTree) -> PyTree:
+    """Independent standard normal values in the shape of one update."""
+    leaves, structure = jax.tree.flatten(row)
+    keys = jax.random.split(key, len(leaves))
+    return structure.unflatten([jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)])

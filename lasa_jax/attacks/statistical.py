@@ -1,0 +1,94 @@
+"""Attacks built from the mean and standard deviation of honest updates: Lie and ByzMean.
+
+All standard deviations are unbiased (divide by the count less one), and 0 for a single row.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from lasa_jax import ops
+from lasa_jax.attacks.base import KNOWLEDGE, Attack, PyTree, Scalar, all_present, honest_labels, known_rows, stateless
+from lasa_jax.errors import check_choice, check_number
+
+
+def lie(z: Scalar = 0.5, knowledge: str = "benign") -> Attack:
+    """A little is enough (Baruch, Baruch and Goldberg, NeurIPS 2019): every malicious client sends the same row
+
+        beta = mean - z * std        coordinate-wise, over the rows the attacker knows
+
+    Args:
+      z: how many standard deviations from the mean; 0.5 in the supplement (section C). May be traced.
+      knowledge: whose updates the statistics are taken from, see `known_rows`. As published: "colluders".
+    """
+    check_number("z", z)
+    check_choice("knowledge", knowledge, KNOWLEDGE)
+
+    def craft(
+        updates: PyTree,
+        state: PyTree,
+        malicious: jax.Array,
+        *,
+        key: jax.Array,
+        present: jax.Array | None = None,
+        aggregate: object = None,
+    ) -> tuple[PyTree, PyTree]:
+        present = all_present(updates, present)
+        beta = _lie_row(updates, known_rows(knowledge, malicious, present), z)
+        return ops.replace_rows(lambda row: beta, updates, malicious & present), state
+
+    return Attack(stateless, honest_labels, craft)
+
+
+def byzmean(z: Scalar = 0.5, variant: str = "paper", knowledge: str = "benign") -> Attack:
+    """ByzMean (Xu, Huang, Song and Lan, ICDCS 2022) with Lie as its base: makes the plain mean equal to a Lie row.
+
+        beta  = mean - z * std                               sent by the first m1 = floor(f / 2) malicious clients
+        gamma = ((n - m1) * beta - sum of benign) / m2       sent by the other m2 = f - m1
+
+    so that the mean over all n rows is beta.
+
+    Args:
+      z: of the Lie row; 0.5 in the supplement (section C). May be traced.
+      variant: "paper" is the above. "published" is what the official code sends (FIDELITY.md, section 4): all f rows are
+        `((n - f - m1) * beta - sum of all n honest rows) / m2`, the Lie row itself if f = 1.
+      knowledge: whose updates beta is taken from, see `known_rows`. As published: "all".
+    """
+    check_number("z", z)
+    check_choice("variant", variant, ("paper", "published"))
+    check_choice("knowledge", knowledge, KNOWLEDGE)
+
+    def craft(
+        updates: PyTree,
+        state: PyTree,
+        malicious: jax.Array,
+        *,
+        key: jax.Array,
+        present: jax.Array | None = None,
+        aggregate: object = None,
+    ) -> tuple[PyTree, PyTree]:
+        present = all_present(updates, present)
+        malicious = malicious & present
+        n, f = jnp.sum(present), jnp.sum(malicious)
+        m1 = f // 2
+        m2 = jnp.maximum(f - m1, 1)
+        beta = _lie_row(updates, known_rows(knowledge, malicious, present), z)
+        if variant == "paper":
+            coefficient, summed = n - m1, present & ~malicious
+            sends_beta = malicious & (jnp.cumsum(malicious) <= m1)
+        else:
+            coefficient, summed = n - f - m1, present
+            sends_beta = malicious & (f == 1)
+        total = ops.weighted_sum(summed.astype(jnp.float32), updates)
+        gamma = jax.tree.map(lambda b, s: (coefficient * b - s) / m2, beta, total)
+
+        def row(_: PyTree, is_beta: jax.Array) -> PyTree:
+            return jax.tree.map(lambda b, g: jnp.where(is_beta, b, g), beta, gamma)
+
+        return ops.replace_rows(row, updates, malicious, sends_beta), state
+
+    return Attack(stateless, honest_labels, craft)
+
+
+def _lie_row(updates: PyTree, known: jax.Array, z: Scalar) -> PyTree:
+    mean, std = ops.mean_and_std(updates, known)
+    return jax.tree.map(lambda m, s: m - z * s, mean, std)
