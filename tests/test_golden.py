@@ -121,12 +121,16 @@ def test_lasa_where_published_breaks():
             assert len(dropped), f"{variant}: the filter is off in {name}"
             if variant in ("inf_one", "nan_and_zero_layer"):
                 assert client in dropped
-    alternative = recording["nan_one/lasa/alt_agg_n_left"]
-    if np.isfinite(alternative).all():
-        # Radius 0 keeps nobody, so the fallback averages all that are left.
-        updates = recording.tree(recording.updates("nan_one"))
-        update, _, _ = lasa(updates, settings[0], 0.0, 1.0)
-        np.testing.assert_allclose(recording.flat(update), alternative, atol=1e-6)
+    # What the published code gives when it is told how many clients are left after the drop.
+    for variant, off in (("nan_one", []), ("nan_and_zero_layer", ["conv1.weight"])):
+        updates = recording.tree(recording.updates(variant))
+        update, _, _ = lasa(updates, settings[0], 1.0, 1.0)
+        mask = recording.real()
+        for name, _, _, start, stop in recording.layers:
+            mask[start:stop] &= name not in off
+        np.testing.assert_allclose(
+            recording.flat(update)[mask], recording[f"{variant}/lasa/alt_agg_n_left"][mask], atol=1e-6
+        )
 
 
 @pytest.mark.parametrize(("recording", "variant"), cases("fedavg/agg"))

@@ -1,0 +1,22 @@
+"""Handwritten digits (scikit-learn's own 8x8 images, no download): LASA against ByzMean as published, in a minute.
+
+    python -m lasa_jax.main --config=configs/digits.py
+    python -m lasa_jax.main --config=configs/digits.py --config.aggregator.name=fedavg
+
+60 clients, 30 a round, a quarter of them malicious.
+"""
+
+from ml_collections import ConfigDict
+
+from lasa_jax.config import default, parse_argument
+
+
+def get_config(argument: str | None = None) -> ConfigDict:
+    """The embedded default. Takes no argument."""
+    parse_argument(argument, {})
+    config = default()
+    config.fidelity = "published"
+    config.attack.name = "byzmean"
+    config.client.batch_size = 32  # more than a client has: five full-batch steps
+    config.aggregator.lasa.magnitude_radius = 2.0
+    return config

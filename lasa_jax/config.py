@@ -1,0 +1,290 @@
+"""Configs: the shared defaults, what `fidelity` decides, and the check of every setting before anything is compiled.
+
+A config file defines `get_config(argument)` and starts from `default()`. `resolve` turns what it returns, with the
+command line's overrides, into the config of a run: every "by fidelity" is decided, only the selected rule and attack
+are left, every value is in range.
+"""
+
+import difflib
+import hashlib
+import json
+import math
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from lasa_jax import aggregators, attacks, data, models, registry
+from lasa_jax.errors import InputError, check_choice, check_number
+
+BY_FIDELITY = "by_fidelity"  # a word-valued setting that `config.fidelity` decides; numbers say it by being None
+
+# The two readings of the paper, see docs/fidelity.md. "paper" is the supplement and each method's own paper,
+# "published" the official code (FIDELITY.md, sections 3, 4 and 7).
+_DECAY = {
+    "paper": {"shakespeare": 0.999, "digits": 1.0, "otherwise": 0.99},
+    "published": {"cifar10": 0.99, "cifar100": 0.99, "shakespeare": 0.99, "digits": 1.0, "otherwise": 0.999},
+}
+_CLIPPED_RULES = ("bulyan", "fedavg", "geometric_median", "krum", "sparsefed", "trimmed_mean")
+_CLIP_NORM: dict[str, dict[str, float]] = {
+    "paper": {},
+    "published": {"mnist": 1.0, "fashion_mnist": 1.0, "femnist": 2.0, "shakespeare": 1.0},
+}
+_KNOWLEDGE = {"paper": {"otherwise": "benign"}, "published": {"byzmean": "all", "otherwise": "colluders"}}
+
+# What is compiled into a program. Every other number of a config is data, so that points which differ only in
+# such numbers share one program. Parameters of rules and attacks that are words or listed here are compiled in too.
+STATIC_FIELDS = (
+    "dataset",
+    "model",
+    "num_clients",
+    "clients_per_round",
+    "rounds",
+    "eval_every",
+    "block_rounds",
+    "eval_batch_size",
+    "client_chunk",
+    "client.epochs",
+    "client.batch_size",
+    "client.decay_every",
+)
+STATIC_PARAMETERS: tuple[str, ...] = ()
+
+# Settings that say where things are, not what is computed: a run may go on with another value.
+UNIDENTIFYING = ("data_dir",)
+
+
+def default() -> ConfigDict:
+    """The settings that every config starts from. docs/configs.md describes each."""
+    config = ConfigDict()
+    config.seed = 1
+    config.dataset = "digits"
+    config.data_dir = placeholder(str)
+    config.source = placeholder(str)
+    config.partition = ConfigDict({"name": "iid", "alpha": 0.5, "min_samples": 10})
+    config.model = "small_cnn"
+    config.rounds = 60
+    config.num_clients = 60
+    config.clients_per_round = 30
+    config.attack_ratio = 0.25
+    config.fidelity = "paper"
+    config.client = ConfigDict({"epochs": 5, "batch_size": 10, "learning_rate": 0.1, "momentum": 0.9})
+    config.client.learning_rate_decay = placeholder(float)
+    config.client.decay_every = 1
+    config.client.clip_norm = placeholder(float)
+    config.aggregator = ConfigDict({"name": "lasa"})
+    config.aggregator.assumed_malicious = placeholder(int)
+    config.aggregator.update(_method_tables(aggregators.RULES))
+    config.attack = ConfigDict({"name": "none"})
+    config.attack.update(_method_tables(attacks.ATTACKS))
+    config.eval_every = 1
+    config.eval_batch_size = 250
+    config.block_rounds = 10
+    config.checkpoint_every = 10
+    config.keep_checkpoints = 2
+    config.client_chunk = placeholder(int)
+    return config
+
+
+def _method_tables(functions: Mapping[str, Callable[..., Any]]) -> dict[str, ConfigDict]:
+    """For every rule or attack a table of its parameters with the defaults of its signature."""
+    tables = {}
+    for name, function in functions.items():
+        table = ConfigDict()
+        hints = typing.get_type_hints(function)
+        for parameter in registry.parameters(function).values():
+            if parameter.name in ("variant", "knowledge"):
+                table[parameter.name] = BY_FIDELITY
+            elif parameter.default is None:
+                kinds = (hints[parameter.name], *typing.get_args(hints[parameter.name]))
+                table[parameter.name] = placeholder(next(kind for kind in (int, float, str) if kind in kinds))
+            else:
+                table[parameter.name] = parameter.default
+        tables[name] = table
+    return tables
+
+
+def parse_argument(argument: str | None, allowed: Mapping[str, Callable[[str], Any]]) -> dict[str, Any]:
+    """Reads the part of `--config=FILE:ARGUMENT` after the colon: `name=value` pairs separated by commas.
+
+    Args:
+      argument: for instance `"alpha=0.5"`; None or empty gives no pairs.
+      allowed: for each name the type that its value is converted to.
+
+    Raises:
+      InputError: for another name or a value that does not convert.
+    """
+    values = {}
+    for pair in filter(None, (argument or "").split(",")):
+        name, _, value = pair.partition("=")
+        if name not in allowed:
+            raise InputError(f"--config=FILE:{argument}: {name!r} is not known, allowed are {', '.join(allowed)}")
+        try:
+            values[name] = allowed[name](value)
+        except ValueError:
+            raise InputError(f"--config=FILE:{argument}: {name} = {value!r} is not a number") from None
+    return values
+
+
+def resolve(config: ConfigDict, overrides: Iterable[str] = ()) -> ConfigDict:
+    """Checks a config and decides everything that it leaves open.
+
+    Args:
+      config: what a config file returned, with overrides applied.
+      overrides: the fields that the user set by hand, as `"aggregator.lasa.sparsity_level"`; a parameter of a method
+        that is not selected is refused.
+
+    Returns:
+      The config of a run: `fidelity` has decided what it decides, and the tables of `aggregator` and `attack` hold the
+      parameters of the selected method only, under `parameters`.
+
+    Raises:
+      InputError: one line that names the setting, its value and what is allowed.
+    """
+    config = ConfigDict(config.to_dict())
+    _check_fields(config)
+    for kind in ("aggregator", "attack"):
+        for override in overrides:
+            parts = override.split(".")
+            if parts[0] == kind and len(parts) > 2 and parts[1] != config[kind].name:
+                raise InputError(
+                    f"config.{override}: {kind} {parts[1]!r} is not selected (config.{kind}.name is "
+                    f"{config[kind].name!r})"
+                )
+    _check_numbers(config)
+    by_dataset = _DECAY[config.fidelity]
+    if config.client.learning_rate_decay is None:
+        config.client.learning_rate_decay = by_dataset.get(config.dataset, by_dataset["otherwise"])
+    if config.client.clip_norm is None and config.aggregator.name in _CLIPPED_RULES:
+        config.client.clip_norm = _CLIP_NORM[config.fidelity].get(config.dataset)
+    elif config.client.clip_norm is not None and math.isinf(config.client.clip_norm):
+        config.client.clip_norm = None  # "inf" asks for no clip where fidelity would set one
+    for kind, create in (("aggregator", aggregators.create), ("attack", attacks.create)):
+        config[kind] = _resolve_method(config, kind, create)
+    return config
+
+
+def _resolve_method(config: ConfigDict, kind: str, create: Callable[..., Any]) -> ConfigDict:
+    """The table of a rule or an attack with its selected parameters, each tried by building the method once."""
+    table = config[kind]
+    parameters = {name: value for name, value in table[table.name].to_dict().items() if value is not None}
+    if parameters.get("variant") == BY_FIDELITY:
+        parameters["variant"] = config.fidelity
+    if parameters.get("knowledge") == BY_FIDELITY:
+        by_attack = _KNOWLEDGE[config.fidelity]
+        parameters["knowledge"] = by_attack.get(table.name, by_attack["otherwise"])
+    try:
+        create(table.name, **parameters)
+    except InputError as error:
+        raise InputError(f"config.{kind}.{table.name}.{error}") from None
+    chosen = ConfigDict({"name": table.name, "parameters": parameters})
+    if kind == "aggregator":
+        chosen.assumed_malicious = table.assumed_malicious
+    return chosen
+
+
+def _check_fields(config: ConfigDict) -> None:
+    """Every field that the defaults have, no other, with the right type, and names that are registered."""
+    reference = default()
+    known = dict(flatten(reference.to_dict()))
+    given = dict(flatten(config.to_dict()))
+    for field in given:
+        if field not in known:
+            close = difflib.get_close_matches(field, list(known), 1)
+            raise InputError(f"config.{field} is not a setting" + (f" (did you mean config.{close[0]}?)" if close else ""))
+    for field, value in known.items():
+        if field not in given:
+            raise InputError(f"config.{field} is missing: start the config from lasa_jax.config.default()")
+        kind = type(value) if value is not None else None
+        if kind is not None and not isinstance(given[field], (int, float) if kind is float else kind):
+            raise InputError(f"config.{field} = {given[field]!r}: allowed is a value of type {kind.__name__}")
+    check_choice("config.dataset", config.dataset, tuple(data.names()))
+    check_choice("config.model", config.model, tuple(models.names()))
+    check_choice("config.partition.name", config.partition.name, ("iid", "class_balanced", "dirichlet"))
+    check_choice("config.fidelity", config.fidelity, ("paper", "published"))
+    for kind, functions in (("aggregator", aggregators.RULES), ("attack", attacks.ATTACKS)):
+        try:
+            registry.find(kind, functions, config[kind].name)
+        except InputError as error:
+            raise InputError(f"config.{kind}.name: {error}") from None
+    if config.source is not None:
+        raise InputError(f"config.source = {config.source!r}: dataset {config.dataset!r} is not made from a raw source")
+
+
+def _check_numbers(config: ConfigDict) -> None:
+    """Ranges, and the few relations between settings."""
+    check_number("config.seed", config.seed, low=0, high=2**31 - 1)
+    check_number("config.attack_ratio", config.attack_ratio, low=0, high=1)
+    for field in ("rounds", "num_clients", "eval_every", "eval_batch_size", "block_rounds", "checkpoint_every"):
+        check_number(f"config.{field}", config[field], low=1)
+    check_number("config.keep_checkpoints", config.keep_checkpoints, low=1)
+    check_number("config.clients_per_round", config.clients_per_round, low=1)
+    if config.clients_per_round > config.num_clients:
+        raise InputError(
+            f"config.clients_per_round = {config.clients_per_round}: allowed are 1 to config.num_clients = "
+            f"{config.num_clients}"
+        )
+    if config.client_chunk is not None:
+        check_number("config.client_chunk", config.client_chunk, low=1)
+    check_number("config.partition.alpha", config.partition.alpha, above=0, below=math.inf)
+    check_number("config.partition.min_samples", config.partition.min_samples, low=1)
+    client = config.client
+    for field in ("epochs", "batch_size", "decay_every"):
+        check_number(f"config.client.{field}", client[field], low=1)
+    check_number("config.client.learning_rate", client.learning_rate, above=0, high=1e6)
+    check_number("config.client.momentum", client.momentum, low=0, below=1)
+    if client.learning_rate_decay is not None:
+        check_number("config.client.learning_rate_decay", client.learning_rate_decay, above=0, high=1)
+    if client.clip_norm is not None:
+        check_number("config.client.clip_norm", client.clip_norm, above=0)
+    if config.aggregator.assumed_malicious is not None:
+        check_number(
+            "config.aggregator.assumed_malicious",
+            config.aggregator.assumed_malicious,
+            low=0,
+            high=config.clients_per_round,
+        )
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """`[("client.epochs", 5), ...]` of a nested dict, in its order."""
+    items = []
+    for name, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            items += flatten(value, f"{prefix}{name}.")
+        else:
+            items.append((prefix + name, value))
+    return items
+
+
+def as_json(config: ConfigDict) -> dict[str, Any]:
+    """A resolved config as plain values that JSON can hold; infinities become strings."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: plain(item) for name, item in value.items()}
+        return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+    return plain(config.to_dict())
+
+
+def to_json(config: ConfigDict) -> str:
+    """A resolved config as JSON text."""
+    return json.dumps(as_json(config), indent=2, sort_keys=True) + "\n"
+
+
+def identity(config: ConfigDict) -> str:
+    """Twelve hexadecimal digits that two resolved configs share only if they describe the same run."""
+    kept = {name: value for name, value in as_json(config).items() if name not in UNIDENTIFYING}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def first_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
+    """The first field in which two resolved configs, read from JSON, differ, with both values; None if they agree."""
+    left, right = dict(flatten(old)), dict(flatten(new))
+    for field in sorted(left.keys() | right.keys()):
+        if field not in UNIDENTIFYING and left.get(field) != right.get(field):
+            return f"config.{field} is {left.get(field)!r} there and {right.get(field)!r} here"
+    return None

@@ -1,0 +1,291 @@
+"""From a resolved config to a finished run directory: data, simulation, checkpoints, metrics, resume."""
+
+import dataclasses
+import hashlib
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from lasa_jax import aggregators, config as configs, data, models
+from lasa_jax.data import Dataset, Examples, FederatedDataset, partition
+from lasa_jax.data.partition import Partition
+from lasa_jax.errors import InputError
+from lasa_jax.federated import LocalTraining, Point, Program, Simulation, State, make_mesh
+from lasa_jax.federated.client import SGD
+from lasa_jax.federated.simulation import BlockMetrics
+from lasa_jax.workdir import Workdir
+
+PyTree = Any
+Progress = Callable[[Mapping[str, Any]], None]
+
+
+def make_program(config: ConfigDict, dataset: Dataset) -> Program:
+    """What a resolved config compiles in."""
+    model = models.create(config.model, num_classes=dataset.num_classes, input_shape=dataset.input_shape)
+    client = config.client
+    return Program(
+        local_training=LocalTraining(model, dataset, client.epochs, client.batch_size, client.decay_every),
+        num_clients=config.num_clients,
+        clients_per_round=config.clients_per_round,
+        client_chunk=config.client_chunk,
+        attack=(config.attack.name, _words(config.attack.parameters)),
+        aggregator=(config.aggregator.name, _words(config.aggregator.parameters)),
+    )
+
+
+def make_simulation(config: ConfigDict, dataset: Dataset, mesh: Mesh) -> Simulation:
+    """The simulation of a resolved config; blocks are whole numbers of evaluations."""
+    blocks = -(-config.block_rounds // config.eval_every) * config.eval_every
+    program = make_program(config, dataset)
+    return Simulation(program, config.rounds, config.eval_every, min(blocks, config.rounds), config.eval_batch_size, mesh)
+
+
+def make_point(config: ConfigDict, program: Program) -> Point:
+    """The numbers of one run. Everything random on the host is a function of the seed."""
+    order = np.random.default_rng([config.seed, 0]).permutation(config.num_clients)
+    malicious = np.zeros(config.num_clients, bool)
+    malicious[order[: _share(config.attack_ratio, config.num_clients)]] = True
+    assumed = config.aggregator.assumed_malicious
+    client = config.client
+    aggregator = _numbers(config.aggregator.parameters)
+    if "sparsity_level" in aggregator:
+        # The number of entries that are kept is an integer computed in double precision, see aggregators.keep_top_k.
+        template = jax.eval_shape(program.local_training.model.init, jax.random.key(0))
+        level = aggregator.pop("sparsity_level")
+        aggregator.setdefault("num_kept", aggregators.num_kept_entries(template, level))
+    numbers = Point(
+        key=jax.random.key(config.seed),
+        malicious=malicious,
+        assumed_malicious=_share(config.attack_ratio, config.clients_per_round) if assumed is None else assumed,
+        sgd=SGD(client.learning_rate, client.momentum, client.learning_rate_decay, client.clip_norm),
+        attack=_numbers(config.attack.parameters),
+        aggregator=aggregator,
+    )
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32) if isinstance(x, float) else jnp.asarray(x), numbers)
+
+
+def make_partition(config: ConfigDict, dataset: Dataset) -> Partition:
+    """How a resolved config divides the training examples over clients."""
+    labels, settings = dataset.train.labels, config.partition
+    if settings.name == "iid":
+        return partition.iid(labels, config.num_clients, config.seed)
+    if settings.name == "class_balanced":
+        return partition.class_balanced(labels, config.num_clients, config.seed)
+    return partition.dirichlet(
+        labels, config.num_clients, settings.alpha, config.seed, min_samples=settings.min_samples
+    )
+
+
+def _share(ratio: float, n: int) -> int:
+    """`floor(ratio * n)`, not thrown off by 0.29 * 100 = 28.999999999999996."""
+    return int(ratio * n + 1e-9)
+
+
+def _is_number(name: str, value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and name not in configs.STATIC_PARAMETERS
+
+
+def _numbers(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in parameters.items() if _is_number(name, value)}
+
+
+def _words(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in parameters.items() if not _is_number(name, value)}
+
+
+@dataclasses.dataclass
+class _Clock:
+    """Seconds spent, for the summary."""
+
+    began: float
+    compile_seconds: float = 0.0
+    round_seconds: float = 0.0
+    rounds: int = 0
+
+
+def run(config: ConfigDict, workdir: Workdir, *, mesh: Mesh | None = None, on_line: Progress | None = None) -> dict:
+    """Runs a resolved config to its end in a run directory, going on from its last good checkpoint.
+
+    Args:
+      config: from `config.resolve`.
+      workdir: open, and either new or of this very config.
+      mesh: the devices; all of them for the clients of one run if None.
+      on_line: called with each new line of metrics.jsonl.
+
+    Returns:
+      The summary, as stored in summary.json; at once if the run is finished already.
+
+    Raises:
+      InputError: if the directory belongs to another config, or the data is missing.
+    """
+    clock = _Clock(time.perf_counter())
+    finished = claim(config, workdir)
+    if finished is not None:
+        return finished
+    dataset = data.load(config.dataset, data_dir=config.data_dir)
+    simulation = make_simulation(config, dataset, make_mesh() if mesh is None else mesh)
+    points = jax.tree.map(lambda x: x[None], make_point(config, simulation.program))
+    shares = jax.tree.map(lambda x: jnp.asarray(x)[None], make_partition(config, dataset))
+    states = simulation.init(points)
+    done, states = _restore(workdir, states)
+    examples = [Examples(jnp.asarray(x.inputs), jnp.asarray(x.labels)) for x in (dataset.train, dataset.test)]
+    states, points, fed = simulation.place(states, points, FederatedDataset(*examples, shares))
+    executable, clock.compile_seconds = simulation.compile(states, points, fed)
+    layers = _layer_names(states.variables)
+
+    status = "finished"
+    saved = done
+    while done < config.rounds:
+        began = time.perf_counter()
+        states, metrics = executable(states, points, fed, jnp.int32(done))
+        metrics = jax.device_get(metrics)  # the one host copy of the block
+        count = min(simulation.block_rounds, config.rounds - done)
+        seconds = time.perf_counter() - began
+        clock.round_seconds += seconds
+        clock.rounds += count
+        lines = _lines(jax.tree.map(lambda x: x[0], metrics), done, count, simulation, layers, seconds / count)
+        done += count
+        workdir.append_metrics(lines)
+        for line in lines if on_line else ():
+            on_line(line)
+        if not np.isfinite(metrics.rounds.update_norm[0, :count]).all():
+            status = "diverged"
+            break
+        if done - saved >= config.checkpoint_every or done == config.rounds:
+            workdir.save_checkpoint(done, jax.tree.map(lambda x: x[0], states), keep=config.keep_checkpoints)
+            saved = done
+    summary = _summary(config, workdir, states, status, clock)
+    workdir.write_summary(summary)
+    return summary
+
+
+def claim(config: ConfigDict, workdir: Workdir) -> dict | None:
+    """Makes the directory that of this config.
+
+    Returns:
+      The summary if the run is finished already.
+
+    Raises:
+      InputError: if it is the directory of another config, naming the first field that differs.
+    """
+    stored = workdir.config()
+    if stored is None:
+        workdir.write_config(configs.to_json(config))
+        return None
+    difference = configs.first_difference(stored, configs.as_json(config))
+    if difference is not None:
+        raise InputError(f"--workdir={workdir.path}: holds another run, {difference}; choose another directory")
+    return workdir.summary()
+
+
+def _restore(workdir: Workdir, states: State) -> tuple[int, State]:
+    """The newest checkpoint that is undamaged, and the rounds it has behind it; the given states and 0 if none is."""
+    template = jax.tree.map(lambda x: x[0], states)
+    for last_round in reversed(workdir.checkpoint_rounds()):
+        state = workdir.restore_checkpoint(last_round, template)
+        if state is not None:
+            workdir.keep_metrics_until(last_round)
+            print(f"{workdir.path}: going on after round {last_round}")
+            return last_round, jax.tree.map(lambda x: x[None], state)
+        print(f"{workdir.path}: the checkpoint of round {last_round} is damaged, trying the one before")
+    workdir.keep_metrics_until(0)
+    return 0, states
+
+
+def _layer_names(variables: PyTree) -> list[str]:
+    """Readable names of the layers in the order of the flattened variables, `"params/conv1/kernel"`."""
+    paths = jax.tree_util.tree_flatten_with_path(variables)[0]
+    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
+
+
+def _lines(
+    metrics: BlockMetrics, done: int, count: int, simulation: Simulation, layers: Sequence[str], seconds: float
+) -> list[dict[str, Any]]:
+    """One line for each evaluated round of a block, covering the rounds since the line before."""
+    lines = []
+    first = 0
+    for index in range(count):
+        number = done + index + 1
+        if number % simulation.eval_every and number != simulation.rounds:
+            continue
+        covered = slice(first, index + 1)
+        rounds = metrics.rounds
+        lines.append(
+            {
+                "round": number,
+                "test_accuracy": float(metrics.test_accuracy[index]),
+                "test_loss": float(metrics.test_loss[index]),
+                "train_loss": float(np.mean(rounds.train_loss[covered])),
+                "update_norm": float(rounds.update_norm[index]),
+                "malicious": int(rounds.malicious[covered].sum()),
+                "benign": int(rounds.benign[covered].sum()),
+                "malicious_filtered": dict(zip(layers, rounds.malicious_filtered[covered].sum(0).tolist(), strict=True)),
+                "benign_filtered": dict(zip(layers, rounds.benign_filtered[covered].sum(0).tolist(), strict=True)),
+                "seconds_per_round": seconds,
+            }
+        )
+        first = index + 1
+    return lines
+
+
+def detection_rates(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Share of malicious clients filtered and of benign clients kept, per layer and over all layers.
+
+    Counted over all rounds that the metrics lines cover; None where there was nobody to count.
+    """
+
+    def rate(part: float, whole: float) -> float | None:
+        return part / whole if whole else None
+
+    malicious, benign = (sum(line[kind] for line in lines) for kind in ("malicious", "benign"))
+    layers = list(lines[0]["malicious_filtered"]) if lines else []
+    filtered = {layer: sum(line["malicious_filtered"][layer] for line in lines) for layer in layers}
+    lost = {layer: sum(line["benign_filtered"][layer] for line in lines) for layer in layers}
+    return {
+        "malicious_filtered": rate(sum(filtered.values()), malicious * len(layers)),
+        "benign_kept": rate(benign * len(layers) - sum(lost.values()), benign * len(layers)),
+        "layers": {
+            layer: {
+                "malicious_filtered": rate(filtered[layer], malicious),
+                "benign_kept": rate(benign - lost[layer], benign),
+            }
+            for layer in layers
+        },
+    }
+
+
+def _summary(config: ConfigDict, workdir: Workdir, states: State, status: str, clock: _Clock) -> dict[str, Any]:
+    lines = workdir.metrics()
+    accuracies = [line["test_accuracy"] for line in lines if line["test_accuracy"] is not None]
+    best = max(accuracies, default=None)
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(jax.device_get(states.variables)):
+        digest.update(np.ascontiguousarray(leaf[0]).tobytes())
+    device = jax.devices()[0]
+    return {
+        "status": status,
+        "best_test_accuracy": best,
+        "final_test_accuracy": lines[-1]["test_accuracy"] if lines else None,
+        "best_round": next((line["round"] for line in lines if line["test_accuracy"] == best), None),
+        "rounds": lines[-1]["round"] if lines else 0,
+        "seed": config.seed,
+        "detection": detection_rates(lines),
+        "seconds_per_round": clock.round_seconds / clock.rounds if clock.rounds else None,
+        "compile_seconds": clock.compile_seconds,
+        "total_seconds": time.perf_counter() - clock.began,
+        "parameters_sha256": digest.hexdigest(),
+        "config_id": configs.identity(config),
+        "device": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
+        "versions": {
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in ("lasa_jax", "jax", "jaxlib", "flax", "optax", "numpy")},
+        },
+    }

@@ -1,0 +1,120 @@
+"""Local training of one client: SGD with momentum over a few epochs of its own examples."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lasa_jax import ops
+from lasa_jax.data import Dataset, Examples
+from lasa_jax.models import Model, Variables
+
+Scalar = float | jax.Array
+
+
+class SGD(NamedTuple):
+    """Numbers of local training; all may be traced.
+
+    learning_rate: before decay. momentum: PyTorch's form, v <- momentum * v + g, w <- w - learning_rate * v.
+    decay: the rate of round t, counted from 1, is `learning_rate * decay ** (t // decay_every)`: the first round
+      decays already, as in the official code. clip_norm: largest norm of an update that is sent, or None.
+    """
+
+    learning_rate: Scalar
+    momentum: Scalar
+    decay: Scalar
+    clip_norm: Scalar | None
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalTraining:
+    """Local training as a pure function of one client. What is fixed at compile time is an attribute.
+
+    model: see `models`. dataset: how examples are normalised and augmented. epochs: passes over the client's examples.
+    batch_size: examples a step; the last, shorter batch of an epoch is kept. decay_every: see `SGD`.
+    """
+
+    model: Model
+    dataset: Dataset
+    epochs: int
+    batch_size: int
+    decay_every: int
+
+    def __call__(
+        self,
+        variables: Variables,
+        sgd: SGD,
+        train: Examples,
+        round_index: jax.Array,
+        *,
+        indices: jax.Array,
+        size: jax.Array,
+        key: jax.Array,
+        relabel: Callable[[jax.Array], jax.Array],
+    ) -> tuple[Variables, jax.Array]:
+        """Trains from the global model and returns the update.
+
+        Each epoch draws a new order of the client's examples. A client takes exactly
+        `epochs * ceil(size / batch_size)` steps; padding changes no gradient and no batch statistic.
+
+        Args:
+          variables: the global model.
+          sgd: numbers of the optimiser. The velocity starts at zero.
+          train: all training examples.
+          round_index: t, counted from 1.
+          indices: int32 `(width,)`, the client's examples, padded.
+          size: how many of them are real; 0 takes no step.
+          key: of this client in this round.
+          relabel: applied to the labels of a batch, for attacks that poison data.
+
+        Returns:
+          `local model - global model` over the whole tree of variables, batch statistics included, scaled down to
+          `clip_norm`; and the mean loss over the examples seen, NaN for a client without examples.
+        """
+        optimizer = optax.sgd(
+            sgd.learning_rate * sgd.decay ** (round_index // self.decay_every), momentum=sgd.momentum
+        )
+        width = -(-indices.shape[0] // self.batch_size) * self.batch_size
+        place = jnp.arange(width)
+
+        def loss_of(params: Any, rest: Variables, batch: jax.Array, real: jax.Array, key: jax.Array) -> Any:
+            augment_key, dropout_key = jax.random.split(key)
+            inputs = self.dataset.normalise(self.dataset.augment(augment_key, train.inputs[batch]))
+            logits, updated = self.model.apply(
+                {**rest, "params": params}, inputs, train=True, key=dropout_key, mask=real
+            )
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, relabel(train.labels[batch]))
+            total = jnp.sum(jnp.where(real, losses, 0.0))
+            return total / jnp.maximum(jnp.sum(real), 1), (updated, total)
+
+        def epoch(index: jax.Array, carry: Any) -> Any:
+            epoch_key = jax.random.fold_in(key, index)
+            # A random order of the first `size` places: padding has the largest key and the sort is stable.
+            draws = jnp.where(place < size, jax.random.bits(epoch_key, (width,)), jnp.uint32(0xFFFFFFFF))
+            order = jnp.pad(indices, (0, width - indices.shape[0]))[jnp.argsort(draws, stable=True)]
+
+            def step(index: jax.Array, carry: Any) -> Any:
+                current, velocity, loss = carry
+                start = index * self.batch_size
+                batch = jax.lax.dynamic_slice(order, (start,), (self.batch_size,))
+                real = start + jnp.arange(self.batch_size) < size
+                step_key = jax.random.fold_in(epoch_key, index)
+                grads, (updated, total) = jax.grad(loss_of, has_aux=True)(
+                    current["params"], current, batch, real, step_key
+                )
+                change, velocity = optimizer.update(grads, velocity)
+                return {**updated, "params": optax.apply_updates(current["params"], change)}, velocity, loss + total
+
+            steps = (size + self.batch_size - 1) // self.batch_size
+            return jax.lax.fori_loop(0, steps, step, carry)
+
+        start = (variables, optimizer.init(variables["params"]), jnp.float32(0))
+        local, _, loss = jax.lax.fori_loop(0, self.epochs, epoch, start)
+        update = jax.tree.map(jnp.subtract, local, variables)
+        if sgd.clip_norm is not None:
+            scale = 1 / jnp.maximum(ops.tree_norm(update) / sgd.clip_norm, 1)
+            update = jax.tree.map(lambda x: x * scale, update)
+        return update, loss / (size * self.epochs)

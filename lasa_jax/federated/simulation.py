@@ -1,0 +1,153 @@
+"""Blocks of whole rounds as one compiled program, for one run or many that differ in numbers only."""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from lasa_jax import ops
+from lasa_jax.data import Examples, FederatedDataset
+from lasa_jax.federated.round import Point, Program, RoundMetrics, State, one_round
+
+
+class BlockMetrics(NamedTuple):
+    """Metrics of a block, leaves `(runs, block_rounds, ...)`; entries of rounds beyond the last mean nothing.
+
+    rounds: as each round reported. test_loss, test_accuracy: of the rounds that were evaluated, NaN for the others.
+    """
+
+    rounds: RoundMetrics
+    test_loss: jax.Array
+    test_accuracy: jax.Array
+
+
+def make_mesh(devices: Sequence[jax.Device] | None = None, *, runs: int = 1) -> Mesh:
+    """A mesh with axes `runs` and `clients`.
+
+    Args:
+      devices: all devices if None.
+      runs: devices along the `runs` axis; the others share the clients of each run.
+
+    Raises:
+      ValueError: if `runs` does not divide the number of devices.
+    """
+    devices = list(jax.devices()) if devices is None else list(devices)
+    if len(devices) % runs:
+        raise ValueError(f"{len(devices)} devices do not divide into {runs} rows of a mesh")
+    shape = (runs, len(devices) // runs)
+    return jax.make_mesh(shape, (ops.RUNS, ops.CLIENTS), axis_types=(AxisType.Auto,) * 2, devices=devices)
+
+
+def evaluate(program: Program, state: State, test: Examples, batch_size: int) -> tuple[jax.Array, jax.Array]:
+    """Mean loss and accuracy of the global model over all test examples, each device its own share of the batches."""
+    model, dataset = program.local_training.model, program.local_training.dataset
+    num_examples = test.labels.shape[0]
+    num_batches = -(-num_examples // batch_size)
+    num_batches += -num_batches % ops.num_shards()
+    padding = num_batches * batch_size - num_examples
+
+    def batches(x: jax.Array) -> jax.Array:
+        x = jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1))
+        return x.reshape(num_batches, batch_size, *x.shape[1:])
+
+    def one(inputs: jax.Array, labels: jax.Array, real: jax.Array) -> tuple[jax.Array, jax.Array]:
+        logits, _ = model.apply(state.variables, dataset.normalise(inputs))
+        losses = -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)[:, 0]
+        right = jnp.argmax(logits, axis=1) == labels
+        return jnp.sum(jnp.where(real, losses, 0.0)), jnp.sum(right & real, dtype=jnp.int32)
+
+    real = batches(jnp.ones(num_examples, bool))
+    losses, right = ops.map_rows(one, batches(test.inputs), batches(test.labels), real, at_once=1)
+    return jnp.sum(losses) / num_examples, jnp.sum(right) / num_examples
+
+
+@dataclasses.dataclass(frozen=True)
+class Simulation:
+    """Runs of one program on a mesh. Everything has a leading `runs` axis; a single run is a grid of one.
+
+    program: what is compiled in. rounds: of a whole run. eval_every: rounds between evaluations; the last round is
+    always evaluated. block_rounds: rounds a dispatch. eval_batch_size: test examples at a time. mesh: see `make_mesh`.
+    """
+
+    program: Program
+    rounds: int
+    eval_every: int
+    block_rounds: int
+    eval_batch_size: int
+    mesh: Mesh
+
+    def init(self, points: Point) -> State:
+        """States before the first round, leaves `(runs, ...)`."""
+        with jax.set_mesh(self.mesh):
+            return jax.jit(self._over_runs(self.program.init))(points)
+
+    def block(self, states: State, points: Point, data: FederatedDataset, start: jax.Array) -> tuple[State, Any]:
+        """Rounds `start + 1 .. start + block_rounds` of every run; rounds beyond the last change nothing.
+
+        A pure function, to be traced under the mesh; `compile` makes the executable.
+
+        Args:
+          states, points: leaves `(runs, ...)`.
+          data: examples without a runs axis, the partition with one.
+          start: rounds already done.
+
+        Returns:
+          The states after the block, and `BlockMetrics`.
+        """
+        examples = data.train, data.test
+
+        def one_run(state: State, point: Point, partition: Any) -> tuple[State, BlockMetrics]:
+            run_data = FederatedDataset(*examples, partition)
+
+            def step(state: State, index: jax.Array) -> tuple[State, BlockMetrics]:
+                state, metrics = one_round(self.program, state, point, run_data, index)
+                due = (index % self.eval_every == 0) | (index == self.rounds)
+                nothing = (jnp.float32(jnp.nan), jnp.float32(jnp.nan))
+                tested = lax.cond(
+                    due, lambda: evaluate(self.program, state, run_data.test, self.eval_batch_size), lambda: nothing
+                )
+                return state, BlockMetrics(metrics, *tested)
+
+            def step_or_skip(state: State, index: jax.Array) -> tuple[State, BlockMetrics]:
+                shapes = jax.eval_shape(step, state, index)[1]
+                nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+                return lax.cond(index <= self.rounds, step, lambda state, _: (state, nothing), state, index)
+
+            return lax.scan(step_or_skip, state, start + 1 + jnp.arange(self.block_rounds))
+
+        return self._over_runs(one_run)(states, points, data.partition)
+
+    def compile(self, states: State, points: Point, data: FederatedDataset) -> tuple[Any, float]:
+        """The executable of `block`, with the states donated, and the seconds it took to trace and compile."""
+        began = time.perf_counter()
+        with jax.set_mesh(self.mesh):
+            runs = NamedSharding(self.mesh, PartitionSpec(ops.RUNS))
+            jitted = jax.jit(self.block, donate_argnums=0, out_shardings=(runs, None))
+            executable = jitted.lower(states, points, data, jnp.int32(0)).compile()
+        return executable, time.perf_counter() - began
+
+    def place(self, states: State, points: Point, data: FederatedDataset) -> tuple[State, Point, FederatedDataset]:
+        """Puts what the runs own along the `runs` axis of the mesh, and the examples on every device."""
+        runs = NamedSharding(self.mesh, PartitionSpec(ops.RUNS))
+        everywhere = NamedSharding(self.mesh, PartitionSpec())
+        examples = jax.device_put((data.train, data.test), everywhere)
+        states, points, partition = jax.device_put((states, points, data.partition), runs)
+        return states, points, FederatedDataset(*examples, partition)
+
+    def _over_runs(self, fn: Any) -> Any:
+        """Maps over the runs axis: one run is unwrapped, since a batch axis of one would turn branches into both."""
+
+        @functools.wraps(fn)
+        def mapped(*args: Any) -> Any:
+            if jax.tree.leaves(args)[0].shape[0] == 1:
+                result = fn(*jax.tree.map(lambda x: x[0], args))
+                return jax.tree.map(lambda x: x[None], result)
+            return jax.vmap(fn, spmd_axis_name=ops.RUNS)(*args)
+
+        return mapped
