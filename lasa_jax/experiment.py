@@ -6,6 +6,7 @@ import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,7 +22,7 @@ from lasa_jax.errors import InputError
 from lasa_jax.federated import LocalTraining, Point, Program, Simulation, State, make_mesh
 from lasa_jax.federated.client import SGD
 from lasa_jax.federated.simulation import BlockMetrics
-from lasa_jax.workdir import Workdir
+from lasa_jax.workdir import Workdir, is_finished as workdir_is_finished
 
 PyTree = Any
 Progress = Callable[[Mapping[str, Any]], None]
@@ -103,75 +104,88 @@ def _words(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclasses.dataclass
 class _Clock:
-    """Seconds spent, for the summary."""
+    """Seconds spent, for the metrics and the summary. last: seconds a round of the last block."""
 
     began: float
     compile_seconds: float = 0.0
     round_seconds: float = 0.0
     rounds: int = 0
+    last: float = 0.0
+
+    def add(self, seconds: float, rounds: int) -> None:
+        self.round_seconds += seconds
+        self.rounds += rounds
+        self.last = seconds / rounds
 
 
-def run(config: ConfigDict, workdir: Workdir, *, mesh: Mesh | None = None, on_line: Progress | None = None) -> dict:
+def run(
+    config: ConfigDict,
+    path: str | Path,
+    *,
+    mesh: Mesh | None = None,
+    on_line: Progress | None = None,
+    log: Callable[[str], None] = print,
+) -> dict[str, Any]:
     """Runs a resolved config to its end in a run directory, going on from its last good checkpoint.
 
     Args:
       config: from `config.resolve`.
-      workdir: open, and either new or of this very config.
+      path: the directory; made if it is not there, once everything that can be wrong with the input was checked.
       mesh: the devices; all of them for the clients of one run if None.
       on_line: called with each new line of metrics.jsonl.
+      log: called with what a user should know: that a run goes on, that a checkpoint is damaged.
 
     Returns:
       The summary, as stored in summary.json; at once if the run is finished already.
 
     Raises:
-      InputError: if the directory belongs to another config, or the data is missing.
+      InputError: if the directory belongs to another config or another process, or the data is missing.
     """
     clock = _Clock(time.perf_counter())
-    finished = claim(config, workdir)
-    if finished is not None:
-        return finished
-    dataset = data.load(config.dataset, data_dir=config.data_dir)
-    simulation = make_simulation(config, dataset, make_mesh() if mesh is None else mesh)
-    points = jax.tree.map(lambda x: x[None], make_point(config, simulation.program))
-    shares = jax.tree.map(lambda x: jnp.asarray(x)[None], make_partition(config, dataset))
-    states = simulation.init(points)
-    done, states = _restore(workdir, states)
-    examples = [Examples(jnp.asarray(x.inputs), jnp.asarray(x.labels)) for x in (dataset.train, dataset.test)]
-    states, points, fed = simulation.place(states, points, FederatedDataset(*examples, shares))
-    executable, clock.compile_seconds = simulation.compile(states, points, fed)
-    layers = _layer_names(states.variables)
+    if not workdir_is_finished(path):
+        dataset = data.load(config.dataset, data_dir=config.data_dir)
+        simulation = make_simulation(config, dataset, make_mesh() if mesh is None else mesh)
+        shares = make_partition(config, dataset)
+    with Workdir(path) as workdir:
+        _claim(config, workdir)
+        summary = workdir.summary()
+        if summary is not None:
+            log(f"{path}: finished already")
+            return summary
+        points = jax.tree.map(lambda x: x[None], make_point(config, simulation.program))
+        states = simulation.init(points)
+        done, states = _restore(workdir, states, log)
+        partitions = jax.tree.map(lambda x: jnp.asarray(x)[None], shares)
+        examples = [Examples(jnp.asarray(x.inputs), jnp.asarray(x.labels)) for x in (dataset.train, dataset.test)]
+        states, points, fed = simulation.place(states, points, FederatedDataset(*examples, partitions))
+        log(f"{path}: compiling for {_device()}")
+        executable, clock.compile_seconds = simulation.compile(states, points, fed)
+        layers = _layer_names(states.variables)
 
-    status = "finished"
-    saved = done
-    while done < config.rounds:
-        began = time.perf_counter()
-        states, metrics = executable(states, points, fed, jnp.int32(done))
-        metrics = jax.device_get(metrics)  # the one host copy of the block
-        count = min(simulation.block_rounds, config.rounds - done)
-        seconds = time.perf_counter() - began
-        clock.round_seconds += seconds
-        clock.rounds += count
-        lines = _lines(jax.tree.map(lambda x: x[0], metrics), done, count, simulation, layers, seconds / count)
-        done += count
-        workdir.append_metrics(lines)
-        for line in lines if on_line else ():
-            on_line(line)
-        if not np.isfinite(metrics.rounds.update_norm[0, :count]).all():
-            status = "diverged"
-            break
-        if done - saved >= config.checkpoint_every or done == config.rounds:
-            workdir.save_checkpoint(done, jax.tree.map(lambda x: x[0], states), keep=config.keep_checkpoints)
-            saved = done
-    summary = _summary(config, workdir, states, status, clock)
-    workdir.write_summary(summary)
-    return summary
+        status, saved = "finished", done
+        while done < config.rounds and status == "finished":
+            began = time.perf_counter()
+            states, metrics = executable(states, points, fed, jnp.int32(done))
+            metrics = jax.device_get(metrics)  # the one host copy of the block
+            count = min(simulation.block_rounds, config.rounds - done)
+            clock.add(time.perf_counter() - began, count)
+            lines = _lines(jax.tree.map(lambda x: x[0], metrics), done, count, simulation, layers, clock.last)
+            done += count
+            workdir.append_metrics(lines)
+            for line in lines if on_line else ():
+                on_line(line)
+            if not np.isfinite(metrics.rounds.update_norm[0, :count]).all():
+                status = "diverged"
+            elif done - saved >= config.checkpoint_every or done == config.rounds:
+                workdir.save_checkpoint(done, jax.tree.map(lambda x: x[0], states), keep=config.keep_checkpoints)
+                saved = done
+        summary = _summary(config, workdir, states, status, clock)
+        workdir.write_summary(summary)
+        return summary
 
 
-def claim(config: ConfigDict, workdir: Workdir) -> dict | None:
+def _claim(config: ConfigDict, workdir: Workdir) -> None:
     """Makes the directory that of this config.
-
-    Returns:
-      The summary if the run is finished already.
 
     Raises:
       InputError: if it is the directory of another config, naming the first field that differs.
@@ -179,23 +193,22 @@ def claim(config: ConfigDict, workdir: Workdir) -> dict | None:
     stored = workdir.config()
     if stored is None:
         workdir.write_config(configs.to_json(config))
-        return None
+        return
     difference = configs.first_difference(stored, configs.as_json(config))
     if difference is not None:
         raise InputError(f"--workdir={workdir.path}: holds another run, {difference}; choose another directory")
-    return workdir.summary()
 
 
-def _restore(workdir: Workdir, states: State) -> tuple[int, State]:
+def _restore(workdir: Workdir, states: State, log: Callable[[str], None]) -> tuple[int, State]:
     """The newest checkpoint that is undamaged, and the rounds it has behind it; the given states and 0 if none is."""
     template = jax.tree.map(lambda x: x[0], states)
     for last_round in reversed(workdir.checkpoint_rounds()):
         state = workdir.restore_checkpoint(last_round, template)
         if state is not None:
             workdir.keep_metrics_until(last_round)
-            print(f"{workdir.path}: going on after round {last_round}")
+            log(f"{workdir.path}: going on after round {last_round}")
             return last_round, jax.tree.map(lambda x: x[None], state)
-        print(f"{workdir.path}: the checkpoint of round {last_round} is damaged, trying the one before")
+        log(f"{workdir.path}: the checkpoint of round {last_round} is damaged, trying the one before")
     workdir.keep_metrics_until(0)
     return 0, states
 
@@ -262,6 +275,10 @@ def detection_rates(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
+def _device() -> str:
+    return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+
+
 def _summary(config: ConfigDict, workdir: Workdir, states: State, status: str, clock: _Clock) -> dict[str, Any]:
     lines = workdir.metrics()
     accuracies = [line["test_accuracy"] for line in lines if line["test_accuracy"] is not None]
@@ -269,7 +286,6 @@ def _summary(config: ConfigDict, workdir: Workdir, states: State, status: str, c
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(jax.device_get(states.variables)):
         digest.update(np.ascontiguousarray(leaf[0]).tobytes())
-    device = jax.devices()[0]
     return {
         "status": status,
         "best_test_accuracy": best,
@@ -283,7 +299,7 @@ def _summary(config: ConfigDict, workdir: Workdir, states: State, status: str, c
         "total_seconds": time.perf_counter() - clock.began,
         "parameters_sha256": digest.hexdigest(),
         "config_id": configs.identity(config),
-        "device": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
+        "device": _device(),
         "versions": {
             "python": platform.python_version(),
             **{name: metadata.version(name) for name in ("lasa_jax", "jax", "jaxlib", "flax", "optax", "numpy")},

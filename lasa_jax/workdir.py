@@ -15,7 +15,6 @@ import math
 import os
 import shutil
 import socket
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,15 +29,12 @@ PyTree = Any
 
 def _replace(path: Path, text: str) -> None:
     """Writes a file so that at every moment it is either as before or whole."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        try:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+    part = path.with_name(f".{path.name}.part")
+    with open(part, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
 
 
 def _finite(value: Any) -> Any:
@@ -57,6 +53,11 @@ def _digests(folder: Path) -> dict[str, str]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+def is_finished(path: str | os.PathLike[str]) -> bool:
+    """Whether a directory holds a finished run; takes no lock."""
+    return (Path(path) / "summary.json").is_file()
 
 
 class Workdir:
@@ -155,6 +156,12 @@ class Workdir:
         kept = [line for line in self.metrics() if line["round"] <= last_round]
         if (self.path / "metrics.jsonl").exists():
             _replace(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+
+    def write_figure(self, name: str, figure: Any) -> None:
+        """Stores a matplotlib figure under a file name."""
+        part = self.path / f".{name}"
+        figure.savefig(part, dpi=150, format=Path(name).suffix[1:])
+        os.replace(part, self.path / name)
 
     def checkpoint_rounds(self) -> list[int]:
         """Rounds of which a checkpoint with its manifest is there, oldest first. Its contents are not yet verified."""

@@ -1,0 +1,19 @@
+"""Curves of one run."""
+
+from lasa_jax.workdir import Workdir
+
+
+def accuracy_curve(workdir: Workdir) -> None:
+    """Draws `accuracy.png`: test accuracy against the round. Nothing if no round was evaluated."""
+    from matplotlib.figure import Figure  # half a second that a run should not wait for
+
+    lines = [line for line in workdir.metrics() if line["test_accuracy"] is not None]
+    if not lines:
+        return
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot(
+        xlabel="round", ylabel="test accuracy", ylim=(0, 1), title=workdir.path.absolute().name
+    )
+    axes.plot([line["round"] for line in lines], [line["test_accuracy"] for line in lines])
+    axes.grid(alpha=0.3)
+    workdir.write_figure("accuracy.png", figure)
