@@ -46,7 +46,7 @@ def _on_each_shard(
                     f"{leaf.shape[0]} rows do not divide over {shards} devices: pad the stack with absent rows"
                 )
     in_specs = tuple(PartitionSpec(CLIENTS) if is_sharded else PartitionSpec() for is_sharded in sharded)
-    return jax.shard_map(local, in_specs=in_specs, out_specs=out_spec, axis_names={CLIENTS})(*operands)
+    return jax.shard_map(local, in_specs=in_specs, out_specs=out_spec, axis_names={CLIENTS}, check_vma=False)(*operands)
 
 
 def map_rows(fn: Callable[..., PyTree], *stacks: PyTree, at_once: int | None = None) -> PyTree:
