@@ -1,0 +1,65 @@
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis.extra import numpy as hnp
+
+from lasa_jax import ops
+from lasa_jax.ops.order import _search
+
+THRESHOLD = jax.jit(ops.magnitude_threshold)
+floats = st.floats(width=32, allow_nan=False, allow_subnormal=False)
+
+
+def kth_largest(values: np.ndarray, k: int) -> np.float32:
+    return np.sort(np.abs(values))[-k]
+
+
+@settings(deadline=None, max_examples=200)
+@given(hnp.arrays(np.float32, 37, elements=floats), st.integers(1, 37))
+def test_equals_sorting(values, k):
+    assert THRESHOLD(values, k) == kth_largest(values, k)
+
+
+@settings(deadline=None, max_examples=50)
+@given(hnp.arrays(np.float32, 64, elements=st.sampled_from([0.0, -0.0, 1.0, -1.0, 0.5, 3e38])), st.integers(1, 64))
+def test_masses_of_ties(values, k):
+    assert THRESHOLD(values, k) == kth_largest(values, k)
+
+
+@pytest.mark.parametrize("spread", ["normal", "heavy", "mostly_zero", "rounded", "equal"])
+@pytest.mark.parametrize("level", [0.0, 0.3, 0.9, 0.999])
+def test_large_arrays_in_few_passes(spread, level):
+    m = 400_000  # large enough for the sampled first interval
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal(m).astype(np.float32)
+    if spread == "heavy":
+        values *= np.exp(3 * rng.standard_normal(m)).astype(np.float32)
+    elif spread == "mostly_zero":
+        values[rng.random(m) < 0.8] = 0
+    elif spread == "rounded":
+        values = np.round(values * 16) / 16
+    elif spread == "equal":
+        values[:] = 1.5
+    k = max(1, int(m * (1 - level)))
+    threshold, passes = jax.jit(_search)(values, jnp.int32(k))
+    assert threshold == kth_largest(values, k)
+    assert passes <= 64
+    if spread == "normal":
+        assert passes <= 20  # bisection alone takes 31
+
+
+def test_no_value_is_large_enough_for_k_of_zero():
+    assert THRESHOLD(np.ones(5, np.float32), 0) == np.inf
+
+
+def test_refuses_another_dtype():
+    with pytest.raises(TypeError, match="float32"):
+        ops.magnitude_threshold(jnp.ones(4, jnp.bfloat16), 2)
+
+
+def test_never_sorts():
+    text = jax.jit(lambda x: ops.magnitude_threshold(x, 1000)).lower(np.zeros(500_000, np.float32)).compile().as_text()
+    assert " sort(" not in text

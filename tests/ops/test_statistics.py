@@ -1,0 +1,49 @@
+import hypothesis.strategies as st
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis.extra import numpy as hnp
+
+from lasa_jax import ops
+
+values = hnp.arrays(np.float32, (9, 2), elements=st.floats(-1e6, 1e6, width=32))
+masks = hnp.arrays(bool, 9)
+
+
+@settings(deadline=None, max_examples=100)
+@given(values, masks, st.booleans())
+def test_masked_median(x, present, lower):
+    wanted = np.full(2, np.nan)
+    if present.any():
+        wanted = np.quantile(x[present], 0.5, axis=0, method="lower" if lower else "linear")
+    x[~present] = np.nan
+    np.testing.assert_allclose(ops.masked_median(x, present, lower=lower), wanted, rtol=1e-6, atol=1e-30)
+
+
+@settings(deadline=None, max_examples=100)
+@given(values, masks)
+def test_masked_std(x, present):
+    wanted = x[present].astype(np.float64).std(axis=0) if present.any() else np.zeros(2)
+    x[~present] = np.inf
+    np.testing.assert_allclose(ops.masked_std(x, present), wanted, rtol=1e-4, atol=1e-1)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e25])
+def test_tree_norm(scale):
+    rng = np.random.default_rng(0)
+    tree = {"a": (scale * rng.standard_normal((7, 3))).astype(np.float32), "b": np.zeros(4, np.float32)}
+    wanted = np.sqrt(np.sum(tree["a"].astype(np.float64) ** 2))
+    np.testing.assert_allclose(ops.tree_norm(tree), wanted, rtol=1e-5)
+
+
+def test_tree_norm_of_zeros_and_of_what_is_not_finite():
+    assert ops.tree_norm({"a": jnp.zeros(3)}) == 0
+    assert np.isnan(ops.tree_norm({"a": jnp.array([jnp.nan, 1.0])}))
+    assert np.isinf(ops.tree_norm({"a": jnp.array([jnp.inf, 1.0])}))
+
+
+def test_total_keeps_its_precision_at_resnet_size():
+    x = np.random.default_rng(0).random(11_173_962, dtype=np.float32)
+    wanted = x.astype(np.float64).sum()
+    assert abs(float(ops.total(x)) - wanted) / wanted < 1e-6
