@@ -119,10 +119,8 @@ def weighted_sum(
     Returns:
       A pytree like one row, leaves `(...)`. Devices exchange one partial sum of this size.
     """
-    if not isinstance(weights, jax.Array) or jax.tree.structure(stack) == jax.tree.structure(0):
-        weight_tree = weights
-    else:
-        weight_tree = jax.tree.map(lambda _: weights, stack)
+    one_for_all = jax.tree.structure(weights) == jax.tree.structure(0)
+    weight_tree = jax.tree.map(lambda _: weights, stack) if one_for_all else weights
     read = row_map if row_map is not None else lambda row: row
 
     def local(weights: PyTree, stack: PyTree, *others: PyTree) -> PyTree:

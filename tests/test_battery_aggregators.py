@@ -1,0 +1,340 @@
+"""One battery through which every aggregation rule goes. A new rule is added to `RULES` with its own definition."""
+
+import functools
+import math
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import pytest
+
+from lasa_jax import aggregators, ops
+from lasa_jax.federated import make_mesh
+
+N = 16
+KEY = jax.random.key(0)
+SHAPES = {"kernel": (6, 5), "bias": (5,), "conv": (3, 3, 2, 4)}
+
+
+def honest(seed: int = 0, n: int = N) -> dict[str, np.ndarray]:
+    """Updates that agree in tendency, as honest clients' do."""
+    rng = np.random.default_rng(seed)
+    return {
+        name: (0.5 * rng.standard_normal(shape) + 0.3 * rng.standard_normal((n, *shape))).astype(np.float32)
+        for name, shape in SHAPES.items()
+    }
+
+
+def flat64(updates: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: np.asarray(x, np.float64).reshape(len(x), -1) for name, x in updates.items()}
+
+
+def fedavg_by_definition(updates: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: x.mean(0) for name, x in flat64(updates).items()}
+
+
+def lasa_by_definition(updates: dict[str, np.ndarray], sparsity=0.3, magnitude=1.3, direction=1.2) -> dict:
+    """Steps 0 to 7 written once more, in float64 and with loops."""
+    x = flat64(updates)
+    n = len(next(iter(x.values())))
+    good = [i for i in range(n) if all(np.isfinite(layer[i]).all() for layer in x.values())]
+    x = {name: layer[good] for name, layer in x.items()}
+    norms = np.sqrt(sum((layer**2).sum(1) for layer in x.values()))
+    median = np.sort(norms)[(len(norms) - 1) // 2]
+    scale = np.array([min(1.0, median / norm) if norm > 0 else 1.0 for norm in norms])
+    x = {name: layer * scale[:, None] for name, layer in x.items()}
+    matrices = [name for name, shape in SHAPES.items() if len(shape) >= 2]
+    if sparsity > 0:
+        k = int(sum(x[name].shape[1] for name in matrices) * (1 - sparsity))
+        for i in range(len(good)):
+            threshold = np.sort(np.concatenate([np.abs(x[name][i]) for name in matrices]))[-k]
+            for name in matrices:
+                x[name][i, np.abs(x[name][i]) <= threshold] = 0
+    result = {}
+    for name, layer in x.items():
+        keep = np.ones(len(good), bool)
+        signs = [np.sign(row)[row != 0] for row in layer]
+        purity = np.array([0.5 * (1 + row.mean()) if len(row) else 0.5 for row in signs])
+        for values, radius in ((np.linalg.norm(layer, axis=1), magnitude), (purity, direction)):
+            if values.std() == 0:
+                keep[:] = False
+                continue
+            keep &= np.abs(values - np.median(values)) / values.std() < radius
+        result[name] = layer[keep if keep.any() else np.ones_like(keep)].mean(0)
+    return result
+
+
+class Case(NamedTuple):
+    """make: the rule. definition: in float64 NumPy. robust: survives a minority of any content.
+    numbers: hyper-parameters that may be traced, by name, with values that lie on no decision boundary.
+    """
+
+    make: Callable[..., aggregators.Aggregator]
+    definition: Callable[..., dict]
+    robust: bool
+    numbers: dict[str, list]
+
+
+RULES = {
+    "fedavg": Case(aggregators.fedavg, fedavg_by_definition, robust=False, numbers={}),
+    # Radii other than 1: with two clients every score is exactly 1, and rounding would decide.
+    "lasa": Case(
+        functools.partial(aggregators.lasa, **{"magnitude_radius": 1.3, "direction_radius": 1.2}),
+        lasa_by_definition,
+        robust=True,
+        numbers={"magnitude_radius": [0.8, 1.7, 3.0], "direction_radius": [0.9, 1.4, 4.0]},
+    ),
+}
+CASES = pytest.mark.parametrize("case", RULES.values(), ids=RULES)
+
+
+def eager(rule: aggregators.Aggregator, updates: dict, present=None, f: int = 3) -> tuple[dict, Any]:
+    state = rule.init(jax.tree.map(lambda x: x[0], updates))
+    update, _, info = rule.aggregate(updates, state, key=KEY, num_malicious=f, present=present)
+    return update, info
+
+
+@functools.cache
+def compiled(rule: aggregators.Aggregator) -> Callable[..., tuple[dict, Any]]:
+    return jax.jit(functools.partial(eager, rule))
+
+
+@functools.cache
+def built(make: Callable[..., aggregators.Aggregator]) -> aggregators.Aggregator:
+    return make()
+
+
+def run(rule: aggregators.Aggregator, updates: dict, present=None, f: int = 3) -> tuple[dict, Any]:
+    """Through one executable a rule and a number of clients, so that the battery does not spend its time compiling."""
+    n = len(updates["bias"])
+    return compiled(rule)(updates, np.ones(n, bool) if present is None else present, f)
+
+
+def assert_close(actual: dict, wanted: dict, atol: float = 1e-6):
+    for name in wanted:
+        np.testing.assert_allclose(np.ravel(actual[name]), np.ravel(wanted[name]), atol=atol, err_msg=name)
+
+
+def test_every_rule_is_in_the_battery():
+    assert sorted(RULES) == aggregators.names()
+
+
+@CASES
+@pytest.mark.parametrize("n", [1, 2, 3, N])
+def test_definition(case: Case, n: int):
+    for seed in range(5):
+        assert_close(run(built(case.make), honest(seed, n))[0], case.definition(honest(seed, n)))
+
+
+@CASES
+def test_jit_equals_eager(case: Case):
+    updates = honest()
+    assert_close(eager(case.make(), updates)[0], run(built(case.make), updates)[0])
+
+
+@CASES
+def test_vmap_over_runs_equals_a_loop(case: Case):
+    runs = [honest(seed) for seed in range(3)]
+    stacked = jax.tree.map(lambda *x: np.stack(x), *runs)
+    together = jax.jit(jax.vmap(lambda u: eager(case.make(), u)[0]))(stacked)
+    for index, updates in enumerate(runs):
+        assert_close(jax.tree.map(lambda x, i=index: x[i], together), run(built(case.make), updates)[0])
+
+
+@CASES
+def test_order_of_clients_does_not_matter(case: Case):
+    order = np.random.default_rng(3).permutation(N)
+    update, info = run(built(case.make), honest())
+    shuffled, shuffled_info = run(built(case.make), jax.tree.map(lambda x: x[order], honest()))
+    assert_close(shuffled, update)
+    for name in SHAPES:
+        np.testing.assert_allclose(shuffled_info.weight[name], info.weight[name][order], atol=1e-6)
+
+
+@CASES
+def test_scaling_law(case: Case):
+    """F(c * Delta) = c * F(Delta)."""
+    update, _ = run(built(case.make), honest())
+    scaled, _ = run(built(case.make), jax.tree.map(lambda x: 4 * x, honest()))
+    assert_close(scaled, jax.tree.map(lambda x: 4 * x, update), atol=4e-6)
+
+
+@CASES
+def test_identical_clients_give_that_client(case: Case):
+    """After the rule's own sparsification."""
+    same = jax.tree.map(lambda x: np.repeat(x[:1], N, axis=0), honest())
+    single, _ = run(built(case.make), jax.tree.map(lambda x: x[:1], honest()))
+    assert_close(run(built(case.make), same)[0], single)
+
+
+@CASES
+@pytest.mark.parametrize("content", [0.0, np.nan, np.inf, 3e38, "copy"])
+def test_absent_rows_do_not_exist(case: Case, content):
+    present = np.ones(N, bool)
+    present[[0, 5, 15]] = False
+    updates = honest()
+    wanted, _ = run(built(case.make), jax.tree.map(lambda x: x[present], updates))
+    for x in updates.values():
+        x[~present] = x[3] if content == "copy" else content
+    actual, info = run(built(case.make), updates, present)
+    assert_close(actual, wanted)
+    for name in SHAPES:
+        assert not np.asarray(info.weight[name])[~present].any()
+
+
+@CASES
+@pytest.mark.parametrize("content", [np.nan, np.inf, -np.inf, 1e38, 0.0])
+def test_a_minority_of_bad_rows(case: Case, content):
+    """A robust rule stays near the benign mean; another one may not, but must not hide what it got."""
+    updates = honest()
+    for x in updates.values():
+        x[:3] = content
+    update, _ = run(built(case.make), updates)
+    benign = fedavg_by_definition(jax.tree.map(lambda x: x[3:], updates))
+    spread = max(np.abs(x[3:]).max() for x in updates.values())
+    if case.robust:
+        for name in SHAPES:
+            assert np.isfinite(update[name]).all()
+            assert np.abs(np.ravel(update[name]) - benign[name]).max() < spread
+    elif not np.isfinite(content):
+        assert not any(np.isfinite(update[name]).any() for name in SHAPES)
+
+
+@CASES
+def test_one_trace_over_a_grid_of_numbers(case: Case):
+    traces = []
+
+    @jax.jit
+    def traced(updates, f, numbers):
+        traces.append(1)
+        return eager(case.make(**numbers), updates, f=f)[0]
+
+    for index in range(3):
+        numbers = {name: values[index] for name, values in case.numbers.items()}
+        assert_close(traced(honest(), index, numbers), case_definition(case, numbers))
+    assert len(traces) == 1
+
+
+def case_definition(case: Case, numbers: dict) -> dict:
+    return case.definition(honest(), **{name.removesuffix("_radius"): value for name, value in numbers.items()})
+
+
+@CASES
+def test_eight_devices_give_the_result_of_one(case: Case):
+    updates = honest()
+    wanted, info = run(built(case.make), updates)
+    with jax.set_mesh(make_mesh()):
+        actual, sharded_info = jax.jit(lambda u: eager(case.make(), u))(updates)
+    assert_close(actual, wanted)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), sharded_info.weight, info.weight)
+
+
+@CASES
+def test_nobody_present_changes_nothing(case: Case):
+    update, _ = run(built(case.make), honest(), np.zeros(N, bool))
+    assert not any(np.asarray(x).any() for x in update.values())
+
+
+class TestLASA:
+    """What is particular to LASA."""
+
+    @pytest.mark.parametrize("sparsity", [0.0, 0.1, 0.5, 0.9])
+    def test_sparsity_levels(self, sparsity):
+        rule = aggregators.lasa(sparsity_level=sparsity, magnitude_radius=1.5, direction_radius=1.2)
+        for seed in range(5):
+            actual, _ = run(rule, honest(seed))
+            assert_close(actual, lasa_by_definition(honest(seed), sparsity=sparsity, magnitude=1.5))
+
+    def test_number_kept_is_the_sparsity_level(self):
+        params = jax.tree.map(lambda x: x[0], honest())
+        assert aggregators.num_kept_entries(params, 0.3) == int((30 + 72) * (1 - 0.3))
+        by_level, _ = run(aggregators.lasa(0.3), honest())
+        by_number, _ = run(aggregators.lasa(num_kept=aggregators.num_kept_entries(params, 0.3)), honest())
+        assert_close(by_level, by_number, atol=0)
+        by_traced_level = jax.jit(lambda level: eager(aggregators.lasa(level), honest())[0])(0.3)
+        assert_close(by_traced_level, by_level)
+
+    def test_one_zero_layer_does_not_switch_the_filter_off(self):
+        """In the published code it does, for everybody: any attacker can do it (docs/fidelity.md)."""
+        updates = honest()
+        rule = aggregators.lasa()
+        updates["kernel"][1] *= -1  # an attacker whom the filter drops
+        for zeroed in (None, 4):
+            if zeroed is not None:
+                updates["kernel"][zeroed] = 0
+            _, info = run(rule, updates)
+            assert info.weight["kernel"][1] == 0
+        assert 0 < np.count_nonzero(info.weight["kernel"]) < N
+
+    def test_a_radius_of_infinity_switches_a_filter_off(self):
+        _, info = run(aggregators.lasa(magnitude_radius=np.inf, direction_radius=np.inf), honest())
+        for weight in info.weight.values():
+            np.testing.assert_allclose(weight, 1 / N)
+
+    def test_keeps_no_second_stack(self):
+        """The links' maps run while the stack is read: temporaries are a few rows, not a stack."""
+        stack = {"a": np.zeros((50, 300, 300), np.float32), "b": np.zeros((50, 300), np.float32)}
+        rule = aggregators.lasa()
+        compiled = jax.jit(lambda u: rule.aggregate(u, (), key=KEY, num_malicious=0)).lower(stack).compile()
+        assert compiled.memory_analysis().temp_size_in_bytes < 10 * 4 * 300 * 300
+        sorts = [line for line in compiled.as_text().splitlines() if " sort(" in line]
+        assert not any("90000" in line or "90300" in line for line in sorts)
+
+    @pytest.mark.parametrize(
+        ("numbers", "message"),
+        [
+            ({"sparsity_level": 1.5}, "sparsity_level = 1.5: allowed is 0 <= sparsity_level <= 1"),
+            ({"magnitude_radius": 0.0}, "magnitude_radius = 0.0: allowed is 0 < magnitude_radius"),
+            ({"direction_radius": float("nan")}, "direction_radius = nan"),
+        ],
+    )
+    def test_refuses(self, numbers, message):
+        with pytest.raises(ValueError, match=message):
+            aggregators.lasa(**numbers)
+
+
+def test_chain_order_is_checked():
+    with pytest.raises(TypeError, match="the last step, and only the last"):
+        aggregators.chain(aggregators.fedavg(), aggregators.reject_nonfinite())
+
+
+def test_a_link_works_before_any_rule():
+    updates = honest()
+    for x in updates.values():
+        x[2] = np.inf
+    update, info = run(aggregators.chain(aggregators.reject_nonfinite(), aggregators.fedavg()), updates)
+    assert_close(update, fedavg_by_definition(jax.tree.map(lambda x: np.delete(x, 2, axis=0), updates)))
+    assert info.weight["bias"][2] == 0
+
+
+def test_unknown_names():
+    with pytest.raises(ValueError, match=r"'lassa' is not known: allowed are .* \(did you mean 'lasa'\?\)"):
+        aggregators.create("lassa")
+    with pytest.raises(ValueError, match="'lasa' has no parameter 'radius': allowed are sparsity_level"):
+        aggregators.create("lasa", radius=1)
+
+
+def elements(line: str) -> int:
+    """Entries of the result of one line of HLO, all parts of a tuple together."""
+    result = line.split(" = ")[1].split(" all-")[0]
+    return sum(math.prod(int(n) for n in shape.split(",") if n) for shape in re.findall(r"\[([\d,]*)\]", result))
+
+
+def test_only_the_last_sum_crosses_devices():
+    """Sharded over clients, LASA exchanges one update and a table of (clients, layers): entries counted in the HLO."""
+    d = 64 * 32 + 32
+    mesh = make_mesh()
+    spec = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(ops.CLIENTS))
+    shapes = {"w": (16, 64, 32), "b": (16, 32)}
+    stack = {name: jax.ShapeDtypeStruct(shape, np.float32, sharding=spec) for name, shape in shapes.items()}
+    rule = aggregators.lasa()
+    with jax.set_mesh(mesh):
+        lowered = jax.jit(lambda u: rule.aggregate(u, (), key=KEY, num_malicious=0)[0]).lower(stack)
+    lines = lowered.compile().as_text().splitlines()
+    reduced = sum(elements(line) for line in lines if " all-reduce(" in line)
+    others = ("all-gather(", "all-to-all(", "collective-permute(")
+    gathered = sum(elements(line) for line in lines if any(f" {other}" in line for other in others))
+    assert reduced >= d
+    assert reduced + gathered <= d + 16 * 16
