@@ -15,14 +15,16 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from lasa_jax import aggregators, config as configs, data, models
+from lasa_jax import aggregators, data, models
+from lasa_jax import config as configs
 from lasa_jax.data import Dataset, Examples, FederatedDataset, partition
 from lasa_jax.data.partition import Partition
 from lasa_jax.errors import InputError
 from lasa_jax.federated import LocalTraining, Point, Program, Simulation, State, make_mesh
 from lasa_jax.federated.client import SGD
 from lasa_jax.federated.simulation import BlockMetrics
-from lasa_jax.workdir import Workdir, is_finished as workdir_is_finished
+from lasa_jax.workdir import Workdir
+from lasa_jax.workdir import is_finished as workdir_is_finished
 
 PyTree = Any
 Progress = Callable[[Mapping[str, Any]], None]
@@ -46,7 +48,9 @@ def make_simulation(config: ConfigDict, dataset: Dataset, mesh: Mesh) -> Simulat
     """The simulation of a resolved config; blocks are whole numbers of evaluations."""
     blocks = -(-config.block_rounds // config.eval_every) * config.eval_every
     program = make_program(config, dataset)
-    return Simulation(program, config.rounds, config.eval_every, min(blocks, config.rounds), config.eval_batch_size, mesh)
+    return Simulation(
+        program, config.rounds, config.eval_every, min(blocks, config.rounds), config.eval_batch_size, mesh
+    )
 
 
 def make_point(config: ConfigDict, program: Program) -> Point:
@@ -240,7 +244,9 @@ def _lines(
                 "update_norm": float(rounds.update_norm[index]),
                 "malicious": int(rounds.malicious[covered].sum()),
                 "benign": int(rounds.benign[covered].sum()),
-                "malicious_filtered": dict(zip(layers, rounds.malicious_filtered[covered].sum(0).tolist(), strict=True)),
+                "malicious_filtered": dict(
+                    zip(layers, rounds.malicious_filtered[covered].sum(0).tolist(), strict=True)
+                ),
                 "benign_filtered": dict(zip(layers, rounds.benign_filtered[covered].sum(0).tolist(), strict=True)),
                 "seconds_per_round": seconds,
             }

@@ -10,13 +10,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from lasa_jax import config as configs, experiment, report
+from lasa_jax import config as configs
+from lasa_jax import experiment, report
+from lasa_jax.data import cache
 from lasa_jax.errors import InputError
 from lasa_jax.workdir import Workdir
 
@@ -132,6 +135,8 @@ def _one_line(message: str) -> str:
 def entry_point() -> None:
     """The command line: exit code 0, or 2 with one line on standard error for bad input."""
     logging.set_verbosity(logging.WARNING)  # Orbax reports every file it writes
+    if jax.config.jax_compilation_cache_dir is None:  # compiled programs are kept for the next start
+        jax.config.update("jax_compilation_cache_dir", str(cache.directory() / "xla"))
 
     def fail(error: InputError) -> int:
         print(f"error: {error}", file=sys.stderr)

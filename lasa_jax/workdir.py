@@ -1,11 +1,11 @@
 """The directory of a run: the one place that knows its files, writes them atomically and reads them back.
 
-    config.json      the resolved config
-    metrics.jsonl    a line an evaluated round
-    summary.json     written last: a run that has it is finished
-    checkpoints/     round_000010/ by Orbax, and round_000010.json: its manifest with the SHA-256 of every file
-    accuracy.png     drawn by the report
-    .lock            held with flock while a process works here, so that a kill leaves nothing stale
+config.json      the resolved config
+metrics.jsonl    a line an evaluated round
+summary.json     written last: a run that has it is finished
+checkpoints/     round_000010/ by Orbax, and round_000010.json: its manifest with the SHA-256 of every file
+accuracy.png     drawn by the report
+.lock            held with flock while a process works here, so that a kill leaves nothing stale
 """
 
 import fcntl

@@ -81,7 +81,7 @@ RULES = {
     "fedavg": Case(aggregators.fedavg, fedavg_by_definition, robust=False, numbers={}),
     # Radii other than 1: with two clients every score is exactly 1, and rounding would decide.
     "lasa": Case(
-        functools.partial(aggregators.lasa, **{"magnitude_radius": 1.3, "direction_radius": 1.2}),
+        functools.partial(aggregators.lasa, magnitude_radius=1.3, direction_radius=1.2),
         lasa_by_definition,
         robust=True,
         numbers={"magnitude_radius": [0.8, 1.7, 3.0], "direction_radius": [0.9, 1.4, 4.0]},

@@ -109,7 +109,12 @@ def test_missing_set_says_what_to_do(name, tmp_path, monkeypatch):
         data.load(name)
     message = str(error.value)
     assert "\n" not in message
-    for part in (f"{name}/*/dataset_info.json", str(tmp_path), "TFDS_DATA_DIR", f"python -m lasa_jax.data.prepare {name}"):
+    for part in (
+        f"{name}/*/dataset_info.json",
+        str(tmp_path),
+        "TFDS_DATA_DIR",
+        f"python -m lasa_jax.data.prepare {name}",
+    ):
         assert part in message
 
 

@@ -16,9 +16,7 @@ KEY = jax.random.key(0)
 
 
 def cases(suffix: str) -> list:
-    return [
-        pytest.param(r, v, id=f"{r.name}-{v}") for r in RECORDINGS for v in r.variants(suffix) if "/" not in v
-    ]
+    return [pytest.param(r, v, id=f"{r.name}-{v}") for r in RECORDINGS for v in r.variants(suffix) if "/" not in v]
 
 
 @functools.cache
@@ -27,9 +25,7 @@ def lasa_over_settings(recording: Recording):
 
     @jax.jit
     def run(updates, num_kept, magnitude_radius, direction_radius):
-        rule = aggregators.lasa(
-            magnitude_radius=magnitude_radius, direction_radius=direction_radius, num_kept=num_kept
-        )
+        rule = aggregators.lasa(magnitude_radius=magnitude_radius, direction_radius=direction_radius, num_kept=num_kept)
         return rule.aggregate(updates, (), key=KEY, num_malicious=0)
 
     return run
@@ -74,7 +70,7 @@ def test_lasa(recording: Recording, variant: str):
             wanted = z["agg"][list(z["agg_at"]).index(index)]
             mask = recording.real()
             if guarded:
-                for layer, name in names.items():
+                for layer in names:
                     if np.isnan(z["pur"][level, layer]).any():
                         mask[slice(*recording.layers[layer][3:])] = False
             np.testing.assert_allclose(recording.flat(update)[mask], wanted[mask], atol=1e-6)

@@ -1,6 +1,6 @@
 """Federated averaging (McMahan, Moore, Ramage, Hampson and Agüera y Arcas, AISTATS 2017), unweighted.
 
-    F(Delta) = (Delta_1 + ... + Delta_n) / n
+F(Delta) = (Delta_1 + ... + Delta_n) / n
 """
 
 import jax

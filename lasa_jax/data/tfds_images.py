@@ -60,7 +60,9 @@ def _prepared(name: str, data_dir: str | None) -> Path:
     try:
         stored = json.loads((newest / "dataset_info.json").read_text()).get("fileFormat")
     except (OSError, ValueError) as error:
-        raise InputError(f"{newest / 'dataset_info.json'}: cannot be read ({error}); prepare again: {command}") from None
+        raise InputError(
+            f"{newest / 'dataset_info.json'}: cannot be read ({error}); prepare again: {command}"
+        ) from None
     if stored != "array_record":
         raise InputError(f"{newest}: stored as {stored}, allowed is array_record; prepare again: {command}")
     return newest

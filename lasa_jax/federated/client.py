@@ -74,15 +74,15 @@ class LocalTraining:
           `local model - global model` over the whole tree of variables, batch statistics included, scaled down to
           `clip_norm`; and the mean loss over the examples seen, NaN for a client without examples.
         """
-        optimizer = optax.sgd(
-            sgd.learning_rate * sgd.decay ** (round_index // self.decay_every), momentum=sgd.momentum
-        )
+        optimizer = optax.sgd(sgd.learning_rate * sgd.decay ** (round_index // self.decay_every), momentum=sgd.momentum)
         width = -(-indices.shape[0] // self.batch_size) * self.batch_size
         place = jnp.arange(width)
 
         def loss_of(params: Any, rest: Variables, batch: jax.Array, real: jax.Array, key: jax.Array) -> Any:
             augment_key, dropout_key = jax.random.split(key)
             inputs = self.dataset.normalise(self.dataset.augment(augment_key, train.inputs[batch]))
+            # What padding holds must not matter: its gradient is zero, but zero times NaN is NaN.
+            inputs = jnp.where(real.reshape((-1,) + (1,) * (inputs.ndim - 1)), inputs, 0)
             logits, updated = self.model.apply(
                 {**rest, "params": params}, inputs, train=True, key=dropout_key, mask=real
             )

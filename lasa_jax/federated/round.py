@@ -1,6 +1,7 @@
 """One round: draw clients, train them, attack, aggregate, move the global model."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from lasa_jax import aggregators, attacks, ops
-from lasa_jax.data import FederatedDataset
+from lasa_jax.data import Examples, FederatedDataset
 from lasa_jax.federated.client import SGD, LocalTraining
 from lasa_jax.models import Variables
 
@@ -105,28 +106,36 @@ def train_clients(
     ids = jnp.pad(ids, (0, padding))
     attack, _ = program.methods(point)
     malicious = point.malicious[ids] & present
-    train_key = jax.random.fold_in(key, _TRAIN)
 
-    def train(indices: jax.Array, size: jax.Array, client: jax.Array, is_malicious: jax.Array) -> Any:
+    def train(
+        indices: jax.Array,
+        size: jax.Array,
+        key: jax.Array,
+        is_malicious: jax.Array,
+        variables: Variables,
+        sgd: SGD,
+        examples: Examples,
+        round_index: jax.Array,
+    ) -> tuple[Variables, jax.Array]:
         num_classes = program.local_training.dataset.num_classes
 
         def relabel(labels: jax.Array) -> jax.Array:
             return jnp.where(is_malicious, attack.poison_labels(labels, num_classes), labels)
 
         return program.local_training(
-            state.variables,
-            point.sgd,
-            data.train,
-            round_index,
-            indices=indices,
-            size=size,
-            key=jax.random.fold_in(train_key, client),
-            relabel=relabel,
+            variables, sgd, examples, round_index, indices=indices, size=size, key=key, relabel=relabel
         )
 
     sizes = jnp.where(present, data.partition.sizes[ids], 0)
+    keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.fold_in(key, _TRAIN)))(ids)
     updates, losses = ops.map_rows(
-        train, data.partition.indices[ids], sizes, ids, malicious, at_once=program.client_chunk
+        train,
+        data.partition.indices[ids],
+        sizes,
+        keys,
+        malicious,
+        shared=(state.variables, point.sgd, data.train, round_index),
+        at_once=program.client_chunk,
     )
     return updates, losses, malicious, present
 

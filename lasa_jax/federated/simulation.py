@@ -14,6 +14,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from lasa_jax import ops
 from lasa_jax.data import Examples, FederatedDataset
 from lasa_jax.federated.round import Point, Program, RoundMetrics, State, one_round
+from lasa_jax.models import Variables
 
 
 class BlockMetrics(NamedTuple):
@@ -56,14 +57,16 @@ def evaluate(program: Program, state: State, test: Examples, batch_size: int) ->
         x = jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1))
         return x.reshape(num_batches, batch_size, *x.shape[1:])
 
-    def one(inputs: jax.Array, labels: jax.Array, real: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logits, _ = model.apply(state.variables, dataset.normalise(inputs))
+    def one(inputs: jax.Array, labels: jax.Array, real: jax.Array, variables: Variables) -> tuple[jax.Array, jax.Array]:
+        logits, _ = model.apply(variables, dataset.normalise(inputs))
         losses = -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)[:, 0]
         right = jnp.argmax(logits, axis=1) == labels
         return jnp.sum(jnp.where(real, losses, 0.0)), jnp.sum(right & real, dtype=jnp.int32)
 
     real = batches(jnp.ones(num_examples, bool))
-    losses, right = ops.map_rows(one, batches(test.inputs), batches(test.labels), real, at_once=1)
+    losses, right = ops.map_rows(
+        one, batches(test.inputs), batches(test.labels), real, shared=(state.variables,), at_once=1
+    )
     return jnp.sum(losses) / num_examples, jnp.sum(right) / num_examples
 
 

@@ -54,8 +54,8 @@ class Dense(nn.Module):
 class BatchNorm(nn.Module):
     """Batch normalisation over batch and pixels, statistics over the real examples of the batch only.
 
-        y = scale * (x - mean) / sqrt(variance + 1e-5) + bias
-        running = 0.9 * running + 0.1 * batch statistic        (the running variance takes the unbiased one, as PyTorch)
+    y = scale * (x - mean) / sqrt(variance + 1e-5) + bias
+    running = 0.9 * running + 0.1 * batch statistic        (the running variance takes the unbiased one, as PyTorch)
     """
 
     momentum: float = 0.1

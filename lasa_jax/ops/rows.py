@@ -49,12 +49,16 @@ def _on_each_shard(
     return jax.shard_map(local, in_specs=in_specs, out_specs=out_spec, axis_names={CLIENTS}, check_vma=False)(*operands)
 
 
-def map_rows(fn: Callable[..., PyTree], *stacks: PyTree, at_once: int | None = None) -> PyTree:
-    """`fn(row, ...)` of every client.
+def map_rows(
+    fn: Callable[..., PyTree], *stacks: PyTree, shared: tuple[PyTree, ...] = (), at_once: int | None = None
+) -> PyTree:
+    """`fn(row, ..., *shared)` of every client.
 
     Args:
-      fn: a function of one row of each stack (leaves `(...)`), returning a pytree.
+      fn: a function of one row of each stack (leaves `(...)`) and of what is shared, returning a pytree.
       *stacks: pytrees with leaves `(n, ...)`.
+      shared: pytrees that all clients get whole, on every device. What `fn` closes over is shared too, but JAX lets it
+        only be read element by element there.
       at_once: rows computed together; None lets the platform choose (one on a CPU, all on an accelerator).
 
     Returns:
@@ -64,14 +68,18 @@ def map_rows(fn: Callable[..., PyTree], *stacks: PyTree, at_once: int | None = N
       ValueError: if the rows do not divide over the devices of the mesh.
     """
 
-    def local(*stacks: PyTree) -> PyTree:
+    count = len(stacks)
+
+    def local(*operands: PyTree) -> PyTree:
+        stacks, shared = operands[:count], operands[count:]
         batch = (1 if one_at_a_time() else None) if at_once is None else at_once
         n = jax.tree.leaves(stacks)[0].shape[0]
         if batch is None or batch >= n:
-            return jax.vmap(fn)(*stacks)
-        return lax.map(lambda rows: fn(*rows), stacks, batch_size=None if batch == 1 else batch)
+            return jax.vmap(lambda *rows: fn(*rows, *shared))(*stacks)
+        return lax.map(lambda rows: fn(*rows, *shared), stacks, batch_size=None if batch == 1 else batch)
 
-    return _on_each_shard(local, stacks, PartitionSpec(CLIENTS), (True,) * len(stacks))
+    sharded = (True,) * count + (False,) * len(shared)
+    return _on_each_shard(local, (*stacks, *shared), PartitionSpec(CLIENTS), sharded)
 
 
 def replace_rows(fn: Callable[..., PyTree], stack: PyTree, which: jax.Array, *others: PyTree) -> PyTree:

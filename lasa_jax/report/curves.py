@@ -11,9 +11,7 @@ def accuracy_curve(workdir: Workdir) -> None:
     if not lines:
         return
     figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.add_subplot(
-        xlabel="round", ylabel="test accuracy", ylim=(0, 1), title=workdir.path.absolute().name
-    )
+    axes = figure.add_subplot(xlabel="round", ylabel="test accuracy", ylim=(0, 1), title=workdir.path.absolute().name)
     axes.plot([line["round"] for line in lines], [line["test_accuracy"] for line in lines])
     axes.grid(alpha=0.3)
     workdir.write_figure("accuracy.png", figure)

@@ -32,7 +32,9 @@ def platform(request, monkeypatch):
 @pytest.mark.usefixtures("mesh", "platform")
 class TestPrimitives:
     def test_map_rows(self):
-        result = jax.jit(lambda x, y: ops.map_rows(lambda row, z: row["w"].sum() + z, x, y))(stack(), np.arange(float(N)))
+        result = jax.jit(lambda x, y: ops.map_rows(lambda row, z: row["w"].sum() + z, x, y))(
+            stack(), np.arange(float(N))
+        )
         np.testing.assert_allclose(result, stack()["w"].sum((1, 2)) + np.arange(N), rtol=1e-5, atol=1e-5)
 
     def test_map_rows_reads_what_it_closes_over(self):
@@ -73,9 +75,7 @@ class TestPrimitives:
     def test_row_map_runs_before_the_sum(self):
         x = stack()
         result = jax.jit(
-            lambda x, z: ops.weighted_sum(
-                jnp.ones(N), x, z, row_map=lambda row, z: jax.tree.map(lambda x: x * z, row)
-            )
+            lambda x, z: ops.weighted_sum(jnp.ones(N), x, z, row_map=lambda row, z: jax.tree.map(lambda x: x * z, row))
         )(x, np.arange(N, dtype=np.float32))
         np.testing.assert_allclose(result["b"], np.tensordot(np.arange(N), x["b"], 1), rtol=1e-5, atol=1e-4)
 

@@ -12,7 +12,14 @@ import numpy as np
 
 LASA = {"params", "sparsity", "used", "clip_norm", "update_norm", "threshold", "kept", "norm", "pur", "keep", "agg"}
 LASA |= {"agg_at", "status", "alt_agg_n_left"}
-FILES = ("a1_n20_f4", "a4_n25_f6_buffers", "a5_n8_f1_attacks", "a5_n8_f2_attacks", "a5_n8_f3_attacks", "a6_n12_f3_zeros")
+FILES = (
+    "a1_n20_f4",
+    "a4_n25_f6_buffers",
+    "a5_n8_f1_attacks",
+    "a5_n8_f2_attacks",
+    "a5_n8_f3_attacks",
+    "a6_n12_f3_zeros",
+)
 DROPPED = ("gauss/", "noise/", "scaled10/", "min", "trmean")
 
 

@@ -1,0 +1,136 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lasa_jax import data, models
+from lasa_jax.federated.client import SGD, LocalTraining
+from lasa_jax.models import Model
+
+KEY = jax.random.key(3)
+NUM = 12  # examples of the counting problem
+
+
+def counting_problem(epochs: int, batch_size: int) -> tuple[LocalTraining, data.Examples]:
+    """Example i moves parameter i alone, by an amount that tells the size of its batch and how often it was seen."""
+
+    def apply(variables, inputs, *, train=False, key=None, mask=None):
+        score = inputs @ variables["params"]["p"]
+        return jnp.stack([score, jnp.zeros_like(score)], axis=1), variables
+
+    model = Model(lambda key: {"params": {"p": jnp.zeros(NUM)}}, apply)
+    examples = data.Examples(jnp.eye(NUM), jnp.zeros(NUM, jnp.int32))
+    dataset = data.Dataset("counting", 2, examples, examples, mean=(0.0,), std=(1.0,))
+    return LocalTraining(model, dataset, epochs, batch_size, decay_every=1), examples
+
+
+def train(local, examples, indices, size, sgd=None, key=KEY, round_index=1, relabel=lambda labels: labels):
+    variables = local.model.init(jax.random.key(0))
+    sgd = SGD(0.1, 0.0, 1.0, None) if sgd is None else sgd
+    return jax.jit(
+        lambda v, train, indices, size: local(
+            v, sgd, train, jnp.int32(round_index), indices=indices, size=size, key=key, relabel=relabel
+        )
+    )(variables, examples, jnp.asarray(indices, jnp.int32), jnp.int32(size))
+
+
+@pytest.mark.parametrize(("size", "batch"), [(9, 4), (8, 4), (3, 4), (1, 4), (5, 1)])
+def test_an_epoch_sees_each_example_once_and_keeps_the_short_batch(size, batch):
+    local, examples = counting_problem(epochs=1, batch_size=batch)
+    indices = np.pad(np.arange(NUM)[::-1][:size], (0, NUM - size))
+    update, _ = train(local, examples, indices, size)
+    moved = np.asarray(update["params"]["p"])
+    # The gradient of the loss at score 0 is -1/2, divided by the number of examples in the batch.
+    sizes = np.where(moved > 0, 0.05 / np.where(moved > 0, moved, 1), 0)
+    short = size % batch
+    wanted = [batch] * (size - short) + [short] * short
+    np.testing.assert_allclose(sorted(sizes[moved > 0]), sorted(wanted), rtol=1e-5)
+    assert set(np.flatnonzero(moved)) == set(indices[:size])
+
+
+def test_orders_differ_by_epoch_client_and_round():
+    local, examples = counting_problem(epochs=1, batch_size=4)
+
+    def short_batch(key):
+        moved = train(local, examples, np.arange(NUM), 9, key=key)[0]["params"]["p"]
+        return int(jnp.argmax(moved))
+
+    assert len({short_batch(jax.random.key(seed)) for seed in range(6)}) > 2
+    several, examples = counting_problem(epochs=4, batch_size=4)
+    moved = np.asarray(train(several, examples, np.arange(NUM), 9)[0]["params"]["p"])[:9]
+    assert len(np.unique(moved.round(6))) > 2  # not the same short batch twice
+
+
+def test_padding_is_never_seen():
+    local, examples = counting_problem(epochs=3, batch_size=4)
+    poisoned = data.Examples(examples.inputs.at[0].set(jnp.nan), examples.labels)
+    client = np.array([5, 7, 2, 9, 4])
+    clean, clean_loss = train(local, examples, np.pad(client, (0, 3)), 5)
+    padded, padded_loss = train(local, poisoned, np.pad(client, (0, 3)), 5)
+    np.testing.assert_array_equal(clean["params"]["p"], padded["params"]["p"])
+    assert clean_loss == padded_loss
+    wider, _ = train(local, poisoned, np.pad(client, (0, 7)), 5)
+    np.testing.assert_allclose(clean["params"]["p"], wider["params"]["p"], atol=1e-6)
+
+
+def test_a_client_without_examples_sends_zero():
+    local, examples = counting_problem(epochs=2, batch_size=4)
+    update, loss = train(local, examples, np.zeros(4), 0)
+    assert not update["params"]["p"].any()
+    assert np.isnan(loss)
+
+
+def test_labels_can_be_poisoned():
+    local, examples = counting_problem(epochs=1, batch_size=4)
+    update, _ = train(local, examples, np.arange(NUM), 4, relabel=lambda labels: 1 - labels)
+    assert (update["params"]["p"][:4] < 0).all()
+
+
+def test_steps_are_those_of_plain_sgd_with_momentum():
+    """Full batches of the digits, against the update rule written out: v <- m v + g, w <- w - rate v."""
+    digits = data.load("digits")
+    model = models.create("small_cnn", num_classes=10, input_shape=(8, 8, 1))
+    local = LocalTraining(model, digits, epochs=4, batch_size=8, decay_every=2)
+    examples = data.Examples(jnp.asarray(digits.train.inputs), jnp.asarray(digits.train.labels))
+    client = np.arange(20, 26)
+    sgd = SGD(learning_rate=0.2, momentum=0.9, decay=0.5, clip_norm=None)
+    update, loss = train(local, examples, np.pad(client, (0, 4)), 6, sgd, round_index=5)
+
+    x, y = digits.normalise(examples.inputs[client]), examples.labels[client]
+    variables = model.init(jax.random.key(0))
+
+    def mean_loss(params):
+        logits, _ = model.apply({"params": params}, x)
+        return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), y[:, None], 1))
+
+    rate = 0.2 * 0.5 ** (5 // 2)
+    params, velocity, losses = variables["params"], None, []
+    step = jax.jit(jax.value_and_grad(mean_loss))
+    for _ in range(4):
+        value, gradient = step(params)
+        losses.append(value)
+        velocity = gradient if velocity is None else jax.tree.map(lambda v, g: 0.9 * v + g, velocity, gradient)
+        params = jax.tree.map(lambda w, v: w - rate * v, params, velocity)
+    wanted = jax.tree.map(jnp.subtract, params, variables["params"])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), update["params"], wanted)
+    np.testing.assert_allclose(loss, np.mean(losses), rtol=1e-5)
+
+
+def test_clip_divides_by_the_excess():
+    local, examples = counting_problem(epochs=1, batch_size=4)
+    free, _ = train(local, examples, np.arange(NUM), 8)
+    norm = float(jnp.linalg.norm(free["params"]["p"]))
+    for limit in (norm / 3, 2 * norm):
+        clipped, _ = train(local, examples, np.arange(NUM), 8, SGD(0.1, 0.0, 1.0, limit))
+        wanted = np.asarray(free["params"]["p"]) / max(1, norm / limit)
+        np.testing.assert_allclose(clipped["params"]["p"], wanted, rtol=1e-5)
+
+
+def test_clip_equals_the_recorded_one():
+    from lasa_jax import ops
+    from tests.golden import recordings
+
+    recording = next(r for r in recordings() if "clip/rows" in r)
+    for row, wanted in zip(recording["honest"], recording["clip/rows"], strict=False):
+        scale = 1 / np.maximum(ops.tree_norm(row) / recording["clip/limit"], 1)
+        np.testing.assert_allclose(row * scale, wanted, atol=1e-6)

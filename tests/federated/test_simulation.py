@@ -1,0 +1,145 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lasa_jax import config as configs
+from lasa_jax import data, experiment
+from lasa_jax.data import FederatedDataset
+from lasa_jax.federated import make_mesh, one_round
+from lasa_jax.federated.round import draw_clients, train_clients
+
+
+def resolved(**settings):
+    config = configs.default()
+    config.update_from_flattened_dict(
+        {"fidelity": "published", "attack.name": "byzmean", "client.batch_size": 32, "block_rounds": 2, **settings}
+    )
+    return configs.resolve(config)
+
+
+@functools.cache
+def setup(devices: int, **settings):
+    """A simulation of the digits, its point and its data, both with and without the runs axis."""
+    config = resolved(**settings)
+    dataset = data.load("digits")
+    simulation = experiment.make_simulation(config, dataset, make_mesh(jax.devices()[:devices]))
+    point = experiment.make_point(config, simulation.program)
+    examples = [jax.tree.map(jnp.asarray, x) for x in (dataset.train, dataset.test)]
+    shares = jax.tree.map(jnp.asarray, experiment.make_partition(config, dataset))
+    return simulation, point, FederatedDataset(*examples, shares)
+
+
+def test_each_round_on_8_devices_equals_the_round_on_1():
+    """30 clients do not divide over 8 devices; 20 rounds, each from the same start state."""
+    one, point, fed = setup(1)
+    eight, _, _ = setup(8)
+    step_on_one, step_on_eight = (jax.jit(functools.partial(one_round, x.program)) for x in (one, eight))
+    close = functools.partial(np.testing.assert_allclose, atol=2e-5)
+    state = jax.device_get(one.program.init(point))
+    for index in range(1, 21):
+        with jax.set_mesh(one.mesh):
+            wanted, metrics = jax.device_get(step_on_one(state, point, fed, index))
+        with jax.set_mesh(eight.mesh):
+            actual, sharded_metrics = jax.device_get(step_on_eight(state, point, fed, index))
+        jax.tree.map(close, actual.variables, wanted.variables)
+        np.testing.assert_allclose(sharded_metrics.train_loss, metrics.train_loss, rtol=1e-5)
+        np.testing.assert_array_equal(sharded_metrics.malicious, metrics.malicious)
+        state = wanted
+
+
+def test_local_training_gathers_nothing():
+    simulation, point, fed = setup(8)
+    with jax.set_mesh(simulation.mesh):
+        state = jax.eval_shape(simulation.program.init, point)
+        train = jax.jit(functools.partial(train_clients, simulation.program))
+        text = train.lower(state, point, fed, jnp.int32(1)).compile().as_text()
+    assert "all-gather" not in text
+    assert "all-to-all" not in text
+
+
+@functools.cache
+def block(devices: int = 1):
+    simulation, point, fed = setup(devices, rounds=3)
+    points, shares = jax.tree.map(lambda x: x[None], (point, fed.partition))
+    states = simulation.init(points)
+    placed = simulation.place(states, points, FederatedDataset(fed.train, fed.test, shares))
+    executable, seconds = simulation.compile(*placed)
+    assert seconds > 0
+    return simulation, executable, placed
+
+
+def test_block_has_no_host_in_the_loop_and_donates_its_state():
+    _, executable, _ = block()
+    text = executable.as_text()
+    for word in ("callback", "infeed", "outfeed", "send(", "recv("):
+        assert word not in text
+    assert "input_output_alias" in text
+    assert "convolution(" not in text
+
+
+def test_rounds_beyond_the_last_change_nothing():
+    simulation, executable, (states, points, fed) = block()
+    copy = functools.partial(jax.tree.map, jnp.copy)
+    first, metrics = executable(copy(states), points, fed, jnp.int32(0))
+    second, last = executable(copy(first), points, fed, jnp.int32(2))  # round 3, and one that does not exist
+    third, _ = executable(copy(second), points, fed, jnp.int32(3))
+    jax.tree.map(np.testing.assert_array_equal, second.variables, third.variables)
+    assert np.isfinite(metrics.test_accuracy).all()
+    assert np.isfinite(last.test_accuracy[0, 0])
+    # A block is the rounds it says: one round at a time gives the same.
+    point, fed_one = jax.tree.map(lambda x: x[0], points), FederatedDataset(*setup(1, rounds=3)[2])
+    step = jax.jit(functools.partial(one_round, simulation.program))
+    state = jax.tree.map(lambda x: x[0], states)
+    for index in (1, 2):
+        state, _ = step(state, point, fed_one, jnp.int32(index))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[0], b, atol=1e-5), first.variables, state.variables)
+
+
+def test_two_runs_in_one_program():
+    """Runs that share a program do not mix: each equals the run alone."""
+    simulation, executable, (_, points, fed) = block()
+    _, other, _ = setup(1, rounds=3)
+    other = other._replace(key=jax.random.key(9), malicious=jnp.roll(other.malicious, 7))
+    both = jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), points, other)
+    two = jax.tree.map(lambda x: jnp.concatenate([x, x]), fed.partition)
+    both_states = simulation.init(both)
+    with jax.set_mesh(simulation.mesh):
+        together, metrics = jax.jit(simulation.block)(
+            both_states, both, FederatedDataset(fed.train, fed.test, two), jnp.int32(0)
+        )
+    for run in range(2):
+        alone = jax.tree.map(lambda x, r=run: x[r : r + 1], both)
+        wanted, alone_metrics = executable(simulation.init(alone), alone, fed, jnp.int32(0))
+        jax.tree.map(
+            lambda a, b, r=run: np.testing.assert_allclose(a[r], b[0], atol=1e-4), together.variables, wanted.variables
+        )
+        np.testing.assert_array_equal(metrics.rounds.malicious[run], alone_metrics.rounds.malicious[0])
+    assert not np.array_equal(metrics.rounds.train_loss[0], metrics.rounds.train_loss[1])
+
+
+def test_clients_are_drawn_without_replacement():
+    draws = jax.vmap(lambda i: draw_clients(jax.random.fold_in(jax.random.key(0), i), 60, 30))(jnp.arange(200))
+    for row in np.asarray(draws):
+        assert len(set(row.tolist())) == 30
+    counts = np.bincount(np.asarray(draws).ravel(), minlength=60)
+    assert abs(counts - 100).max() < 45  # binomial, standard deviation 7
+
+
+@pytest.mark.parametrize(("ratio", "ids", "assumed"), [(0.0, 0, 0), (0.25, 15, 7), (0.29, 17, 8), (1.0, 60, 30)])
+def test_share_of_malicious_clients(ratio, ids, assumed):
+    _, point, _ = setup(1, attack_ratio=ratio)
+    assert int(point.malicious.sum()) == ids
+    assert int(point.assumed_malicious) == assumed
+
+
+def test_malicious_clients_of_a_smaller_ratio_are_among_those_of_a_larger():
+    small, large = (setup(1, attack_ratio=ratio)[1].malicious for ratio in (0.1, 0.3))
+    assert bool((large | ~small).all())
+
+
+def test_a_mesh_row_must_divide():
+    with pytest.raises(ValueError, match="8 devices do not divide into 3 rows"):
+        make_mesh(runs=3)

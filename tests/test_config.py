@@ -1,0 +1,155 @@
+import importlib.util
+import inspect
+import math
+from pathlib import Path
+
+import pytest
+
+from lasa_jax import aggregators, attacks
+from lasa_jax import config as configs
+from lasa_jax.errors import InputError
+
+FOLDER = Path(__file__).parents[1] / "configs"
+
+
+def load(name: str, argument: str | None = None):
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(argument)
+
+
+def resolved(name: str, argument: str | None = None, **settings):
+    config = load(name, argument)
+    config.update_from_flattened_dict(settings)
+    return configs.resolve(config, settings)
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.py")), ids=lambda path: path.stem)
+def test_every_config_resolves(path):
+    for fidelity in ("paper", "published"):
+        for rule in aggregators.names():
+            for attack in attacks.names():
+                settings = {"fidelity": fidelity, "aggregator.name": rule, "attack.name": attack}
+                assert configs.identity(resolved(path.stem, **settings))
+    assert f"--config=configs/{path.name}" in (FOLDER / path.name).read_text()
+
+
+PAPER = {  # appendix B of the supplement, and FIDELITY section 7
+    "mnist": (6000, 100, 180, 5, 10, 2.0),
+    "fashion_mnist": (6000, 100, 180, 5, 10, 2.0),
+    "cifar10": (100, 25, 200, 3, 64, 1.0),
+    "cifar100": (100, 25, 200, 3, 64, 1.0),
+}
+
+
+@pytest.mark.parametrize(("name", "settings"), PAPER.items())
+def test_the_papers_settings(name, settings):
+    config = resolved(name, **{"aggregator.name": "lasa"})
+    parameters = config.aggregator.parameters
+    found = (config.num_clients, config.clients_per_round, config.rounds, config.client.epochs)
+    assert (*found, config.client.batch_size, parameters.magnitude_radius) == settings
+    assert (parameters.direction_radius, parameters.sparsity_level) == (1.0, 0.3)
+    assert (config.client.learning_rate, config.client.momentum, config.attack_ratio) == (0.1, 0.9, 0.25)
+    assert config.fidelity == "paper"
+
+
+def test_what_fidelity_decides():
+    def decided(name, fidelity, rule="fedavg", attack="byzmean"):
+        config = resolved(name, **{"fidelity": fidelity, "aggregator.name": rule, "attack.name": attack})
+        parameters = config.attack.parameters
+        return (
+            config.client.learning_rate_decay,
+            config.client.clip_norm,
+            parameters.get("variant"),
+            parameters.get("knowledge"),
+        )
+
+    assert decided("mnist", "paper") == (0.99, None, "paper", "benign")
+    assert decided("mnist", "published") == (0.999, 1.0, "published", "all")
+    assert decided("mnist", "published", rule="lasa") == (0.999, None, "published", "all")
+    assert decided("mnist", "published", attack="lie") == (0.999, 1.0, None, "colluders")
+    assert decided("cifar10", "published") == (0.99, None, "published", "all")
+    assert decided("cifar100", "paper", attack="lie") == (0.99, None, None, "benign")
+
+
+def test_what_is_set_by_hand_wins_over_fidelity():
+    config = resolved(
+        "mnist",
+        **{
+            "fidelity": "published",
+            "aggregator.name": "fedavg",
+            "attack.name": "byzmean",
+            "attack.byzmean.variant": "paper",
+            "client.clip_norm": math.inf,
+            "client.learning_rate_decay": 0.9,
+        },
+    )
+    assert config.attack.parameters.variant == "paper"
+    assert config.attack.parameters.knowledge == "all"
+    assert config.client.clip_norm is None
+    assert config.client.learning_rate_decay == 0.9
+
+
+def test_tables_are_made_from_the_signatures():
+    config = configs.default()
+    for kind, functions in (("aggregator", aggregators.RULES), ("attack", attacks.ATTACKS)):
+        for name, function in functions.items():
+            assert set(config[kind][name]) == set(inspect.signature(function).parameters)
+    assert config.aggregator.lasa.sparsity_level == 0.3
+
+
+def test_arguments_of_a_config_file():
+    assert load("cifar10").partition.name == "class_balanced"
+    config = load("cifar10", "alpha=0.1")
+    assert (config.partition.name, config.partition.alpha) == ("dirichlet", 0.1)
+    with pytest.raises(InputError, match="'beta' is not known, allowed are alpha"):
+        load("cifar10", "beta=1")
+    with pytest.raises(InputError, match="alpha = 'x' is not a number"):
+        load("cifar10", "alpha=x")
+
+
+BAD = [
+    ({"attack.name": "lye"}, "config.attack.name: attack 'lye' is not known.*did you mean 'lie'"),
+    ({"aggregator.name": "mean"}, "config.aggregator.name: aggregator 'mean' is not known"),
+    ({"attack_ratio": 1.2}, "config.attack_ratio = 1.2: allowed is 0 <= config.attack_ratio <= 1"),
+    ({"clients_per_round": 61}, "clients_per_round = 61: allowed are 1 to config.num_clients = 60"),
+    ({"aggregator.lasa.sparsity_level": 1.5}, "config.aggregator.lasa.sparsity_level = 1.5"),
+    ({"client.learning_rate": math.nan}, "config.client.learning_rate = nan"),
+    ({"client.learning_rate": 0.0}, "config.client.learning_rate = 0.0"),
+    ({"client.momentum": 1.0}, "config.client.momentum = 1.0"),
+    ({"client.epochs": 0}, "config.client.epochs = 0"),
+    ({"rounds": 0}, "config.rounds = 0: allowed is 1 <= config.rounds"),
+    ({"seed": -1}, "config.seed = -1"),
+    ({"dataset": "imagenet"}, "config.dataset = 'imagenet': allowed are cifar10"),
+    ({"model": "vit"}, "config.model = 'vit'"),
+    ({"fidelity": "both"}, "config.fidelity = 'both': allowed are paper, published"),
+    ({"partition.name": "x"}, "config.partition.name = 'x'"),
+    ({"attack.lie.z": 1.0}, r"config.attack.lie.z: attack 'lie' is not selected \(config.attack.name is 'byzmean'\)"),
+    ({"attack.byzmean.variant": "x"}, "config.attack.byzmean.variant = 'x': allowed are paper, published"),
+    ({"aggregator.assumed_malicious": 31}, "config.aggregator.assumed_malicious = 31"),
+    ({"source": "somewhere"}, "config.source = 'somewhere'"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), BAD)
+def test_bad_settings_are_one_line(settings, message):
+    with pytest.raises(InputError, match=message) as error:
+        resolved("digits", **settings)
+    assert "\n" not in str(error.value)
+
+
+def test_a_field_that_is_not_known():
+    config = configs.default()
+    with config.unlocked():
+        config.atack_ratio = 0.1
+    with pytest.raises(InputError, match=r"config.atack_ratio is not a setting \(did you mean config.attack_ratio\?\)"):
+        configs.resolve(config)
+
+
+def test_identity_names_the_run_and_not_where_its_data_lies():
+    first, same, other = (resolved("digits", **s) for s in ({}, {"data_dir": "elsewhere"}, {"seed": 2}))
+    assert configs.identity(first) == configs.identity(same) != configs.identity(other)
+    difference = configs.first_difference(configs.as_json(first), configs.as_json(other))
+    assert difference == "config.seed is 1 there and 2 here"
+    assert configs.first_difference(configs.as_json(first), configs.as_json(same)) is None

@@ -1,0 +1,231 @@
+"""Runs in their directories: what is written, and what survives."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from lasa_jax import config as configs
+from lasa_jax import experiment, report
+from lasa_jax.errors import InputError
+from lasa_jax.federated import Simulation, make_mesh
+from lasa_jax.workdir import Workdir
+
+ROOT = Path(__file__).parents[1]
+
+
+def small(**settings):
+    """A short run of the digits with a light program."""
+    config = configs.default()
+    config.update_from_flattened_dict(
+        {
+            "rounds": 6,
+            "num_clients": 20,
+            "clients_per_round": 6,
+            "client.epochs": 1,
+            "aggregator.name": "fedavg",
+            "attack.name": "sign_flip",
+            "block_rounds": 2,
+            "checkpoint_every": 2,
+            **settings,
+        }
+    )
+    return configs.resolve(config)
+
+
+def run(config, path, **options):
+    return experiment.run(config, path, mesh=make_mesh(jax.devices()[:1]), log=lambda text: None, **options)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One whole run, with what was counted while it ran."""
+    path = tmp_path_factory.mktemp("runs") / "whole"
+    counts = {"traces": 0, "dispatches": 0}
+    block, compile_ = Simulation.block, Simulation.compile
+
+    def counted_block(self, *args):
+        counts["traces"] += 1
+        return block(self, *args)
+
+    def counted_compile(self, *args):
+        executable, seconds = compile_(self, *args)
+
+        def dispatch(*args):
+            counts["dispatches"] += 1
+            return executable(*args)
+
+        return dispatch, seconds
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Simulation, "block", counted_block)
+        patch.setattr(Simulation, "compile", counted_compile)
+        summary = run(small(), path)
+    return path, summary, counts
+
+
+def test_one_trace_and_one_dispatch_a_block(finished):
+    assert finished[2] == {"traces": 1, "dispatches": 3}
+
+
+def test_files(finished):
+    path, summary, _ = finished
+    assert json.loads((path / "summary.json").read_text()) == summary
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["round"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert summary["best_test_accuracy"] == max(line["test_accuracy"] for line in lines) <= 1
+    assert summary["final_test_accuracy"] == lines[-1]["test_accuracy"]
+    assert summary["seed"] == 1
+    assert len(summary["parameters_sha256"]) == 64
+    assert summary["versions"]["jax"] == jax.__version__
+    assert summary["detection"]["benign_kept"] == 1.0
+    assert set(summary["detection"]["layers"]) == {
+        f"params/{layer}/{leaf}" for layer in ("conv1", "conv2", "dense1", "dense2") for leaf in ("kernel", "bias")
+    }
+    assert sorted(p.name for p in (path / "checkpoints").iterdir()) == [
+        "round_000004",
+        "round_000004.json",
+        "round_000006",
+        "round_000006.json",
+    ]
+    assert json.loads((path / "config.json").read_text())["aggregator"]["name"] == "fedavg"
+    with Workdir(path) as workdir:
+        report.accuracy_curve(workdir)
+    assert (path / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_metrics_cover_every_round(tmp_path):
+    summary = run(small(eval_every=4, block_rounds=3), tmp_path)
+    with Workdir(tmp_path) as workdir:
+        lines = workdir.metrics()
+    assert [line["round"] for line in lines] == [4, 6]
+    assert sum(line["malicious"] + line["benign"] for line in lines) == 6 * 6
+    assert summary["rounds"] == 6
+
+
+def test_a_finished_run_is_not_run_again(finished, monkeypatch):
+    path, summary, _ = finished
+    monkeypatch.setattr(Simulation, "compile", None)
+    said = []
+    again = experiment.run(small(), path, log=said.append)
+    assert again == summary
+    assert said == [f"{path}: finished already"]
+
+
+def test_another_config_is_refused(finished):
+    with pytest.raises(InputError, match=r"holds another run, config\.client\.learning_rate is 0\.1 there and 0\.2 here"):
+        run(small(**{"client.learning_rate": 0.2}), finished[0])
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "lose", "no manifest", "cut metrics"])
+def test_goes_on_from_the_last_good_checkpoint(finished, tmp_path, damage):
+    """As if killed before the summary, with the newest checkpoint damaged: the end is the same bit for bit."""
+    import shutil
+
+    whole, summary, _ = finished
+    path = tmp_path / "run"
+    shutil.copytree(whole, path)
+    (path / "summary.json").unlink()
+    newest = path / "checkpoints" / "round_000006"
+    largest = max((f for f in newest.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    if damage == "flip":
+        content[len(content) // 2] ^= 4
+        largest.write_bytes(content)
+    elif damage == "truncate":
+        largest.write_bytes(content[: len(content) // 2])
+    elif damage == "lose":
+        largest.unlink()
+    elif damage == "no manifest":
+        newest.with_suffix(".json").unlink()
+    else:
+        metrics = path / "metrics.jsonl"
+        metrics.write_text(metrics.read_text()[:-20])
+        newest.with_suffix(".json").unlink()
+    said = []
+    again = experiment.run(small(), path, mesh=make_mesh(jax.devices()[:1]), log=said.append)
+    assert again["parameters_sha256"] == summary["parameters_sha256"]
+    assert any("going on after round 4" in text for text in said)
+    assert any("round 6 is damaged" in text for text in said) == (damage in ("flip", "truncate", "lose"))
+    with Workdir(path) as workdir, Workdir(whole) as undisturbed:
+        for ours, theirs in zip(workdir.metrics(), undisturbed.metrics(), strict=True):
+            assert {**ours, "seconds_per_round": 0} == {**theirs, "seconds_per_round": 0}
+
+
+def test_a_second_process_is_refused(tmp_path):
+    with Workdir(tmp_path), pytest.raises(InputError, match=rf"in use by process {os.getpid()} on "):
+        Workdir(tmp_path)
+    Workdir(tmp_path).close()  # released
+
+
+def test_a_workdir_that_is_a_file(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="is a file, allowed is a directory"):
+        Workdir(tmp_path / "file")
+
+
+def test_bad_input_leaves_no_directory(tmp_path):
+    with pytest.raises(InputError, match="num_clients = 5000"):
+        run(small(num_clients=5000), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_divergence_is_a_result(tmp_path):
+    summary = run(small(**{"client.learning_rate": 1e6, "client.epochs": 5}), tmp_path)
+    assert summary["status"] == "diverged"
+    assert json.loads((tmp_path / "summary.json").read_text())["status"] == "diverged"
+
+
+def test_seeds_differ_and_repeat():
+    config = small()
+    program = experiment.make_simulation(config, experiment.data.load("digits"), make_mesh()).program
+    points = [experiment.make_point(small(seed=seed), program) for seed in (1, 1, 2)]
+    np.testing.assert_array_equal(points[0].malicious, points[1].malicious)
+    assert not np.array_equal(points[0].malicious, points[2].malicious)
+
+
+COMMAND = [
+    *(sys.executable, "-m", "lasa_jax.main", "--config=configs/digits.py"),
+    *("--config.rounds=12", "--config.block_rounds=1", "--config.checkpoint_every=1"),
+    *("--config.num_clients=20", "--config.clients_per_round=10"),
+]
+
+
+def start(path: Path) -> subprocess.Popen:
+    environment = {**os.environ, "XLA_FLAGS": ""}
+    command = [*COMMAND, f"--workdir={path}"]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def test_three_kills_change_no_bit(tmp_path):
+    """SIGKILL while round 2, 5 and 9 are done, restarted each time, against a run that was left alone."""
+    process = start(tmp_path / "undisturbed")
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output.decode()
+    path = tmp_path / "killed"
+    for kill_after in (2, 5, 9):
+        process = start(path)
+        deadline = time.monotonic() + 300
+        while time.monotonic() < deadline and process.poll() is None:
+            done = (path / "metrics.jsonl").read_bytes().count(b"\n") if (path / "metrics.jsonl").exists() else 0
+            if done >= kill_after:
+                break
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+        assert not (path / "summary.json").exists(), "killed too late to test anything"
+    process = start(path)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output.decode()
+    assert b"going on after round" in output
+    summaries = [json.loads((tmp_path / name / "summary.json").read_text()) for name in ("undisturbed", "killed")]
+    assert summaries[0]["parameters_sha256"] == summaries[1]["parameters_sha256"]
+    assert summaries[0]["best_test_accuracy"] == summaries[1]["best_test_accuracy"]
+    assert summaries[0]["detection"] == summaries[1]["detection"]

@@ -1,0 +1,106 @@
+"""The command line as a user meets it."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lasa_jax import config as configs
+from lasa_jax import main
+
+ROOT = Path(__file__).parents[1]
+
+
+def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    variables = {**os.environ, "XLA_FLAGS": "", "COLUMNS": "100", **environment}
+    variables.pop("TFDS_DATA_DIR", None)
+    return subprocess.run(
+        [sys.executable, "-m", "lasa_jax.main", *arguments],
+        cwd=ROOT,
+        env=variables,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_a_run_from_start_to_end(tmp_path):
+    arguments = (
+        *(
+            "--config=configs/digits.py",
+            "--config.rounds=4",
+            "--config.block_rounds=2",
+            f"--workdir={tmp_path / 'run'}",
+        ),
+        *("--config.num_clients=20", "--config.clients_per_round=10"),
+    )
+    result = command(*arguments)
+    assert result.returncode == 0, result.stderr
+    for text in ("best test accuracy", "malicious clients filtered", "benign clients kept", "seconds a round"):
+        assert text in result.stdout
+    assert re.search(r"params/dense1/kernel\s+│\s+[\d.]+ %", result.stdout)
+    for name in ("config.json", "metrics.jsonl", "summary.json", "accuracy.png", "checkpoints"):
+        assert (tmp_path / "run" / name).exists()
+    again = command(*arguments)
+    assert again.returncode == 0
+    assert "finished already" in again.stdout
+    other = command(*arguments, "--config.seed=2")
+    assert other.returncode == 2
+    assert other.stderr.endswith("config.seed is 1 there and 2 here; choose another directory\n")
+
+
+BAD = {
+    "unknown attack": (["--config.attack.name=nosuch"], "attack 'nosuch' is not known: allowed are byzmean"),
+    "attack_ratio": (["--config.attack_ratio=1.2"], "config.attack_ratio = 1.2: allowed is 0 <="),
+    "clients_per_round": (["--config.clients_per_round=61"], "allowed are 1 to config.num_clients = 60"),
+    "no such parameter": (["--config.aggregator.lasa.nosuch=1"], "config.aggregator.lasa.nosuch is not a setting"),
+    "not selected": (["--config.attack.lie.z=1"], "attack 'lie' is not selected"),
+    "sparsity_level": (["--config.aggregator.lasa.sparsity_level=1.5"], "sparsity_level = 1.5: allowed is 0 <="),
+    "nan": (["--config.client.learning_rate=nan"], "config.client.learning_rate = nan: allowed is 0 <"),
+    "data": (
+        ["--config.dataset=mnist", "--config.model=cnn", "--config.data_dir=/nonexistent"],
+        "looked for mnist/*/dataset_info.json in /nonexistent (from config.data_dir) and found none; prepare it with",
+    ),
+    "workdir": ([f"--workdir={ROOT / 'README.md'}"], "README.md: is a file, allowed is a directory"),
+    "misspelt": (["--config.atack_ratio=0.1"], "is not a setting (did you mean config.attack_ratio?)"),
+    "type": (["--config.rounds=many"], "--config.rounds=many: invalid literal for int()"),
+    "flag": (["--wokdir=x"], "Unknown command line flag 'wokdir'. Did you mean: workdir"),
+    "no flag": (["extra"], "extra: not a flag"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line_and_exit_code_2(name, tmp_path, monkeypatch):
+    arguments, message = BAD[name]
+    result = command("--config=configs/digits.py", *arguments)
+    assert result.returncode == 2
+    assert result.stdout.strip() == ""
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config=configs/nosuch.py"], "--config=configs/nosuch.py: no config file of that name"),
+        (["--config=configs/cifar10.py:beta=1"], "'beta' is not known, allowed are alpha"),
+        ([], "--config: is missing"),
+    ],
+)
+def test_bad_config_files(arguments, message):
+    result = command(*arguments)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_the_default_directory_is_named_by_what_is_run():
+    config = configs.resolve(configs.default())
+    path = main.default_workdir(config)
+    assert str(path).startswith("runs/digits_lasa_none_")
+    config.seed = 2
+    assert main.default_workdir(config) != path
