@@ -225,9 +225,9 @@ def _check_fields(config: ConfigDict) -> None:
     for field, value in known.items():
         if field not in given:
             raise InputError(f"config.{field} is missing: start the config from lasa_jax.config.default()")
-        kind = type(value) if value is not None else None
-        if kind is not None and not isinstance(given[field], (int, float) if kind is float else kind):
-            raise InputError(f"config.{field} = {given[field]!r}: allowed is a value of type {kind.__name__}")
+        wanted = type(value) if value is not None else None
+        if wanted is not None and not isinstance(given[field], (int, float) if wanted is float else wanted):
+            raise InputError(f"config.{field} = {given[field]!r}: allowed is a value of type {wanted.__name__}")
     check_choice("config.dataset", config.dataset, tuple(data.names()))
     check_choice("config.model", config.model, tuple(models.names()))
     check_choice("config.partition.name", config.partition.name, ("iid", "class_balanced", "dirichlet"))

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from lasa_jax import aggregators, data, models
 from lasa_jax import config as configs
-from lasa_jax.data import Dataset, Examples, FederatedDataset, partition
+from lasa_jax.data import Dataset, FederatedDataset, partition
 from lasa_jax.data.partition import Partition
 from lasa_jax.errors import InputError
 from lasa_jax.federated import LocalTraining, Point, Program, Simulation, State, make_mesh
@@ -66,10 +66,12 @@ def make_point(config: ConfigDict, program: Program) -> Point:
         template = jax.eval_shape(program.local_training.model.init, jax.random.key(0))
         level = aggregator.pop("sparsity_level")
         aggregator.setdefault("num_kept", aggregators.num_kept_entries(template, level))
-    numbers = Point(
+    numbers: Any = Point(
         key=jax.random.key(config.seed),
-        malicious=malicious,
-        assumed_malicious=_share(config.attack_ratio, config.clients_per_round) if assumed is None else assumed,
+        malicious=jnp.asarray(malicious),
+        assumed_malicious=jnp.asarray(
+            _share(config.attack_ratio, config.clients_per_round) if assumed is None else assumed
+        ),
         sgd=SGD(client.learning_rate, client.momentum, client.learning_rate_decay, client.clip_norm),
         attack=_numbers(config.attack.parameters),
         aggregator=aggregator,
@@ -159,9 +161,8 @@ def run(
         points = jax.tree.map(lambda x: x[None], make_point(config, simulation.program))
         states = simulation.init(points)
         done, states = _restore(workdir, states, log)
-        partitions = jax.tree.map(lambda x: jnp.asarray(x)[None], shares)
-        examples = [Examples(jnp.asarray(x.inputs), jnp.asarray(x.labels)) for x in (dataset.train, dataset.test)]
-        states, points, fed = simulation.place(states, points, FederatedDataset(*examples, partitions))
+        fed = FederatedDataset(dataset.train, dataset.test, jax.tree.map(lambda x: x[None], shares))
+        states, points, fed = simulation.place(states, points, fed)
         log(f"{path}: compiling for {_device()}")
         executable, clock.compile_seconds = simulation.compile(states, points, fed)
         layers = _layer_names(states.variables)
@@ -176,8 +177,9 @@ def run(
             lines = _lines(jax.tree.map(lambda x: x[0], metrics), done, count, simulation, layers, clock.last)
             done += count
             workdir.append_metrics(lines)
-            for line in lines if on_line else ():
-                on_line(line)
+            if on_line is not None:
+                for line in lines:
+                    on_line(line)
             if not np.isfinite(metrics.rounds.update_norm[0, :count]).all():
                 status = "diverged"
             elif done - saved >= config.checkpoint_every or done == config.rounds:

@@ -4,6 +4,7 @@ Any setting can be given on the command line: `--config.aggregator.name=fedavg -
 `--workdir`; the same command again goes on where it stopped. docs/configs.md lists the settings.
 """
 
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -135,7 +136,7 @@ def _one_line(message: str) -> str:
 def entry_point() -> None:
     """The command line: exit code 0, or 2 with one line on standard error for bad input."""
     logging.set_verbosity(logging.WARNING)  # Orbax reports every file it writes
-    if jax.config.jax_compilation_cache_dir is None:  # compiled programs are kept for the next start
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # compiled programs are kept for the next start
         jax.config.update("jax_compilation_cache_dir", str(cache.directory() / "xla"))
 
     def fail(error: InputError) -> int:

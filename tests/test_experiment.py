@@ -120,7 +120,9 @@ def test_a_finished_run_is_not_run_again(finished, monkeypatch):
 
 
 def test_another_config_is_refused(finished):
-    with pytest.raises(InputError, match=r"holds another run, config\.client\.learning_rate is 0\.1 there and 0\.2 here"):
+    with pytest.raises(
+        InputError, match=r"holds another run, config\.client\.learning_rate is 0\.1 there and 0\.2 here"
+    ):
         run(small(**{"client.learning_rate": 0.2}), finished[0])
 
 

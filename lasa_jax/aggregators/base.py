@@ -121,8 +121,9 @@ def chain(*steps: Link | Aggregator) -> Aggregator:
     Raises:
       TypeError: if the last step is not an aggregator or another one is.
     """
-    *links, rule = steps
-    if not isinstance(rule, Aggregator) or any(isinstance(link, Aggregator) for link in links):
+    rule = steps[-1] if steps else None
+    links = [step for step in steps[:-1] if not isinstance(step, Aggregator)]
+    if not isinstance(rule, Aggregator) or len(links) != len(steps) - 1:
         raise TypeError("chain(link, ..., rule): the last step, and only the last, is an aggregator")
 
     def aggregate(

@@ -76,4 +76,5 @@ def normal_like(key: jax.Array, row: PyTree) -> PyTree:
     """Independent standard normal values in the shape of one update."""
     leaves, structure = jax.tree.flatten(row)
     keys = jax.random.split(key, len(leaves))
-    return structure.unflatten([jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)])
+    drawn = [jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(structure, drawn)

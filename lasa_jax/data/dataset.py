@@ -1,7 +1,7 @@
 """The arrays that everything else works on: examples as stored, and how a batch of them is made ready inside the round."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,14 +9,12 @@ import numpy as np
 
 from lasa_jax.data.partition import Partition
 
-Array = np.ndarray | jax.Array
-
 
 class Examples(NamedTuple):
-    """inputs: `(num_examples, ...)`, images as uint8. labels: int32 `(num_examples,)`."""
+    """inputs: `(num_examples, ...)`, images as uint8. labels: int32 `(num_examples,)`. Of NumPy, or on the device."""
 
-    inputs: Array
-    labels: Array
+    inputs: Any
+    labels: Any
 
 
 class FederatedDataset(NamedTuple):

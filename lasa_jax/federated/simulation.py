@@ -103,10 +103,9 @@ class Simulation:
         Returns:
           The states after the block, and `BlockMetrics`.
         """
-        examples = data.train, data.test
 
         def one_run(state: State, point: Point, partition: Any) -> tuple[State, BlockMetrics]:
-            run_data = FederatedDataset(*examples, partition)
+            run_data = data._replace(partition=partition)
 
             def step(state: State, index: jax.Array) -> tuple[State, BlockMetrics]:
                 state, metrics = one_round(self.program, state, point, run_data, index)
@@ -139,9 +138,9 @@ class Simulation:
         """Puts what the runs own along the `runs` axis of the mesh, and the examples on every device."""
         runs = NamedSharding(self.mesh, PartitionSpec(ops.RUNS))
         everywhere = NamedSharding(self.mesh, PartitionSpec())
-        examples = jax.device_put((data.train, data.test), everywhere)
+        train, test = jax.device_put((data.train, data.test), everywhere)
         states, points, partition = jax.device_put((states, points, data.partition), runs)
-        return states, points, FederatedDataset(*examples, partition)
+        return states, points, FederatedDataset(train, test, partition)
 
     def _over_runs(self, fn: Any) -> Any:
         """Maps over the runs axis: one run is unwrapped, since a batch axis of one would turn branches into both."""

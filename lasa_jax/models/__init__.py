@@ -9,7 +9,7 @@ merged around every use. Nothing outside this folder knows Flax.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -62,7 +62,7 @@ def create(name: str, *, num_classes: int, input_shape: tuple[int, ...]) -> Mode
     module = _MODULES[name](num_classes)
 
     def init(key: jax.Array) -> Variables:
-        return module.init(key, jnp.zeros((1, *input_shape), jnp.float32))
+        return dict(module.init(key, jnp.zeros((1, *input_shape), jnp.float32)))
 
     def apply(
         variables: Variables,
@@ -73,9 +73,13 @@ def create(name: str, *, num_classes: int, input_shape: tuple[int, ...]) -> Mode
         mask: jax.Array | None = None,
     ) -> tuple[jax.Array, Variables]:
         if not train:
-            return module.apply(variables, inputs), variables
-        rngs = {"dropout": key}
-        logits, updated = module.apply(variables, inputs, train=True, mask=mask, rngs=rngs, mutable=["batch_stats"])
+            return cast(jax.Array, module.apply(variables, inputs)), variables
+        if key is None:
+            raise ValueError("apply(train=True) needs a key for dropout")
+        logits, updated = cast(
+            tuple[jax.Array, Variables],
+            module.apply(variables, inputs, train=True, mask=mask, rngs={"dropout": key}, mutable=["batch_stats"]),
+        )
         return logits, {**variables, **updated}
 
     return Model(init, apply)

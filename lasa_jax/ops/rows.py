@@ -127,7 +127,7 @@ def weighted_sum(
     Returns:
       A pytree like one row, leaves `(...)`. Devices exchange one partial sum of this size.
     """
-    one_for_all = jax.tree.structure(weights) == jax.tree.structure(0)
+    one_for_all = jax.tree_util.all_leaves([weights])
     weight_tree = jax.tree.map(lambda _: weights, stack) if one_for_all else weights
     read = row_map if row_map is not None else lambda row: row
 
