@@ -1,0 +1,139 @@
+"""Times one MNIST round at the paper's settings and its parts: `python -m benchmarks.round [--rounds=3]`.
+
+100 clients, 5 local steps of 10 images, published ByzMean, LASA, evaluated on 10,000 images. Needs MNIST
+(`TFDS_DATA_DIR`). Where PyTorch is installed, its local training and evaluation of the same network are timed in the
+same run, and so is its average of the stack: ratios between the columns are what carries over to another machine.
+"""
+
+import argparse
+import functools
+import resource
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lasa_jax import config as configs, data, experiment
+from lasa_jax.data import FederatedDataset
+from lasa_jax.federated import make_mesh, one_round
+from lasa_jax.federated.round import train_clients
+from lasa_jax.federated.simulation import evaluate
+
+
+def best_of(fn: Callable[..., Any], *arguments: Any, repeat: int = 3) -> float:
+    """Seconds of the fastest of a few calls, after one that compiles."""
+    jax.block_until_ready(fn(*arguments))
+    seconds = []
+    for _ in range(repeat):
+        began = time.perf_counter()
+        jax.block_until_ready(fn(*arguments))
+        seconds.append(time.perf_counter() - began)
+    return min(seconds)
+
+
+def ours(rounds: int) -> dict[str, float]:
+    """Seconds of our round and its parts."""
+    config = configs.paper("mnist")
+    config.update_from_flattened_dict({"fidelity": "published", "attack.name": "byzmean"})
+    config = configs.resolve(config)
+    dataset = data.load("mnist")
+    simulation = experiment.make_simulation(config, dataset, make_mesh())
+    program = simulation.program
+    point = experiment.make_point(config, program)
+    arrays = (dataset.train, dataset.test, experiment.make_partition(config, dataset))
+    fed = FederatedDataset(*jax.tree.map(jnp.asarray, arrays))
+    state = program.init(point)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def whole(state: Any, index: jax.Array) -> Any:
+        state, metrics = one_round(program, state, point, fed, index)
+        return state, metrics, evaluate(program, state, fed.test, config.eval_batch_size)
+
+    result = {}
+    compiled = whole.lower(state, jnp.int32(1)).compile()
+    current, seconds = jax.tree.map(jnp.copy, state), []
+    for index in range(1, rounds + 1):
+        began = time.perf_counter()
+        current, *_ = jax.block_until_ready(compiled(current, jnp.int32(index)))
+        seconds.append(time.perf_counter() - began)
+    result[f"whole round, mean of {rounds}"] = float(np.mean(seconds))
+    result["peak memory, GiB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+    train = jax.jit(functools.partial(train_clients, program))
+    result["local training"] = best_of(train, state, point, fed, jnp.int32(1), repeat=1)
+    test = jax.jit(lambda state: evaluate(program, state, fed.test, config.eval_batch_size))
+    result["evaluation"] = best_of(test, state)
+    updates, _, malicious, _ = train(state, point, fed, jnp.int32(1))
+    attack, rule = program.methods(point)
+    craft = jax.jit(lambda u, m: attack.craft(u, (), m, key=point.key)[0])
+    result["ByzMean"] = best_of(craft, updates, malicious)
+    updates = craft(updates, malicious)
+    aggregate = jax.jit(lambda u: rule.aggregate(u, (), key=point.key, num_malicious=0)[0])
+    result["LASA"] = best_of(aggregate, updates)
+    mean = jax.jit(lambda u: experiment.aggregators.fedavg().aggregate(u, (), key=point.key, num_malicious=0)[0])
+    result["average of the stack"] = best_of(mean, updates)
+    return result
+
+
+def pytorch() -> dict[str, float]:
+    """Seconds of the same parts in PyTorch; empty if it is not installed."""
+    try:
+        import torch
+    except ImportError:
+        return {}
+    nn = torch.nn
+    layers = [nn.Conv2d(1, 32, 5, padding=2), nn.MaxPool2d(2), nn.ReLU(), nn.Conv2d(32, 64, 5, padding=2)]
+    layers += [
+        nn.MaxPool2d(2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(3136, 512),
+        nn.ReLU(),
+        nn.Dropout(),
+        nn.Linear(512, 10),
+    ]
+    model = nn.Sequential(*layers)
+    images, labels = torch.randn(10, 1, 28, 28), torch.randint(0, 10, (10,))
+
+    def train() -> None:
+        for _ in range(100):
+            optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+            for _ in range(5):
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(model(images), labels).backward()
+                optimizer.step()
+
+    batch = torch.randn(128, 1, 28, 28)
+
+    def test() -> None:
+        with torch.no_grad():
+            for _ in range(79):
+                model(batch)
+
+    stack = torch.randn(100, 1_663_370)
+    result = {"local training": best_of(train, repeat=1)}
+    model.eval()
+    result["evaluation"] = best_of(test)
+    result["average of the stack"] = best_of(lambda: stack.mean(0))
+    result["sort of the stack's magnitudes"] = 10 * best_of(lambda: torch.sort(stack[:10].abs(), dim=1).values.sum())
+    return result
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    rounds = parser.parse_args().rounds
+    left, right = ours(rounds), pytorch()
+    print(f"{jax.device_count()} x {jax.devices()[0].device_kind}, JAX {jax.__version__}\n")
+    print("| part | lasa_jax (s) | PyTorch (s) |\n| --- | --- | --- |")
+    for part in {**left, **right}:
+        cells = [f"{column[part]:.3f}" if part in column else "-" for column in (left, right)]
+        print(f"| {part} | {cells[0]} | {cells[1]} |")
+
+
+if __name__ == "__main__":
+    main()
