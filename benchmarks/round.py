@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lasa_jax import config as configs, data, experiment
+from lasa_jax import config as configs
+from lasa_jax import data, experiment
 from lasa_jax.data import FederatedDataset
 from lasa_jax.federated import make_mesh, one_round
 from lasa_jax.federated.round import train_clients
