@@ -1,6 +1,6 @@
 """MNIST at the paper's settings: 6,000 clients of 10 images, 100 a round, 180 rounds.
 
-    python -m lasa_jax.main --config=configs/mnist.py --config.attack.name=min_max
+    python -m lasa_jax.main --config=configs/mnist.py --config.attack.name=lie
     python -m lasa_jax.main --config=configs/mnist.py --config.fidelity=published --config.attack.name=byzmean
 
 `fidelity=published` follows the official code where it differs from the paper, see docs/fidelity.md. The paper's best

@@ -34,26 +34,15 @@ _CLIP_NORM: dict[str, dict[str, float]] = {
 }
 _KNOWLEDGE = {"paper": {"otherwise": "benign"}, "published": {"byzmean": "all", "otherwise": "colluders"}}
 
-# What is compiled into a program. Every other number of a config is data, so that points which differ only in
-# such numbers share one program. Parameters of rules and attacks that are words or listed here are compiled in too.
-STATIC_FIELDS = (
-    "dataset",
-    "model",
-    "num_clients",
-    "clients_per_round",
-    "rounds",
-    "eval_every",
-    "block_rounds",
-    "eval_batch_size",
-    "client_chunk",
-    "client.epochs",
-    "client.batch_size",
-    "client.decay_every",
-)
+# Numeric parameters of rules and attacks that are compiled in; every other number of theirs is data of the program, as
+# are seed, attack ratio and the numbers of local SGD. The other settings are compiled in, see `federated.Program`.
 STATIC_PARAMETERS: tuple[str, ...] = ()
 
-# Settings that say where things are, not what is computed: a run may go on with another value.
-UNIDENTIFYING = ("data_dir",)
+# Settings that say where things are and how they are kept, not what is computed: a run may go on with other values.
+UNIDENTIFYING = ("data_dir", "checkpoint_every", "keep_checkpoints")
+
+
+_LARGEST = 1_000_000  # of the settings that are counts: products of two still fit a 64-bit integer
 
 
 def default() -> ConfigDict:
@@ -92,7 +81,7 @@ def default() -> ConfigDict:
 # elsewhere. The table in docs/fidelity.md explains them.
 _MNIST = {"model": "cnn", "rounds": 180, "num_clients": 6000, "clients_per_round": 100}
 _CIFAR = {"model": "resnet18", "rounds": 200, "num_clients": 100, "clients_per_round": 25}
-_CIFAR |= {"client.epochs": 3, "client.batch_size": 64, "partition.name": "class_balanced"}
+_CIFAR |= {"client.epochs": 3, "client.batch_size": 64, "partition.name": "class_balanced", "block_rounds": 1}
 _PAPER_SETTINGS: dict[str, dict[str, Any]] = {
     "mnist": {**_MNIST, "aggregator.lasa.magnitude_radius": 2.0},
     "fashion_mnist": {**_MNIST, "aggregator.lasa.magnitude_radius": 2.0},
@@ -184,6 +173,14 @@ def resolve(config: ConfigDict, overrides: Iterable[str] = ()) -> ConfigDict:
                     f"{config[kind].name!r})"
                 )
     _check_numbers(config)
+    if config.partition.name != "dirichlet":
+        for override in overrides:
+            if override in ("partition.alpha", "partition.min_samples"):
+                raise InputError(
+                    f"config.{override}: is of the partition 'dirichlet' (config.partition.name is "
+                    f"{config.partition.name!r})"
+                )
+        config.partition = ConfigDict({"name": config.partition.name})
     by_dataset = _DECAY[config.fidelity]
     if config.client.learning_rate_decay is None:
         config.client.learning_rate_decay = by_dataset.get(config.dataset, by_dataset["otherwise"])
@@ -246,7 +243,7 @@ def _check_numbers(config: ConfigDict) -> None:
     check_number("config.seed", config.seed, low=0, high=2**31 - 1)
     check_number("config.attack_ratio", config.attack_ratio, low=0, high=1)
     for field in ("rounds", "num_clients", "eval_every", "eval_batch_size", "block_rounds", "checkpoint_every"):
-        check_number(f"config.{field}", config[field], low=1)
+        check_number(f"config.{field}", config[field], low=1, high=_LARGEST)
     check_number("config.keep_checkpoints", config.keep_checkpoints, low=1)
     check_number("config.clients_per_round", config.clients_per_round, low=1)
     if config.clients_per_round > config.num_clients:
@@ -255,12 +252,12 @@ def _check_numbers(config: ConfigDict) -> None:
             f"{config.num_clients}"
         )
     if config.client_chunk is not None:
-        check_number("config.client_chunk", config.client_chunk, low=1)
-    check_number("config.partition.alpha", config.partition.alpha, above=0, below=math.inf)
-    check_number("config.partition.min_samples", config.partition.min_samples, low=1)
+        check_number("config.client_chunk", config.client_chunk, low=1, high=_LARGEST)
+    check_number("config.partition.alpha", config.partition.alpha, above=0, high=1e6)
+    check_number("config.partition.min_samples", config.partition.min_samples, low=1, high=_LARGEST)
     client = config.client
     for field in ("epochs", "batch_size", "decay_every"):
-        check_number(f"config.client.{field}", client[field], low=1)
+        check_number(f"config.client.{field}", client[field], low=1, high=_LARGEST)
     check_number("config.client.learning_rate", client.learning_rate, above=0, high=1e6)
     check_number("config.client.momentum", client.momentum, low=0, below=1)
     if client.learning_rate_decay is not None:

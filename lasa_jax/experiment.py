@@ -19,12 +19,11 @@ from lasa_jax import aggregators, data, models
 from lasa_jax import config as configs
 from lasa_jax.data import Dataset, FederatedDataset, partition
 from lasa_jax.data.partition import Partition
-from lasa_jax.errors import InputError
+from lasa_jax.errors import InputError, check_number
 from lasa_jax.federated import LocalTraining, Point, Program, Simulation, State, make_mesh
 from lasa_jax.federated.client import SGD
 from lasa_jax.federated.simulation import BlockMetrics
-from lasa_jax.workdir import Workdir
-from lasa_jax.workdir import is_finished as workdir_is_finished
+from lasa_jax.workdir import Workdir, is_finished
 
 PyTree = Any
 Progress = Callable[[Mapping[str, Any]], None]
@@ -57,7 +56,8 @@ def make_point(config: ConfigDict, program: Program) -> Point:
     """The numbers of one run. Everything random on the host is a function of the seed."""
     order = np.random.default_rng([config.seed, 0]).permutation(config.num_clients)
     malicious = np.zeros(config.num_clients, bool)
-    malicious[order[: _share(config.attack_ratio, config.num_clients)]] = True
+    if config.attack.name != "none":  # without attack everybody is benign
+        malicious[order[: _share(config.attack_ratio, config.num_clients)]] = True
     assumed = config.aggregator.assumed_malicious
     client = config.client
     aggregator = _numbers(config.aggregator.parameters)
@@ -66,6 +66,9 @@ def make_point(config: ConfigDict, program: Program) -> Point:
         template = jax.eval_shape(program.local_training.model.init, jax.random.key(0))
         level = aggregator.pop("sparsity_level")
         aggregator.setdefault("num_kept", aggregators.num_kept_entries(template, level))
+        check_number(
+            "config.aggregator.lasa.num_kept", aggregator["num_kept"], high=aggregators.num_kept_entries(template, 0)
+        )
     numbers: Any = Point(
         key=jax.random.key(config.seed),
         malicious=jnp.asarray(malicious),
@@ -110,18 +113,10 @@ def _words(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclasses.dataclass
 class _Clock:
-    """Seconds spent, for the metrics and the summary. last: seconds a round of the last block."""
+    """Seconds of this process, for the summary."""
 
     began: float
     compile_seconds: float = 0.0
-    round_seconds: float = 0.0
-    rounds: int = 0
-    last: float = 0.0
-
-    def add(self, seconds: float, rounds: int) -> None:
-        self.round_seconds += seconds
-        self.rounds += rounds
-        self.last = seconds / rounds
 
 
 def run(
@@ -148,23 +143,24 @@ def run(
       InputError: if the directory belongs to another config or another process, or the data is missing.
     """
     clock = _Clock(time.perf_counter())
-    if not workdir_is_finished(path):
-        dataset = data.load(config.dataset, data_dir=config.data_dir)
-        simulation = make_simulation(config, dataset, make_mesh() if mesh is None else mesh)
-        shares = make_partition(config, dataset)
+    if is_finished(path):
+        return _finished(config, Workdir(path, lock=False), log)
+    versions = _versions()
+    dataset = data.load(config.dataset, data_dir=config.data_dir)
+    simulation = make_simulation(config, dataset, make_mesh() if mesh is None else mesh)
+    shares = make_partition(config, dataset)
+    points = jax.tree.map(lambda x: x[None], make_point(config, simulation.program))
     with Workdir(path) as workdir:
+        if workdir.summary() is not None:  # another process finished it in between
+            return _finished(config, workdir, log)
         _claim(config, workdir)
-        summary = workdir.summary()
-        if summary is not None:
-            log(f"{path}: finished already")
-            return summary
-        points = jax.tree.map(lambda x: x[None], make_point(config, simulation.program))
         states = simulation.init(points)
-        done, states = _restore(workdir, states, log)
+        done, states = _restore(config, workdir, states, log)
         fed = FederatedDataset(dataset.train, dataset.test, jax.tree.map(lambda x: x[None], shares))
         states, points, fed = simulation.place(states, points, fed)
-        log(f"{path}: compiling for {_device()}")
-        executable, clock.compile_seconds = simulation.compile(states, points, fed)
+        if done < config.rounds:
+            log(f"{path}: compiling for {_device()}")
+            executable, clock.compile_seconds = simulation.compile(states, points, fed)
         layers = _layer_names(states.variables)
 
         status, saved = "finished", done
@@ -173,21 +169,33 @@ def run(
             states, metrics = executable(states, points, fed, jnp.int32(done))
             metrics = jax.device_get(metrics)  # the one host copy of the block
             count = min(simulation.block_rounds, config.rounds - done)
-            clock.add(time.perf_counter() - began, count)
-            lines = _lines(jax.tree.map(lambda x: x[0], metrics), done, count, simulation, layers, clock.last)
+            seconds = (time.perf_counter() - began) / count
+            lines = _lines(jax.tree.map(lambda x: x[0], metrics), done, count, simulation, layers, seconds)
             done += count
             workdir.append_metrics(lines)
             if on_line is not None:
                 for line in lines:
                     on_line(line)
-            if not np.isfinite(metrics.rounds.update_norm[0, :count]).all():
+            rounds = metrics.rounds
+            # The official code gives a run up where the mean training loss is NaN or above 1e8.
+            if not (np.isfinite(rounds.update_norm[0, :count]).all() and (rounds.train_loss[0, :count] <= 1e8).all()):
                 status = "diverged"
             elif done - saved >= config.checkpoint_every or done == config.rounds:
                 workdir.save_checkpoint(done, jax.tree.map(lambda x: x[0], states), keep=config.keep_checkpoints)
                 saved = done
-        summary = _summary(config, workdir, states, status, clock)
+        summary = {**_summary(config, workdir, states, status, clock), "versions": versions}
         workdir.write_summary(summary)
         return summary
+
+
+def _finished(config: ConfigDict, workdir: Workdir, log: Callable[[str], None]) -> dict[str, Any]:
+    """The summary of a finished run, if it is of this config and has what a summary has."""
+    summary = workdir.summary()
+    if workdir.config() is None or summary is None or not {"status", "detection"} <= summary.keys():
+        raise InputError(f"--workdir={workdir.path}: holds a summary.json of something else; choose another directory")
+    _claim(config, workdir)
+    log(f"{workdir.path}: finished already")
+    return summary
 
 
 def _claim(config: ConfigDict, workdir: Workdir) -> None:
@@ -198,6 +206,8 @@ def _claim(config: ConfigDict, workdir: Workdir) -> None:
     """
     stored = workdir.config()
     if stored is None:
+        if workdir.has_results():
+            raise InputError(f"--workdir={workdir.path}: holds results without a config.json; choose another directory")
         workdir.write_config(configs.to_json(config))
         return
     difference = configs.first_difference(stored, configs.as_json(config))
@@ -205,16 +215,23 @@ def _claim(config: ConfigDict, workdir: Workdir) -> None:
         raise InputError(f"--workdir={workdir.path}: holds another run, {difference}; choose another directory")
 
 
-def _restore(workdir: Workdir, states: State, log: Callable[[str], None]) -> tuple[int, State]:
-    """The newest checkpoint that is undamaged, and the rounds it has behind it; the given states and 0 if none is."""
+def _restore(config: ConfigDict, workdir: Workdir, states: State, log: Callable[[str], None]) -> tuple[int, State]:
+    """The newest checkpoint that is undamaged, and the rounds it has behind it; the given states and 0 if none is.
+
+    A checkpoint counts only if the metrics up to it are all there, since the summary is made from them.
+    """
+    written = {line["round"] for line in workdir.metrics()}
     template = jax.tree.map(lambda x: x[0], states)
     for last_round in reversed(workdir.checkpoint_rounds()):
-        state = workdir.restore_checkpoint(last_round, template)
+        due = {index for index in range(1, last_round + 1) if index % config.eval_every == 0 or index == config.rounds}
+        state = workdir.restore_checkpoint(last_round, template) if due <= written else None
         if state is not None:
+            workdir.remove_checkpoints_after(last_round)
             workdir.keep_metrics_until(last_round)
             log(f"{workdir.path}: going on after round {last_round}")
             return last_round, jax.tree.map(lambda x: x[None], state)
-        log(f"{workdir.path}: the checkpoint of round {last_round} is damaged, trying the one before")
+        log(f"{workdir.path}: the checkpoint of round {last_round} or its metrics are damaged, trying the one before")
+    workdir.remove_checkpoints_after(0)
     workdir.keep_metrics_until(0)
     return 0, states
 
@@ -283,6 +300,16 @@ def detection_rates(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for name in ("lasa_jax", "jax", "jaxlib", "flax", "optax", "numpy"):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:  # run from a folder that was not installed
+            versions[name] = "unknown"
+    return versions
+
+
 def _device() -> str:
     return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
 
@@ -302,14 +329,10 @@ def _summary(config: ConfigDict, workdir: Workdir, states: State, status: str, c
         "rounds": lines[-1]["round"] if lines else 0,
         "seed": config.seed,
         "detection": detection_rates(lines),
-        "seconds_per_round": clock.round_seconds / clock.rounds if clock.rounds else None,
+        "seconds_per_round": float(np.mean([line["seconds_per_round"] for line in lines])) if lines else None,
         "compile_seconds": clock.compile_seconds,
         "total_seconds": time.perf_counter() - clock.began,
         "parameters_sha256": digest.hexdigest(),
         "config_id": configs.identity(config),
         "device": _device(),
-        "versions": {
-            "python": platform.python_version(),
-            **{name: metadata.version(name) for name in ("lasa_jax", "jax", "jaxlib", "flax", "optax", "numpy")},
-        },
     }

@@ -22,7 +22,6 @@ from lasa_jax import config as configs
 from lasa_jax import experiment, report
 from lasa_jax.data import cache
 from lasa_jax.errors import InputError
-from lasa_jax.workdir import Workdir
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True, help_string="file of the config, see configs/")
 _WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run; runs/<what>_<config hash> by default")
@@ -91,8 +90,10 @@ def run(config: ConfigDict, overrides: Sequence[str], workdir: str | None) -> No
     finally:
         if progress.live.is_started:
             progress.stop()
-    with Workdir(path) as directory:
-        report.accuracy_curve(directory)
+    try:
+        report.accuracy_curve(path)
+    except OSError as error:
+        say(f"{path}: accuracy.png cannot be written ({error.strerror})")
     print_summary(summary, path, console)
 
 

@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import socket
 from collections.abc import Iterable, Mapping
@@ -63,17 +64,23 @@ def is_finished(path: str | os.PathLike[str]) -> bool:
 class Workdir:
     """An open run directory, locked by this process. Use as a context manager."""
 
-    def __init__(self, path: str | os.PathLike[str]):
+    def __init__(self, path: str | os.PathLike[str], *, lock: bool = True):
         """Creates the directory if needed and locks it.
+
+        Args:
+          path: the directory.
+          lock: False only reads a directory that is there.
 
         Raises:
           InputError: if the path is a file, cannot be created, or another process works there.
         """
         self.path = Path(path)
         self._lock: Any = None
-        if self.path.exists() and not self.path.is_dir():
-            raise InputError(f"--workdir={self.path}: is a file, allowed is a directory")
+        if not lock:
+            return
         try:
+            if self.path.exists() and not self.path.is_dir():
+                raise InputError(f"--workdir={self.path}: is a file, allowed is a directory")
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.path / ".lock", "a+")  # noqa: SIM115  (held until close)
         except OSError as error:
@@ -85,6 +92,9 @@ class Workdir:
             holder = self._lock.read().strip() or "another process"
             self._lock.close()
             raise InputError(f"--workdir={self.path}: in use by {holder}") from None
+        except OSError as error:
+            self._lock.close()
+            raise InputError(f"--workdir={self.path}: cannot be locked ({error.strerror}), use a local disk") from None
         self._lock.truncate(0)
         self._lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         self._lock.flush()
@@ -97,7 +107,12 @@ class Workdir:
 
     def close(self) -> None:
         """Releases the lock."""
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
+
+    def has_results(self) -> bool:
+        """Whether anything that a run leaves is here, apart from its config."""
+        return any((self.path / name).exists() for name in ("summary.json", "metrics.jsonl", "checkpoints"))
 
     def _read_json(self, name: str) -> dict[str, Any] | None:
         path = self.path / name
@@ -131,7 +146,7 @@ class Workdir:
         """The lines of metrics.jsonl; what follows a line that a crash cut off is not read."""
         lines: list[dict[str, Any]] = []
         try:
-            text = (self.path / "metrics.jsonl").read_text()
+            text = (self.path / "metrics.jsonl").read_text(errors="replace")
         except FileNotFoundError:
             return lines
         for line in text.splitlines():
@@ -165,7 +180,14 @@ class Workdir:
 
     def checkpoint_rounds(self) -> list[int]:
         """Rounds of which a checkpoint with its manifest is there, oldest first. Its contents are not yet verified."""
-        return sorted(int(path.stem.removeprefix("round_")) for path in self._checkpoints.glob("round_*.json"))
+        matches = [re.fullmatch(r"round_(\d+)\.json", path.name) for path in self._checkpoints.glob("round_*.json")]
+        return sorted(int(match[1]) for match in matches if match)
+
+    def remove_checkpoints_after(self, last_round: int) -> None:
+        """Deletes the checkpoints of later rounds: damaged ones, which would push out good ones that follow."""
+        for later in self.checkpoint_rounds():
+            if later > last_round:
+                self._remove(later)
 
     def save_checkpoint(self, last_round: int, state: PyTree, *, keep: int) -> None:
         """Writes the state after `last_round`; the manifest comes last, a folder without one is not a checkpoint.
@@ -195,12 +217,13 @@ class Workdir:
         folder = self._folder(last_round)
         try:
             manifest = json.loads(folder.with_suffix(".json").read_text())
-            if manifest["files"] != _digests(folder):
+            if manifest["round"] != last_round or manifest["files"] != _digests(folder):
                 return None
+            shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
+            with ocp.StandardCheckpointer() as checkpointer:
+                return checkpointer.restore(folder.absolute(), shapes)
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        with ocp.StandardCheckpointer() as checkpointer:
-            return checkpointer.restore(folder.absolute(), jax.tree.map(ocp.utils.to_shape_dtype_struct, template))
 
     @property
     def _checkpoints(self) -> Path:

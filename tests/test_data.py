@@ -121,7 +121,7 @@ def test_missing_set_says_what_to_do(name, tmp_path, monkeypatch):
 def test_preparing_without_tensorflow_names_the_extra(monkeypatch, capsys):
     monkeypatch.setitem(__import__("sys").modules, "tensorflow", None)
     assert prepare.main(["mnist"]) == 2
-    assert "lasa_jax[prepare]" in capsys.readouterr().err
+    assert ".[prepare]" in capsys.readouterr().err
 
 
 def test_unknown_dataset():

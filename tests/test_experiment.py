@@ -96,8 +96,7 @@ def test_files(finished):
         "round_000006.json",
     ]
     assert json.loads((path / "config.json").read_text())["aggregator"]["name"] == "fedavg"
-    with Workdir(path) as workdir:
-        report.accuracy_curve(workdir)
+    report.accuracy_curve(path)
     assert (path / "accuracy.png").read_bytes().startswith(b"\x89PNG")
 
 

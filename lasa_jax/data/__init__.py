@@ -1,6 +1,6 @@
 """Datasets: a registry, one file a source, and the arrays that a simulation reads.
 
-To add a dataset, write a function `(data_dir, source) -> Dataset` in a file of its own and name it in `_LOADERS`.
+To add a dataset, write a function `(data_dir) -> Dataset` in a file of its own and name it in `_LOADERS`.
 """
 
 import difflib

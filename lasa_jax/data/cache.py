@@ -6,6 +6,7 @@ import json
 import os
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +23,23 @@ def fingerprint(files: list[Path]) -> list[list[str | int]]:
     return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in sorted(files)]
 
 
-def cached(name: str, key: object, build: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+# What NumPy and zipfile raise on an archive that is missing, cut off or has flipped bits.
+_DAMAGE = (
+    OSError,
+    ValueError,
+    EOFError,
+    KeyError,
+    RuntimeError,
+    MemoryError,
+    OverflowError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
+def cached(
+    name: str, key: object, fields: tuple[str, ...], build: Callable[[], dict[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
     """The arrays that `build` returns, read from the cache where it holds them undamaged.
 
     An entry is a NumPy archive named by the hash of `key`. Archives carry a CRC-32 of every array, which is verified on
@@ -32,14 +49,15 @@ def cached(name: str, key: object, build: Callable[[], dict[str, np.ndarray]]) -
     Args:
       name: first part of the file name.
       key: everything the arrays depend on, as JSON.
+      fields: names of the arrays.
       build: makes the arrays.
     """
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     path = directory() / "decoded" / f"{name}-{digest}.npz"
     try:
         with np.load(path, allow_pickle=False) as archive:
-            return {field: archive[field] for field in archive.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+            return {field: archive[field] for field in fields}
+    except _DAMAGE:
         arrays = build()
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)

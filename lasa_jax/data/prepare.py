@@ -1,6 +1,6 @@
 """Downloads a TFDS image set and writes it as array_record: `python -m lasa_jax.data.prepare mnist --data_dir=DIR`.
 
-Preparing from the original download is the only step that needs TensorFlow: `pip install "lasa_jax[prepare]"`.
+Preparing from the original download is the only step that needs TensorFlow: `pip install -e ".[prepare]"`.
 """
 
 import argparse
@@ -21,13 +21,15 @@ def prepare(name: str, data_dir: str | None) -> None:
         import importlib_resources  # noqa: F401  (TFDS imports it without declaring it)
         import tensorflow  # noqa: F401
     except ImportError as error:
-        raise InputError(f'preparing {name} needs {error.name}: pip install "lasa_jax[prepare]"') from None
+        raise InputError(f'preparing {name} needs {error.name}: pip install -e ".[prepare]"') from None
     import tensorflow_datasets as tfds
 
     try:
         tfds.builder(name, data_dir=root, file_format="array_record").download_and_prepare()
-    except (OSError, tfds.download.DownloadError) as error:
-        raise InputError(f"preparing {name} in {root} failed: {type(error).__name__}: {error}") from error
+    except (OSError, ValueError, tfds.download.DownloadError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"preparing {name} in {root} failed: {type(error).__name__}: {reason}") from error
+    tfds_images.find_prepared(name, data_dir)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -46,15 +46,19 @@ def resolve_data_dir(data_dir: str | None) -> tuple[Path, str]:
     return Path.home() / "tensorflow_datasets", "TFDS's default"
 
 
-def _prepared(name: str, data_dir: str | None) -> Path:
-    """The newest prepared version of a set, checked before TFDS is asked: its own message is misleading."""
+def find_prepared(name: str, data_dir: str | None) -> Path:
+    """The newest prepared version of a set, checked before TFDS is asked: its own message is misleading.
+
+    Raises:
+      InputError: if there is none, or it is not stored as array_record.
+    """
     root, setting = resolve_data_dir(data_dir)
     versions = [info.parent for info in root.glob(f"{name}/*/dataset_info.json")]
     command = f"python -m lasa_jax.data.prepare {name} --data_dir={root}"
     if not versions:
         raise InputError(
             f"config.dataset = {name!r}: looked for {name}/*/dataset_info.json in {root} (from {setting}) and found "
-            f'none; prepare it with: pip install "lasa_jax[prepare]" && {command}'
+            f'none; prepare it with: pip install -e ".[prepare]" && {command}'
         )
     newest = max(versions, key=lambda path: [int(part) for part in path.name.split(".") if part.isdigit()])
     try:
@@ -64,7 +68,9 @@ def _prepared(name: str, data_dir: str | None) -> Path:
             f"{newest / 'dataset_info.json'}: cannot be read ({error}); prepare again: {command}"
         ) from None
     if stored != "array_record":
-        raise InputError(f"{newest}: stored as {stored}, allowed is array_record; prepare again: {command}")
+        raise InputError(
+            f"{newest}: stored as {stored}, allowed is array_record; remove that directory and run: {command}"
+        )
     return newest
 
 
@@ -72,7 +78,7 @@ def _read_split(directory: Path, split: str, image_set: _ImageSet) -> tuple[np.n
     """Decodes a split in batches and checks what it finds: images uint8 `(n, height, width, channels)`, labels int32."""
     import tensorflow_datasets as tfds  # slow to import, and not needed where the cache answers
 
-    name = directory.parent.name
+    name = f"{directory.parent.name}:{directory.name}"
     try:
         source = tfds.data_source(name, split=split, data_dir=directory.parents[1], download=False)
         images = np.empty((len(source), *image_set.shape), np.uint8)
@@ -91,7 +97,7 @@ def _read_split(directory: Path, split: str, image_set: _ImageSet) -> tuple[np.n
 
 def _load(name: str, data_dir: str | None) -> Dataset:
     image_set = _SETS[name]
-    directory = _prepared(name, data_dir)
+    directory = find_prepared(name, data_dir)
 
     def build() -> dict[str, np.ndarray]:
         arrays = {}
@@ -100,7 +106,8 @@ def _load(name: str, data_dir: str | None) -> Dataset:
         return arrays
 
     files = [path for path in directory.iterdir() if path.is_file()]
-    arrays = cache.cached(name, {"format": 1, "files": cache.fingerprint(files)}, build)
+    fields = ("train_images", "train_labels", "test_images", "test_labels")
+    arrays = cache.cached(name, {"format": 1, "files": cache.fingerprint(files)}, fields, build)
     return Dataset(
         name=name,
         num_classes=image_set.num_classes,

@@ -67,7 +67,9 @@ def evaluate(program: Program, state: State, test: Examples, batch_size: int) ->
     losses, right = ops.map_rows(
         one, batches(test.inputs), batches(test.labels), real, shared=(state.variables,), at_once=1
     )
-    return jnp.sum(losses) / num_examples, jnp.sum(right) / num_examples
+    loss = jnp.sum(losses) / num_examples
+    # A model of NaN predicts class 0 everywhere: that is no accuracy.
+    return loss, jnp.where(jnp.isnan(loss), jnp.nan, jnp.sum(right) / num_examples)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,12 +1,15 @@
 """Curves of one run."""
 
+import os
+
 from lasa_jax.workdir import Workdir
 
 
-def accuracy_curve(workdir: Workdir) -> None:
-    """Draws `accuracy.png`: test accuracy against the round. Nothing if no round was evaluated."""
+def accuracy_curve(path: str | os.PathLike[str]) -> None:
+    """Draws `accuracy.png` in a run's directory: test accuracy against the round. Nothing if no round was evaluated."""
     from matplotlib.figure import Figure  # half a second that a run should not wait for
 
+    workdir = Workdir(path, lock=False)
     lines = [line for line in workdir.metrics() if line["test_accuracy"] is not None]
     if not lines:
         return
