@@ -59,7 +59,8 @@ def test_only_malicious_rows_change_and_stay_finite(attack, malicious):
     for name, x in honest().items():
         np.testing.assert_array_equal(crafted[name][~which], x[~which])
         assert np.isfinite(crafted[name]).all()
-        if attack is not ATTACKS["none"] and len(MASKS[malicious]) == 4:
+        lone_average = attack is ATTACKS["lie, colluders"] and malicious == "one"  # the mean of one row is that row
+        if attack is not ATTACKS["none"] and which.any() and not lone_average:
             assert not np.allclose(crafted[name][which], x[which])
 
 
@@ -101,7 +102,7 @@ def test_vmap_over_runs_equals_a_loop(attack):
 @CASES
 def test_labels(attack):
     labels = jnp.arange(5)
-    assert attack.poison_labels(labels, 5).shape == labels.shape
+    np.testing.assert_array_equal(attack.poison_labels(labels, 5), labels)  # none of these poisons data
 
 
 @pytest.mark.parametrize("f", [1, 2, 5, 8])

@@ -128,6 +128,8 @@ BAD = [
     ({"attack.lie.z": 1.0}, r"config.attack.lie.z: attack 'lie' is not selected \(config.attack.name is 'byzmean'\)"),
     ({"attack.byzmean.variant": "x"}, "config.attack.byzmean.variant = 'x': allowed are paper, published"),
     ({"aggregator.assumed_malicious": 31}, "config.aggregator.assumed_malicious = 31"),
+    ({"partition.alpha": 0.1}, "config.partition.alpha: is of the partition 'dirichlet'"),
+    ({"rounds": 10**11}, "config.rounds = 100000000000: allowed is 1 <= config.rounds <= 1e"),
     ({"source": "somewhere"}, "config.source = 'somewhere'"),
 ]
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -128,8 +129,6 @@ def test_another_config_is_refused(finished):
 @pytest.mark.parametrize("damage", ["flip", "truncate", "lose", "no manifest", "cut metrics"])
 def test_goes_on_from_the_last_good_checkpoint(finished, tmp_path, damage):
     """As if killed before the summary, with the newest checkpoint damaged: the end is the same bit for bit."""
-    import shutil
-
     whole, summary, _ = finished
     path = tmp_path / "run"
     shutil.copytree(whole, path)
@@ -158,6 +157,55 @@ def test_goes_on_from_the_last_good_checkpoint(finished, tmp_path, damage):
     with Workdir(path) as workdir, Workdir(whole) as undisturbed:
         for ours, theirs in zip(workdir.metrics(), undisturbed.metrics(), strict=True):
             assert {**ours, "seconds_per_round": 0} == {**theirs, "seconds_per_round": 0}
+
+
+def test_damaged_checkpoints_do_not_push_out_good_ones(finished, tmp_path):
+    path = tmp_path / "run"
+    shutil.copytree(finished[0], path)
+    (path / "summary.json").unlink()
+    for folder in ("round_000004", "round_000006"):
+        for file in (path / "checkpoints" / folder).rglob("*"):
+            if file.is_file():
+                file.write_bytes(b"")
+    saved = []
+    save = Workdir.save_checkpoint
+
+    def save_and_list(self, *arguments, **options):
+        save(self, *arguments, **options)
+        saved.append(self.checkpoint_rounds())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Workdir, "save_checkpoint", save_and_list)
+        again = run(small(), path)
+    assert saved == [[2], [2, 4], [4, 6]]
+    assert again["parameters_sha256"] == finished[1]["parameters_sha256"]
+
+
+def test_a_checkpoint_without_its_metrics_does_not_count(finished, tmp_path):
+    path = tmp_path / "run"
+    shutil.copytree(finished[0], path)
+    (path / "summary.json").unlink()
+    lines = (path / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (path / "metrics.jsonl").write_bytes("".join(lines[:4]).encode() + b"\xff\xfe" + lines[5].encode())
+    said = []
+    again = experiment.run(small(), path, mesh=make_mesh(jax.devices()[:1]), log=said.append)
+    assert any("going on after round 4" in text for text in said)
+    assert again["best_test_accuracy"] == finished[1]["best_test_accuracy"]
+
+
+@pytest.mark.parametrize("left", ["summary.json", "metrics.jsonl"])
+def test_results_of_something_else_are_not_touched(tmp_path, left):
+    (tmp_path / left).write_text('{"mine": 1}')
+    with pytest.raises(InputError, match="choose another directory"):
+        run(small(), tmp_path)
+    assert [path.name for path in tmp_path.iterdir() if path.name != ".lock"] == [left]
+    assert (tmp_path / left).read_text() == '{"mine": 1}'
+
+
+def test_without_attack_nobody_is_malicious():
+    config = small(**{"attack.name": "none"})
+    program = experiment.make_simulation(config, experiment.data.load("digits"), make_mesh()).program
+    assert not experiment.make_point(config, program).malicious.any()
 
 
 def test_a_second_process_is_refused(tmp_path):

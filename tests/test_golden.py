@@ -105,7 +105,7 @@ def test_top_k(recording: Recording, variant: str):
 def test_lasa_where_published_breaks():
     """One bad client changes what it must and no more: the other clients are filtered as without it."""
     recording = next(r for r in RECORDINGS if r.name.startswith("a1"))
-    lasa = functools.partial(lasa_over_settings(recording))
+    lasa = lasa_over_settings.__wrapped__(recording)
     template = {name: np.empty(shape) for name, shape, *_ in recording.layers}
     settings = (aggregators.num_kept_entries(template, 0.3), 2.0, 1.0)
     for variant, client in (("inf_one", 5), ("zero_one", 6), ("zero_layer_one", 3), ("nan_and_zero_layer", 7)):

@@ -132,6 +132,7 @@ def chain(*steps: Link | Aggregator) -> Aggregator:
         rows = Rows.of(updates, present)
         for index, link in enumerate(links):
             rows = link(rows, key=jax.random.fold_in(key, index), num_malicious=num_malicious)
-        return rule.aggregate(rows, state, key=key, num_malicious=num_malicious)
+        rule_key = jax.random.fold_in(key, len(links))
+        return rule.aggregate(rows, state, key=rule_key, num_malicious=num_malicious)
 
     return Aggregator(rule.init, aggregate)

@@ -29,6 +29,12 @@ class SGD(NamedTuple):
     clip_norm: Scalar | None
 
 
+def clip_update(update: Variables, limit: Scalar) -> Variables:
+    """`update / max(1, norm / limit)`, the norm over the whole update (FIDELITY.md, section 3)."""
+    scale = 1 / jnp.maximum(ops.tree_norm(update) / limit, 1)
+    return jax.tree.map(lambda x: x * scale, update)
+
+
 @dataclasses.dataclass(frozen=True)
 class LocalTraining:
     """Local training as a pure function of one client. What is fixed at compile time is an attribute.
@@ -91,9 +97,9 @@ class LocalTraining:
             return total / jnp.maximum(jnp.sum(real), 1), (updated, total)
 
         def epoch(index: jax.Array, carry: Any) -> Any:
-            epoch_key = jax.random.fold_in(key, index)
+            order_key, steps_key = jax.random.split(jax.random.fold_in(key, index))
             # A random order of the first `size` places: padding has the largest key and the sort is stable.
-            draws = jnp.where(place < size, jax.random.bits(epoch_key, (width,)), jnp.uint32(0xFFFFFFFF))
+            draws = jnp.where(place < size, jax.random.bits(order_key, (width,)), jnp.uint32(0xFFFFFFFF))
             order = jnp.pad(indices, (0, width - indices.shape[0]))[jnp.argsort(draws, stable=True)]
 
             def step(index: jax.Array, carry: Any) -> Any:
@@ -101,7 +107,7 @@ class LocalTraining:
                 start = index * self.batch_size
                 batch = jax.lax.dynamic_slice(order, (start,), (self.batch_size,))
                 real = start + jnp.arange(self.batch_size) < size
-                step_key = jax.random.fold_in(epoch_key, index)
+                step_key = jax.random.fold_in(steps_key, index)
                 grads, (updated, total) = jax.grad(loss_of, has_aux=True)(
                     current["params"], current, batch, real, step_key
                 )
@@ -115,6 +121,5 @@ class LocalTraining:
         local, _, loss = jax.lax.fori_loop(0, self.epochs, epoch, start)
         update = jax.tree.map(jnp.subtract, local, variables)
         if sgd.clip_norm is not None:
-            scale = 1 / jnp.maximum(ops.tree_norm(update) / sgd.clip_norm, 1)
-            update = jax.tree.map(lambda x: x * scale, update)
+            update = clip_update(update, sgd.clip_norm)
         return update, loss / (size * self.epochs)

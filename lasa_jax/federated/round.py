@@ -13,8 +13,9 @@ from lasa_jax.data import Examples, FederatedDataset
 from lasa_jax.federated.client import SGD, LocalTraining
 from lasa_jax.models import Variables
 
-# Every random draw is a function of (seed, round, client): the run's key, folded with the round, then with its use.
-_SAMPLE, _TRAIN, _ATTACK, _AGGREGATE = range(4)
+# Every random draw is a function of (seed, round, client): the run's key, folded with the round, then with its use, then
+# with the client or, for crafted rows, the place among the clients of the round, which the seed and round decide.
+_SAMPLE, _TRAIN, _ATTACK, _AGGREGATE, _REHEARSE = range(5)
 
 
 class State(NamedTuple):
@@ -159,11 +160,13 @@ def one_round(
     key = jax.random.fold_in(point.key, round_index)
     updates, losses, malicious, present = train_clients(program, state, point, data, round_index)
 
-    rule_key = jax.random.fold_in(key, _AGGREGATE)
-
-    def aggregate(updates: Any) -> Any:
+    def aggregate(updates: Any, use: int = _AGGREGATE) -> Any:
         return rule.aggregate(
-            updates, state.aggregator, key=rule_key, num_malicious=point.assumed_malicious, present=present
+            updates,
+            state.aggregator,
+            key=jax.random.fold_in(key, use),
+            num_malicious=point.assumed_malicious,
+            present=present,
         )
 
     updates, attack_state = attack.craft(
@@ -172,7 +175,7 @@ def one_round(
         malicious,
         key=jax.random.fold_in(key, _ATTACK),
         present=present,
-        aggregate=lambda updates: aggregate(updates)[0],
+        aggregate=lambda updates: aggregate(updates, _REHEARSE)[0],  # the attacker cannot foresee the server's draws
     )
     update, rule_state, diagnostics = aggregate(updates)
     variables = jax.tree.map(jnp.add, state.variables, update)

@@ -152,6 +152,6 @@ class Simulation:
             if jax.tree.leaves(args)[0].shape[0] == 1:
                 result = fn(*jax.tree.map(lambda x: x[0], args))
                 return jax.tree.map(lambda x: x[None], result)
-            return jax.vmap(fn, spmd_axis_name=ops.RUNS)(*args)
+            return jax.vmap(fn)(*args)
 
         return mapped

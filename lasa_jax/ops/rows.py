@@ -125,7 +125,7 @@ def weighted_sum(
       row_map: applied to each row before it is added; the mapped stack is never written to memory.
 
     Returns:
-      A pytree like one row, leaves `(...)`. Devices exchange one partial sum of this size.
+      A pytree like one row, leaves `(...)`, added in float32 and returned in the stack's dtypes. Devices exchange one partial sum of this size.
     """
     one_for_all = jax.tree_util.all_leaves([weights])
     weight_tree = jax.tree.map(lambda _: weights, stack) if one_for_all else weights
@@ -134,9 +134,7 @@ def weighted_sum(
     def local(weights: PyTree, stack: PyTree, *others: PyTree) -> PyTree:
         if one_at_a_time():
             row = jax.tree.map(lambda x: x[0], (stack, *others))
-            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(lambda r: read(*r), row))
-            if num_shards() > 1:
-                zeros = lax.pcast(zeros, (CLIENTS,), to="varying")
+            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), jax.eval_shape(lambda r: read(*r), row))
 
             def add(total: PyTree, rows: tuple[PyTree, ...]) -> tuple[PyTree, None]:
                 w, *row = rows
@@ -146,9 +144,10 @@ def weighted_sum(
         else:
             mapped = jax.vmap(read)(stack, *others)
             total = jax.tree.map(
-                lambda w, x: jnp.sum(jnp.where(_column(w != 0, x), _column(w, x) * x, 0), axis=0), weights, mapped
+                lambda w, x: jnp.sum(jnp.where(_column(w != 0, x), _column(w, x) * x, 0.0), axis=0), weights, mapped
             )
-        return lax.psum(total, CLIENTS) if num_shards() > 1 else total
+        total = lax.psum(total, CLIENTS) if num_shards() > 1 else total
+        return jax.tree.map(lambda x, like: x.astype(like.dtype), total, stack)
 
     operands = (weight_tree, stack, *others)
     return _on_each_shard(local, operands, PartitionSpec(), (True,) * len(operands))

@@ -25,7 +25,7 @@ def tree_norm(row: object) -> jax.Array:
     """
     leaves = jax.tree.leaves(row)
     largest = jnp.max(jnp.stack([jnp.max(jnp.abs(x), initial=0) for x in leaves]))
-    extreme = (largest > 1e18) | (largest < 1e-18)  # squares would leave the range of float32
+    extreme = (largest > 1e15) | (largest < 1e-15)  # sums of 10 million squares would leave the range of float32
     scale = jnp.where(extreme & (largest > 0) & jnp.isfinite(largest), largest, 1.0)
     return scale * jnp.sqrt(sum((total(jnp.square(x / scale)) for x in leaves), jnp.float32(0)))
 

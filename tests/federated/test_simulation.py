@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import jax
@@ -46,7 +47,8 @@ def test_each_round_on_8_devices_equals_the_round_on_1():
             actual, sharded_metrics = jax.device_get(step_on_eight(state, point, fed, index))
         jax.tree.map(close, actual.variables, wanted.variables)
         np.testing.assert_allclose(sharded_metrics.train_loss, metrics.train_loss, rtol=1e-5)
-        np.testing.assert_array_equal(sharded_metrics.malicious, metrics.malicious)
+        for field in ("malicious", "benign", "malicious_filtered", "benign_filtered"):
+            np.testing.assert_array_equal(getattr(sharded_metrics, field), getattr(metrics, field))
         state = wanted
 
 
@@ -118,6 +120,29 @@ def test_two_runs_in_one_program():
         )
         np.testing.assert_array_equal(metrics.rounds.malicious[run], alone_metrics.rounds.malicious[0])
     assert not np.array_equal(metrics.rounds.train_loss[0], metrics.rounds.train_loss[1])
+
+
+def test_a_mesh_of_runs_and_clients():
+    """Two runs on 2 x 4 devices: each as on one device."""
+    simulation, point, fed = setup(8)
+    simulation = dataclasses.replace(simulation, mesh=make_mesh(runs=2))
+    other = point._replace(key=jax.random.key(9))
+    both = jax.tree.map(lambda *x: jnp.stack(x), point, other)
+    states = simulation.init(both)
+    two = FederatedDataset(fed.train, fed.test, jax.tree.map(lambda x: jnp.stack([x, x]), fed.partition))
+    states, both, two = simulation.place(states, both, two)
+
+    def step(state, point, shares):
+        return one_round(simulation.program, state, point, FederatedDataset(fed.train, fed.test, shares), 1)[0]
+
+    with jax.set_mesh(simulation.mesh):
+        together = jax.device_get(jax.jit(jax.vmap(step))(states, both, two.partition))
+    on_one = jax.jit(step)
+    for run, alone in enumerate((point, other)):
+        wanted = on_one(simulation.program.init(alone), alone, fed.partition)
+        jax.tree.map(
+            lambda a, b, r=run: np.testing.assert_allclose(a[r], b, atol=2e-5), together.variables, wanted.variables
+        )
 
 
 def test_clients_are_drawn_without_replacement():

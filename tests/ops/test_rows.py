@@ -79,6 +79,14 @@ class TestPrimitives:
         )(x, np.arange(N, dtype=np.float32))
         np.testing.assert_allclose(result["b"], np.tensordot(np.arange(N), x["b"], 1), rtol=1e-5, atol=1e-4)
 
+    def test_half_precision_is_added_in_single(self):
+        x = {"w": jnp.asarray(stack()["w"], jnp.bfloat16)}
+        result = jax.jit(ops.weighted_sum)(np.full(N, 1 / N, np.float32), x)["w"]
+        assert result.dtype == jnp.bfloat16
+        np.testing.assert_allclose(
+            result.astype(np.float32), np.asarray(x["w"], np.float32).mean(0), rtol=0.01, atol=1e-6
+        )
+
     @pytest.mark.parametrize("marked", [[], [3], [1, 4, 5, 9], list(range(N))])
     def test_mean_and_std(self, marked):
         x = stack()

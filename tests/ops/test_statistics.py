@@ -37,6 +37,10 @@ def test_tree_norm(scale):
     np.testing.assert_allclose(ops.tree_norm(tree), wanted, rtol=1e-5)
 
 
+def test_tree_norm_of_many_large_entries():
+    np.testing.assert_allclose(ops.tree_norm(np.full(1_000_000, 5e17, np.float32)), 5e20, rtol=1e-5)
+
+
 def test_tree_norm_of_zeros_and_of_what_is_not_finite():
     assert ops.tree_norm({"a": jnp.zeros(3)}) == 0
     assert np.isnan(ops.tree_norm({"a": jnp.array([jnp.nan, 1.0])}))
