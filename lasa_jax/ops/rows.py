@@ -125,7 +125,8 @@ def weighted_sum(
       row_map: applied to each row before it is added; the mapped stack is never written to memory.
 
     Returns:
-      A pytree like one row, leaves `(...)`, added in float32 and returned in the stack's dtypes. Devices exchange one partial sum of this size.
+      A pytree like one row, leaves `(...)`, added in float32 and returned in the dtypes of the stack. Devices exchange one
+      partial sum of this size.
     """
     one_for_all = jax.tree_util.all_leaves([weights])
     weight_tree = jax.tree.map(lambda _: weights, stack) if one_for_all else weights
