@@ -7,6 +7,11 @@ replicates on every device. Patches times kernel is an ordinary (batched) matrix
 
 import jax
 import jax.numpy as jnp
+from jax import lax
+
+from lasa_jax.ops.rows import one_at_a_time
+
+_MIB = 2**20
 
 
 def conv2d(images: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: int = 0) -> jax.Array:
@@ -22,21 +27,40 @@ def conv2d(images: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: in
 
     Returns:
       `(batch, out_height, out_width, features)` with `out = (size + 2 * padding - kernel_size) // stride + 1`.
+
+    On a CPU a large batch is taken a few images at a time, so that their patches stay in cache (twice as fast).
     """
-    kernel_height, kernel_width, _, features = kernel.shape
+    kernel_height, kernel_width, channels, features = kernel.shape
     if padding:
         images = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     out_height = (images.shape[1] - kernel_height) // stride + 1
     out_width = (images.shape[2] - kernel_width) // stride + 1
-    patches = jnp.concatenate(
-        [
-            images[:, i : i + (out_height - 1) * stride + 1 : stride, j : j + (out_width - 1) * stride + 1 : stride]
-            for i in range(kernel_height)
-            for j in range(kernel_width)
-        ],
-        axis=-1,
-    )
-    return patches @ kernel.reshape(-1, features)
+
+    def product(images: jax.Array, kernel: jax.Array) -> jax.Array:
+        rows, columns = (out_height - 1) * stride + 1, (out_width - 1) * stride + 1
+        patches = jnp.concatenate(
+            [
+                images[:, i : i + rows : stride, j : j + columns : stride]
+                for i in range(kernel_height)
+                for j in range(kernel_width)
+            ],
+            axis=-1,
+        )
+        return patches @ kernel.reshape(-1, features)
+
+    batch = images.shape[0]
+    image_bytes = out_height * out_width * kernel_height * kernel_width * channels * images.dtype.itemsize
+    # A large kernel is worth its packing for many images only.
+    if one_at_a_time() and batch * image_bytes > 8 * _MIB and kernel.nbytes <= _MIB:
+        some = max(1, min(2 * _MIB // image_bytes, batch))
+        whole = batch // some * some
+        few = jax.checkpoint(product)  # the gradient makes the patches again instead of keeping them
+        grouped = images[:whole].reshape(-1, some, *images.shape[1:])
+        done = lax.map(lambda few_images: few(few_images, kernel), grouped).reshape(
+            whole, out_height, out_width, features
+        )
+        return done if whole == batch else jnp.concatenate([done, product(images[whole:], kernel)])
+    return product(images, kernel)
 
 
 def max_pool2d(images: jax.Array, window: int = 2) -> jax.Array:

@@ -41,6 +41,21 @@ def test_conv2d_equals_lax(size, stride, padding, image, channels, features):
         np.testing.assert_allclose(a, b, atol=2e-6 * float(jnp.abs(b).max()))
 
 
+def test_a_large_batch_is_taken_a_few_images_at_a_time():
+    """43 images do not divide into groups of 3; the patches of the whole batch, 27 MB, are never in memory."""
+    keys = jax.random.split(jax.random.key(0), 2)
+    x = jax.random.normal(keys[0], (43, 14, 14, 32))
+    kernel = jax.random.normal(keys[1], (5, 5, 32, 64))
+    conv = jax.jit(lambda x, kernel: ops.conv2d(x, kernel, padding=2))
+    few = jnp.concatenate([conv(x[i : i + 1], kernel) for i in range(43)])
+    np.testing.assert_allclose(conv(x, kernel), few, atol=2e-6 * float(jnp.abs(few).max()))
+    wanted = jax.grad(lambda x, k: sum((conv(x[i : i + 1], k) ** 2).sum() for i in range(43)), (0, 1))(x, kernel)
+    actual = jax.grad(lambda x, k: (conv(x, k) ** 2).sum(), (0, 1))(x, kernel)
+    for a, b in zip(actual, wanted, strict=True):
+        np.testing.assert_allclose(a, b, atol=4e-6 * float(jnp.abs(b).max()))
+    assert conv.lower(x, kernel).compile().memory_analysis().temp_size_in_bytes < 8 * 2**20
+
+
 def test_no_convolution_is_left_in_the_program():
     kernels = np.zeros((4, 3, 3, 2, 8), np.float32)
     images = np.zeros((4, 2, 8, 8, 2), np.float32)
