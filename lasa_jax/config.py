@@ -36,7 +36,15 @@ _KNOWLEDGE = {"paper": {"otherwise": "benign"}, "published": {"byzmean": "all", 
 
 # Numeric parameters of rules and attacks that are compiled in; every other number of theirs is data of the program, as
 # are seed, attack ratio and the numbers of local SGD. The other settings are compiled in, see `federated.Program`.
-STATIC_PARAMETERS: tuple[str, ...] = ()
+STATIC_PARAMETERS = (
+    "coordinate_fraction",
+    "max_iterations",
+    "num_coordinates",
+    "num_iterations",
+    "num_magnitudes",
+    "num_refinements",
+    "refinements",
+)
 
 # Settings that say where things are and how they are kept, not what is computed: a run may go on with other values.
 UNIDENTIFYING = ("data_dir", "checkpoint_every", "keep_checkpoints")
@@ -82,6 +90,7 @@ def default() -> ConfigDict:
 _MNIST = {"model": "cnn", "rounds": 180, "num_clients": 6000, "clients_per_round": 100}
 _CIFAR = {"model": "resnet18", "rounds": 200, "num_clients": 100, "clients_per_round": 25}
 _CIFAR |= {"client.epochs": 3, "client.batch_size": 64, "partition.name": "class_balanced", "block_rounds": 1}
+_CIFAR |= {"aggregator.geometric_median.refinements": 0}
 _PAPER_SETTINGS: dict[str, dict[str, Any]] = {
     "mnist": {**_MNIST, "aggregator.lasa.magnitude_radius": 2.0},
     "fashion_mnist": {**_MNIST, "aggregator.lasa.magnitude_radius": 2.0},
@@ -118,7 +127,8 @@ def _method_tables(functions: Mapping[str, Callable[..., Any]]) -> dict[str, Con
                 table[parameter.name] = BY_FIDELITY
             elif parameter.default is None:
                 kinds = (hints[parameter.name], *typing.get_args(hints[parameter.name]))
-                table[parameter.name] = placeholder(next(kind for kind in (int, float, str) if kind in kinds))
+                if kind := next((kind for kind in (int, float, str) if kind in kinds), None):
+                    table[parameter.name] = placeholder(kind)  # an array is no setting: it is for callers from Python
             else:
                 table[parameter.name] = parameter.default
         tables[name] = table

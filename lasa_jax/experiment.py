@@ -1,6 +1,7 @@
 """From a resolved config to a finished run directory: data, simulation, checkpoints, metrics, resume."""
 
 import dataclasses
+import functools
 import hashlib
 import platform
 import time
@@ -63,12 +64,13 @@ def make_point(config: ConfigDict, program: Program) -> Point:
     aggregator = _numbers(config.aggregator.parameters)
     if "sparsity_level" in aggregator:
         # The number of entries that are kept is an integer computed in double precision, see aggregators.keep_top_k.
-        template = jax.eval_shape(program.local_training.model.init, jax.random.key(0))
-        level = aggregator.pop("sparsity_level")
-        aggregator.setdefault("num_kept", aggregators.num_kept_entries(template, level))
-        check_number(
-            "config.aggregator.lasa.num_kept", aggregator["num_kept"], high=aggregators.num_kept_entries(template, 0)
+        num_kept = functools.partial(
+            aggregators.NUM_KEPT[config.aggregator.name],
+            jax.eval_shape(program.local_training.model.init, jax.random.key(0)),
         )
+        aggregator.setdefault("num_kept", num_kept(aggregator.pop("sparsity_level")))
+        field = f"config.aggregator.{config.aggregator.name}.num_kept"
+        check_number(field, aggregator["num_kept"], high=num_kept(0.0))
     numbers: Any = Point(
         key=jax.random.key(config.seed),
         malicious=jnp.asarray(malicious),

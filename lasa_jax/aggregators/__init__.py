@@ -11,15 +11,44 @@ from collections.abc import Callable
 from typing import Any
 
 from lasa_jax import registry
-from lasa_jax.aggregators.base import Aggregator, Diagnostics, Link, Rows, chain, stateless
+from lasa_jax.aggregators.base import Aggregator, Assumed, Diagnostics, Link, Rows, Selection, chain, stateless
+from lasa_jax.aggregators.clipping import centered_clipping, norm_clipped_mean
+from lasa_jax.aggregators.coordinate_wise import median, trimmed_mean
+from lasa_jax.aggregators.dnc import dnc
 from lasa_jax.aggregators.fedavg import fedavg
+from lasa_jax.aggregators.geometric_median import geometric_median
+from lasa_jax.aggregators.krum import bulyan, krum, multi_krum
 from lasa_jax.aggregators.lasa import FilterDiagnostics, lasa, layer_filter
-from lasa_jax.aggregators.links import clip_to_median_norm, keep_top_k, num_kept_entries, reject_nonfinite
+from lasa_jax.aggregators.links import (
+    bucketing,
+    clip_to_median_norm,
+    clip_to_norm,
+    keep_top_k,
+    nearest_neighbour_mixing,
+    num_kept_entries,
+    reject_nonfinite,
+)
+from lasa_jax.aggregators.signguard import SignDiagnostics, signguard
+from lasa_jax.aggregators.sparsefed import num_kept_of_all, sparsefed
 
 RULES: dict[str, Callable[..., Aggregator]] = {
+    "bulyan": bulyan,
+    "centered_clipping": centered_clipping,
+    "dnc": dnc,
     "fedavg": fedavg,
+    "geometric_median": geometric_median,
+    "krum": krum,
     "lasa": lasa,
+    "median": median,
+    "multi_krum": multi_krum,
+    "norm_clipped_mean": norm_clipped_mean,
+    "signguard": signguard,
+    "sparsefed": sparsefed,
+    "trimmed_mean": trimmed_mean,
 }
+
+# How a sparsity level becomes the integer k for the rules that have one: `(params, sparsity_level) -> k`.
+NUM_KEPT: dict[str, Callable[[Any, float], int]] = {"lasa": num_kept_entries, "sparsefed": num_kept_of_all}
 
 
 def names() -> list[str]:
@@ -37,21 +66,40 @@ def create(name: str, **parameters: Any) -> Aggregator:
 
 
 __all__ = [
+    "NUM_KEPT",
     "RULES",
     "Aggregator",
+    "Assumed",
     "Diagnostics",
     "FilterDiagnostics",
     "Link",
     "Rows",
+    "Selection",
+    "SignDiagnostics",
+    "bucketing",
+    "bulyan",
+    "centered_clipping",
     "chain",
     "clip_to_median_norm",
+    "clip_to_norm",
     "create",
+    "dnc",
     "fedavg",
+    "geometric_median",
     "keep_top_k",
+    "krum",
     "lasa",
     "layer_filter",
+    "median",
+    "multi_krum",
     "names",
+    "nearest_neighbour_mixing",
+    "norm_clipped_mean",
     "num_kept_entries",
+    "num_kept_of_all",
     "reject_nonfinite",
+    "signguard",
+    "sparsefed",
     "stateless",
+    "trimmed_mean",
 ]

@@ -5,6 +5,7 @@ while it is read. A link of a chain adds to the map or rejects rows; the stack i
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -25,6 +26,28 @@ class Diagnostics(NamedTuple):
     """
 
     weight: PyTree
+
+
+class Assumed(NamedTuple):
+    """Diagnostics of a rule that is told how many clients are malicious.
+
+    weight: see `Diagnostics`. num_malicious: the number that the rule used, after its own limit.
+    """
+
+    weight: PyTree
+    num_malicious: jax.Array
+
+
+class Selection(NamedTuple):
+    """Diagnostics of a rule that scores whole clients and averages the best.
+
+    weight: see `Diagnostics`. num_malicious: see `Assumed`. score: `(n,)`, smaller is better, infinite for clients that
+    are absent or not finite.
+    """
+
+    weight: PyTree
+    num_malicious: jax.Array
+    score: jax.Array
 
 
 class Aggregator(NamedTuple):
@@ -52,11 +75,15 @@ class Rows:
     stack: the updates as they came, leaves `(n, ...)`.
     present: bool `(n,)`, the rows that count.
     maps: for each link a function `(row, numbers) -> row` and its numbers, a pytree with leaves `(n, ...)`.
+    mixing: `(n, n)` or None: row i of what the rule reads is `sum_j mixing_ij * mapped row_j`.
+    made_of: `(n, n)` or None: the share of each client of the stack in each row, for the diagnostics.
     """
 
     stack: PyTree
     present: jax.Array
     maps: tuple[tuple[Callable[[PyTree, PyTree], PyTree], PyTree], ...] = ()
+    mixing: jax.Array | None = None
+    made_of: jax.Array | None = None
 
     @classmethod
     def of(cls, updates: "PyTree | Rows", present: jax.Array | None = None) -> "Rows":
@@ -73,19 +100,81 @@ class Rows:
 
     def mapped(self, fn: Callable[[PyTree, PyTree], PyTree], numbers: PyTree) -> "Rows":
         """The same rows, each read through `fn(row, numbers of the row)`."""
-        return dataclasses.replace(self, maps=(*self.maps, (fn, numbers)))
+        rows = self if self.mixing is None else Rows(self.written, self.present, made_of=self.made_of)
+        return dataclasses.replace(rows, maps=(*rows.maps, (fn, numbers)))
 
     def accepting(self, accepted: jax.Array) -> "Rows":
         """The same rows without those that are not accepted, bool `(n,)`."""
         return dataclasses.replace(self, present=self.present & accepted)
 
-    def each(self, fn: Callable[[PyTree], PyTree]) -> PyTree:
-        """`fn(row)` of every client, stacked; one pass over the stack. Results of absent rows mean nothing."""
-        return ops.map_rows(lambda row, *numbers: fn(self._read(row, *numbers)), self.stack, *self._numbers)
+    def mixed(self, mixing: jax.Array, present: jax.Array) -> "Rows":
+        """Rows that are weighted sums of these, `sum_j mixing_ij * row_j`; absent rows must have weight 0 in all.
+
+        Nothing is computed yet: a rule that ends in a weighted sum never writes the mixed rows.
+        """
+        whole = mixing if self.mixing is None else mixing @ self.mixing
+        made_of = mixing if self.made_of is None else mixing @ self.made_of
+        return dataclasses.replace(self, present=present, mixing=whole, made_of=made_of)
+
+    def each(self, fn: Callable[..., PyTree], *shared: PyTree) -> PyTree:
+        """`fn(row, *shared)` of every client, stacked; one pass over the stack. Results of absent rows mean nothing."""
+        if self.mixing is not None:
+            return ops.map_rows(fn, self.written, shared=shared)
+        count = len(self.maps)
+
+        def read(row: PyTree, *operands: PyTree) -> PyTree:
+            return fn(self._read(row, *operands[:count]), *operands[count:])
+
+        return ops.map_rows(read, self.stack, *self._numbers, shared=shared)
 
     def weighted_sum(self, weights: PyTree) -> PyTree:
-        """Sum of weight times row over the clients with a weight that is not zero; one pass. See `ops.weighted_sum`."""
+        """Sum of weight times row over the clients with a weight that is not zero; one pass. See `ops.weighted_sum`.
+
+        Args:
+          weights: `(n,)`, or a pytree like the stack with leaves `(n,)`.
+        """
+        if self.mixing is not None:
+            weights = jax.tree.map(lambda w: w @ self.mixing, weights)
         return ops.weighted_sum(weights, self.stack, *self._numbers, row_map=self._read)
+
+    def columns(self, fn: Callable[..., jax.Array], *shared: PyTree) -> PyTree:
+        """`fn(block, present, *shared)` for blocks of columns, `(n, width)` to `(width,)`; see `ops.map_columns`."""
+        return ops.map_columns(fn, self.written, shared=(self.present, *shared))
+
+    @functools.cached_property
+    def squared_distances(self) -> jax.Array:
+        """Between all pairs of rows, `(n, n)`; see `ops.squared_distances`. Mixed rows are not written for it."""
+        if self.mixing is not None:
+            taken = jnp.any(self.mixing != 0, axis=0)
+            source = dataclasses.replace(self, present=taken, mixing=None).squared_distances
+            near = jnp.isfinite(jnp.diagonal(source))
+            # Both rows are weighted means: d(i, j) = a_ij - (a_ii + a_jj) / 2 with a = mixing * source * mixing^T.
+            known = jnp.where(near[:, None] & near[None, :], source, 0.0)
+            a = self.mixing @ known @ self.mixing.T
+            own = jnp.diagonal(a) / 2
+            distances = jnp.maximum(a - own[:, None] - own[None, :], 0.0)
+            usable = self.present & ~jnp.any((self.mixing != 0) & ~near, axis=1)
+            distances = jnp.where(jnp.eye(len(taken), dtype=bool), 0.0, distances)
+            return jnp.where(usable[:, None] & usable[None, :], distances, jnp.inf)
+
+        def middle(values: jax.Array) -> jax.Array:
+            """The client with the lower median of these values; those that are not finite are the largest."""
+            values = jnp.where(self.present & jnp.isfinite(values), values, jnp.inf)
+            return jnp.argsort(values, stable=True)[jnp.maximum(self.count - 1, 0) // 2]
+
+        stack = self.written
+        some = jax.tree.map(lambda x: x[middle(ops.map_rows(ops.tree_norm, stack))], stack)
+        apart = ops.map_rows(lambda row, c: ops.tree_norm(jax.tree.map(jnp.subtract, row, c)), stack, shared=(some,))
+        # An attacker can have the middle norm, but what is at the middle distance from anything belongs to the majority.
+        return ops.squared_distances(stack, self.present, middle(apart))
+
+    @functools.cached_property
+    def written(self) -> PyTree:
+        """The stack as a rule reads it: the one that came where no link changes it, else a copy, the only one."""
+        if not self.maps and self.mixing is None:
+            return self.stack
+        mapped = ops.map_rows(self._read, self.stack, *self._numbers) if self.maps else self.stack
+        return mapped if self.mixing is None else ops.mix_rows(self.mixing, mapped)
 
     @property
     def _numbers(self) -> tuple[PyTree, ...]:
@@ -95,6 +184,22 @@ class Rows:
         for (fn, _), number in zip(self.maps, numbers, strict=True):
             row = fn(row, number)
         return row
+
+
+def at_most(limit: jax.Array, num_malicious: Count) -> jax.Array:
+    """The number of malicious clients that a rule assumes: what it is told, but no more than it can stand, nor below 0."""
+    return jnp.clip(jnp.asarray(num_malicious, jnp.int32), 0, jnp.maximum(limit, 0)).astype(jnp.int32)
+
+
+def is_finite(row: PyTree) -> jax.Array:
+    """Whether one update holds neither a NaN nor an infinity, bool `()`."""
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(row)]))
+
+
+def equal_weights(rows: Rows, chosen: jax.Array) -> PyTree:
+    """Diagnostics' `weight` of a rule that averages the `chosen` clients, bool `(n,)`, in every layer; 0 if none is."""
+    share = jnp.where(chosen, 1 / jnp.maximum(jnp.sum(chosen), 1), 0.0)
+    return jax.tree.map(lambda _: share, rows.stack)
 
 
 class Link(Protocol):
@@ -133,6 +238,9 @@ def chain(*steps: Link | Aggregator) -> Aggregator:
         for index, link in enumerate(links):
             rows = link(rows, key=jax.random.fold_in(key, index), num_malicious=num_malicious)
         rule_key = jax.random.fold_in(key, len(links))
-        return rule.aggregate(rows, state, key=rule_key, num_malicious=num_malicious)
+        update, state, info = rule.aggregate(rows, state, key=rule_key, num_malicious=num_malicious)
+        if rows.made_of is not None:  # the weight of clients, not of the mixed rows
+            info = info._replace(weight=jax.tree.map(lambda w: w @ rows.made_of, info.weight))
+        return update, state, info
 
     return Aggregator(rule.init, aggregate)

@@ -4,9 +4,8 @@ F(Delta) = (Delta_1 + ... + Delta_n) / n
 """
 
 import jax
-import jax.numpy as jnp
 
-from lasa_jax.aggregators.base import Aggregator, Count, Diagnostics, PyTree, Rows, stateless
+from lasa_jax.aggregators.base import Aggregator, Count, Diagnostics, PyTree, Rows, equal_weights, stateless
 
 
 def fedavg() -> Aggregator:
@@ -28,8 +27,7 @@ def fedavg() -> Aggregator:
         updates: PyTree, state: PyTree, *, key: jax.Array, num_malicious: Count, present: jax.Array | None = None
     ) -> tuple[PyTree, PyTree, Diagnostics]:
         rows = Rows.of(updates, present)
-        share = jnp.where(rows.present, 1 / jnp.maximum(rows.count, 1), 0.0)
-        weight = jax.tree.map(lambda _: share, rows.stack)
+        weight = equal_weights(rows, rows.present)
         return rows.weighted_sum(weight), state, Diagnostics(weight)
 
     return Aggregator(stateless, aggregate)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from lasa_jax import ops
-from lasa_jax.aggregators.base import Count, Link, PyTree, Rows, Scalar
+from lasa_jax.aggregators.base import Count, Link, PyTree, Rows, Scalar, at_most, is_finite
 from lasa_jax.errors import check_number
 
 
@@ -14,10 +14,7 @@ def reject_nonfinite() -> Link:
     """Drops every client whose update holds a NaN or an infinity anywhere; it is never counted again."""
 
     def link(rows: Rows, *, key: jax.Array, num_malicious: Count) -> Rows:
-        def finite(row: PyTree) -> jax.Array:
-            return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(row)]))
-
-        return rows.accepting(rows.each(finite))
+        return rows.accepting(rows.each(is_finite))
 
     return link
 
@@ -35,6 +32,74 @@ def clip_to_median_norm() -> Link:
         median = ops.masked_median(norms, rows.present, lower=True)
         scales = jnp.where(norms > median, median / norms, 1.0)
         return rows.mapped(lambda row, scale: jax.tree.map(lambda x: x * scale, row), scales)
+
+    return link
+
+
+def clip_to_norm(clip_norm: Scalar = 1.0) -> Link:
+    """Scales every update down to a fixed norm (static clipping).
+
+        row_i <- row_i * min(1, clip_norm / norm_i)
+
+    A row whose norm is not finite has no direction and becomes zero.
+
+    Args:
+      clip_norm: largest norm that is left as it is, `> 0`. May be traced.
+    """
+    check_number("clip_norm", clip_norm, above=0)
+
+    def link(rows: Rows, *, key: jax.Array, num_malicious: Count) -> Rows:
+        norms = rows.each(ops.tree_norm)
+        scales = jnp.where(jnp.isfinite(norms), 1 / jnp.maximum(norms / clip_norm, 1), 0.0)
+
+        def clip(row: PyTree, scale: jax.Array) -> PyTree:
+            return jax.tree.map(lambda x: jnp.where(scale > 0, x * scale, 0), row)
+
+        return rows.mapped(clip, scales)
+
+    return link
+
+
+def nearest_neighbour_mixing(assumed_malicious: Count | None = None) -> Link:
+    """Replaces every update by the mean of the n - f updates nearest to it, itself included (NNM).
+
+    Source: Allouah, Farhadkhani, Guerraoui, Gupta, Pinot and Stephan, AISTATS 2023, algorithm 2. A client whose update is
+    not finite has no neighbours and is not counted again.
+
+    Args:
+      assumed_malicious: f; the server's `num_malicious` if None, at most `(n - 1) // 2`. May be traced.
+    """
+    if assumed_malicious is not None:
+        check_number("assumed_malicious", assumed_malicious, low=0)
+
+    def link(rows: Rows, *, key: jax.Array, num_malicious: Count) -> Rows:
+        f = at_most((rows.count - 1) // 2, num_malicious if assumed_malicious is None else assumed_malicious)
+        distances = rows.squared_distances
+        usable = jnp.isfinite(jnp.diagonal(distances))
+        place = jnp.argsort(jnp.argsort(distances, axis=1, stable=True), axis=1)
+        near = usable[:, None] & usable[None, :] & (place < rows.count - f)
+        return rows.mixed(near / jnp.maximum(jnp.sum(near, axis=1, keepdims=True), 1), usable)
+
+    return link
+
+
+def bucketing(bucket_size: Count = 2) -> Link:
+    """Replaces the updates by the means of random buckets of them: `ceil(n / bucket_size)` rows are left.
+
+    Source: Karimireddy, He and Jaggi, ICLR 2022, algorithm 1 (s-bucketing).
+
+    Args:
+      bucket_size: s, clients a bucket, `>= 1`; the last bucket has what is left. May be traced.
+    """
+    check_number("bucket_size", bucket_size, low=1)
+
+    def link(rows: Rows, *, key: jax.Array, num_malicious: Count) -> Rows:
+        n = len(rows.present)
+        draws = jnp.where(rows.present, jax.random.bits(key, (n,)) >> 1, jnp.uint32(0xFFFFFFFF))
+        bucket = jnp.argsort(jnp.argsort(draws, stable=True)) // bucket_size  # of each client
+        member = (jnp.arange(n)[:, None] == bucket[None, :]) & rows.present[None, :]
+        sizes = jnp.sum(member, axis=1)
+        return rows.mixed(member / jnp.maximum(sizes, 1)[:, None], sizes > 0)
 
     return link
 

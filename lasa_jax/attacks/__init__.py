@@ -11,17 +11,33 @@ from collections.abc import Callable
 from typing import Any
 
 from lasa_jax import registry
-from lasa_jax.attacks.base import Attack, known_rows, stateless
-from lasa_jax.attacks.naive import noise, none, random, sign_flip
-from lasa_jax.attacks.statistical import byzmean, lie
+from lasa_jax.attacks.adaptive import adaptive
+from lasa_jax.attacks.base import Attack, changed_row, known_rows, same_row, stateless
+from lasa_jax.attacks.distance import min_max, min_sum, min_sum_stealthy
+from lasa_jax.attacks.mimic import mimic
+from lasa_jax.attacks.naive import label_flip, nan, noise, none, random, sign_flip, zero
+from lasa_jax.attacks.statistical import alie, byzmean, ipm, lie
+from lasa_jax.attacks.tailored import tailored_krum, tailored_trmean
 
 ATTACKS: dict[str, Callable[..., Attack]] = {
+    "adaptive": adaptive,
+    "alie": alie,
     "byzmean": byzmean,
+    "ipm": ipm,
+    "label_flip": label_flip,
     "lie": lie,
+    "mimic": mimic,
+    "min_max": min_max,
+    "min_sum": min_sum,
+    "min_sum_stealthy": min_sum_stealthy,
+    "nan": nan,
     "noise": noise,
     "none": none,
     "random": random,
     "sign_flip": sign_flip,
+    "tailored_krum": tailored_krum,
+    "tailored_trmean": tailored_trmean,
+    "zero": zero,
 }
 
 
@@ -42,14 +58,28 @@ def create(name: str, **parameters: Any) -> Attack:
 __all__ = [
     "ATTACKS",
     "Attack",
+    "adaptive",
+    "alie",
     "byzmean",
+    "changed_row",
     "create",
+    "ipm",
     "known_rows",
+    "label_flip",
     "lie",
+    "mimic",
+    "min_max",
+    "min_sum",
+    "min_sum_stealthy",
     "names",
+    "nan",
     "noise",
     "none",
     "random",
+    "same_row",
     "sign_flip",
     "stateless",
+    "tailored_krum",
+    "tailored_trmean",
+    "zero",
 ]

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lasa_jax import ops
 from lasa_jax.errors import check_choice
 
 PyTree = Any
@@ -65,6 +66,56 @@ def known_rows(knowledge: str, malicious: jax.Array, present: jax.Array) -> jax.
     check_choice("knowledge", knowledge, KNOWLEDGE)
     chosen = {"benign": ~malicious, "colluders": malicious, "all": jnp.ones_like(malicious)}[knowledge] & present
     return jnp.where(jnp.any(chosen), chosen, present)
+
+
+def same_row(craft_row: Callable[[PyTree, jax.Array, jax.Array], PyTree]) -> Attack:
+    """An attack without memory in which all malicious clients send the same row.
+
+    Args:
+      craft_row: `craft_row(updates, malicious, present) -> row`; `malicious` is true for present rows only.
+    """
+
+    def craft(
+        updates: PyTree,
+        state: PyTree,
+        malicious: jax.Array,
+        *,
+        key: jax.Array,
+        present: jax.Array | None = None,
+        aggregate: object = None,
+    ) -> tuple[PyTree, PyTree]:
+        present = all_present(updates, present)
+        row = craft_row(updates, malicious & present, present)
+        return ops.replace_rows(lambda _: row, updates, malicious & present), state
+
+    return Attack(stateless, honest_labels, craft)
+
+
+def changed_row(change: Callable[[PyTree, jax.Array], PyTree]) -> Attack:
+    """An attack without memory in which every malicious client changes its own honest update, `change(row, key) -> row`."""
+
+    def craft(
+        updates: PyTree,
+        state: PyTree,
+        malicious: jax.Array,
+        *,
+        key: jax.Array,
+        present: jax.Array | None = None,
+        aggregate: object = None,
+    ) -> tuple[PyTree, PyTree]:
+        which = malicious & all_present(updates, present)
+        return ops.replace_rows(change, updates, which, row_keys(key, num_rows(updates))), state
+
+    return Attack(stateless, honest_labels, craft)
+
+
+def simulated_copies(knowledge: str, malicious: jax.Array, present: jax.Array) -> jax.Array:
+    """How many copies of the crafted row the attacker adds to the rows it knows, to foresee the server.
+
+    f if it knows the benign rows or all; else `max(1, f^2 // n)`, the same share of its own f rows (FIDELITY.md, section 4).
+    """
+    f, n = jnp.sum(malicious), jnp.sum(present)
+    return jnp.maximum(f**2 // jnp.maximum(n, 1), 1) if knowledge == "colluders" else jnp.maximum(f, 1)
 
 
 def row_keys(key: jax.Array, n: int) -> jax.Array:

@@ -1,46 +1,53 @@
-"""The naive attacks: none, sign flip, noise and random. Source: supplement, section C."""
+"""Attacks that need no knowledge: none, sign flip, noise and random (supplement, section C), zero, nan, and label flip."""
 
 import jax
 import jax.numpy as jnp
 
-from lasa_jax import ops
-from lasa_jax.attacks.base import Attack, PyTree, Scalar, all_present, honest_labels, normal_like, row_keys, stateless
+from lasa_jax.attacks.base import (
+    Attack,
+    PyTree,
+    Scalar,
+    changed_row,
+    honest_labels,
+    normal_like,
+    same_row,
+    stateless,
+)
 from lasa_jax.errors import check_number
 
 
 def none() -> Attack:
     """No attack: malicious clients are marked, but send what honest training gives."""
+    return Attack(stateless, honest_labels, _honest_updates)
 
-    def craft(
-        updates: PyTree,
-        state: PyTree,
-        malicious: jax.Array,
-        *,
-        key: jax.Array,
-        present: jax.Array | None = None,
-        aggregate: object = None,
-    ) -> tuple[PyTree, PyTree]:
-        return updates, state
 
-    return Attack(stateless, honest_labels, craft)
+def label_flip() -> Attack:
+    """Malicious clients train honestly on wrong labels: class c becomes `num_classes - 1 - c`.
+
+    Source: Tolpegin, Truex, Gursoy and Liu, ESORICS 2020; in this form Fang, Cao, Jia and Gong, USENIX Security 2020.
+    """
+
+    def poison_labels(labels: jax.Array, num_classes: int) -> jax.Array:
+        return num_classes - 1 - labels
+
+    return Attack(stateless, poison_labels, _honest_updates)
+
+
+def _honest_updates(
+    updates: PyTree,
+    state: PyTree,
+    malicious: jax.Array,
+    *,
+    key: jax.Array,
+    present: jax.Array | None = None,
+    aggregate: object = None,
+) -> tuple[PyTree, PyTree]:
+    return updates, state
 
 
 def sign_flip() -> Attack:
     """Malicious clients send their own honest update times -1, batch statistics too."""
-
-    def craft(
-        updates: PyTree,
-        state: PyTree,
-        malicious: jax.Array,
-        *,
-        key: jax.Array,
-        present: jax.Array | None = None,
-        aggregate: object = None,
-    ) -> tuple[PyTree, PyTree]:
-        which = malicious & all_present(updates, present)
-        return ops.replace_rows(lambda row: jax.tree.map(jnp.negative, row), updates, which), state
-
-    return Attack(stateless, honest_labels, craft)
+    return changed_row(lambda row, _: jax.tree.map(jnp.negative, row))
 
 
 def noise(std: Scalar = 0.5) -> Attack:
@@ -50,7 +57,7 @@ def noise(std: Scalar = 0.5) -> Attack:
       std: standard deviation, `>= 0`; 0.5 in the supplement. May be traced.
     """
     check_number("std", std, low=0)
-    return _gaussian(std, keep_update=True)
+    return changed_row(lambda row, key: jax.tree.map(lambda x, z: x + std * z, row, normal_like(key, row)))
 
 
 def random(std: Scalar = 0.5) -> Attack:
@@ -60,25 +67,14 @@ def random(std: Scalar = 0.5) -> Attack:
       std: standard deviation, `>= 0`; 0.5 in the supplement. May be traced.
     """
     check_number("std", std, low=0)
-    return _gaussian(std, keep_update=False)
+    return changed_row(lambda row, key: jax.tree.map(lambda z: std * z, normal_like(key, row)))
 
 
-def _gaussian(std: Scalar, *, keep_update: bool) -> Attack:
-    def craft(
-        updates: PyTree,
-        state: PyTree,
-        malicious: jax.Array,
-        *,
-        key: jax.Array,
-        present: jax.Array | None = None,
-        aggregate: object = None,
-    ) -> tuple[PyTree, PyTree]:
-        which = malicious & all_present(updates, present)
+def zero() -> Attack:
+    """Malicious clients send zeros: they slow an average down, and empty layers break careless rules."""
+    return changed_row(lambda row, _: jax.tree.map(jnp.zeros_like, row))
 
-        def row(row: PyTree, key: jax.Array) -> PyTree:
-            drawn = jax.tree.map(lambda z: std * z, normal_like(key, row))
-            return jax.tree.map(jnp.add, row, drawn) if keep_update else drawn
 
-        return ops.replace_rows(row, updates, which, row_keys(key, which.shape[0])), state
-
-    return Attack(stateless, honest_labels, craft)
+def nan() -> Attack:
+    """Malicious clients send NaN everywhere: a rule must not let one through."""
+    return same_row(lambda updates, *_: jax.tree.map(lambda x: jnp.full(x.shape[1:], jnp.nan, x.dtype), updates))

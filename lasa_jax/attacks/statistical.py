@@ -1,4 +1,4 @@
-"""Attacks built from the mean and standard deviation of honest updates: Lie and ByzMean.
+"""Attacks built from the mean and standard deviation of honest updates: Lie, ALIE, inner product and ByzMean.
 
 All standard deviations are unbiased (divide by the count less one), and 0 for a single row.
 """
@@ -7,7 +7,17 @@ import jax
 import jax.numpy as jnp
 
 from lasa_jax import ops
-from lasa_jax.attacks.base import KNOWLEDGE, Attack, PyTree, Scalar, all_present, honest_labels, known_rows, stateless
+from lasa_jax.attacks.base import (
+    KNOWLEDGE,
+    Attack,
+    PyTree,
+    Scalar,
+    all_present,
+    honest_labels,
+    known_rows,
+    same_row,
+    stateless,
+)
 from lasa_jax.errors import check_choice, check_number
 
 
@@ -22,21 +32,47 @@ def lie(z: Scalar = 0.5, knowledge: str = "benign") -> Attack:
     """
     check_number("z", z)
     check_choice("knowledge", knowledge, KNOWLEDGE)
+    return same_row(lambda u, malicious, present: lie_row(u, known_rows(knowledge, malicious, present), z))
 
-    def craft(
-        updates: PyTree,
-        state: PyTree,
-        malicious: jax.Array,
-        *,
-        key: jax.Array,
-        present: jax.Array | None = None,
-        aggregate: object = None,
-    ) -> tuple[PyTree, PyTree]:
-        present = all_present(updates, present)
-        beta = _lie_row(updates, known_rows(knowledge, malicious, present), z)
-        return ops.replace_rows(lambda row: beta, updates, malicious & present), state
 
-    return Attack(stateless, honest_labels, craft)
+def alie(knowledge: str = "benign") -> Attack:
+    """A little is enough with the z of its own paper (Baruch et al., NeurIPS 2019, algorithm 3).
+
+        s = floor(n / 2 + 1) - f,    z = largest with Phi(z) <= (n - f - s) / (n - f),    row = mean - z * std
+
+    s benign clients must be farther out than the malicious for these to pass as a majority; z is 0 where none are needed
+    to be, and 4 at the most, where the share is 1 (one malicious client is a majority with all benign).
+
+    Args:
+      knowledge: whose updates the statistics are taken from, see `known_rows`.
+    """
+    check_choice("knowledge", knowledge, KNOWLEDGE)
+
+    def craft_row(updates: PyTree, malicious: jax.Array, present: jax.Array) -> PyTree:
+        n, f = jnp.sum(present), jnp.sum(malicious)
+        benign = jnp.maximum(n - f, 1)
+        share = (benign - (n // 2 + 1 - f)) / benign
+        z = jnp.clip(jax.scipy.special.ndtri(jnp.clip(share, 0.5, 1.0)), 0.0, 4.0)
+        return lie_row(updates, known_rows(knowledge, malicious, present), z)
+
+    return same_row(craft_row)
+
+
+def ipm(epsilon: Scalar = 0.5, knowledge: str = "benign") -> Attack:
+    """Inner product manipulation (Xie, Koyejo and Gupta, UAI 2019): every malicious client sends `-epsilon * mean`.
+
+    Args:
+      epsilon: 0.5 if not given; small values hide near zero, large ones turn an average around. May be traced.
+      knowledge: whose mean, see `known_rows`.
+    """
+    check_number("epsilon", epsilon)
+    check_choice("knowledge", knowledge, KNOWLEDGE)
+
+    def craft_row(updates: PyTree, malicious: jax.Array, present: jax.Array) -> PyTree:
+        known = known_rows(knowledge, malicious, present)
+        return ops.weighted_sum(jnp.where(known, -epsilon / jnp.maximum(jnp.sum(known), 1), 0.0), updates)
+
+    return same_row(craft_row)
 
 
 def byzmean(z: Scalar = 0.5, variant: str = "paper", knowledge: str = "benign") -> Attack:
@@ -71,7 +107,7 @@ def byzmean(z: Scalar = 0.5, variant: str = "paper", knowledge: str = "benign") 
         n, f = jnp.sum(present), jnp.sum(malicious)
         m1 = f // 2
         m2 = jnp.maximum(f - m1, 1)
-        beta = _lie_row(updates, known_rows(knowledge, malicious, present), z)
+        beta = lie_row(updates, known_rows(knowledge, malicious, present), z)
         if variant == "paper":
             coefficient, summed = n - m1, present & ~malicious
             sends_beta = malicious & (jnp.cumsum(malicious) <= m1)
@@ -89,6 +125,7 @@ def byzmean(z: Scalar = 0.5, variant: str = "paper", knowledge: str = "benign") 
     return Attack(stateless, honest_labels, craft)
 
 
-def _lie_row(updates: PyTree, known: jax.Array, z: Scalar) -> PyTree:
+def lie_row(updates: PyTree, known: jax.Array, z: Scalar) -> PyTree:
+    """`mean - z * std` over the rows marked by `known`."""
     mean, std = ops.mean_and_std(updates, known)
     return jax.tree.map(lambda m, s: m - z * s, mean, std)

@@ -105,3 +105,19 @@ def _narrow(bits: jax.Array, k: jax.Array, bracket: _Bracket) -> _Bracket:
         return _probe(bits, k, bracket, jnp.where(use, guess, middle))
 
     return lax.while_loop(lambda b: ~_done(b, k), step, bracket)
+
+
+def sample_without_replacement(key: jax.Array, population: int, count: int) -> jax.Array:
+    """`count` different integers of `0 .. population - 1`, every set equally likely: int32 `(count,)`, in no order.
+
+    Floyd's algorithm (Bentley, CACM 30, 1987): `count` draws, where shuffling would touch the whole population.
+    """
+    if count == population:
+        return jnp.arange(population, dtype=jnp.int32)
+    tops = jnp.arange(population - count, population, dtype=jnp.int32)
+    draws = jax.random.randint(key, (count,), 0, tops + 1, dtype=jnp.int32)
+
+    def add(i: jax.Array, chosen: jax.Array) -> jax.Array:
+        return chosen.at[i].set(jnp.where(jnp.any(chosen == draws[i]), tops[i], draws[i]))
+
+    return lax.fori_loop(0, count, add, jnp.full(count, -1, jnp.int32))

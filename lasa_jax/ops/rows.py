@@ -32,7 +32,7 @@ def one_at_a_time() -> bool:
     return jax.default_backend() == "cpu"
 
 
-def _on_each_shard(
+def on_each_shard(
     local: Callable[..., PyTree], operands: tuple[PyTree, ...], out_spec: PartitionSpec, sharded: tuple[bool, ...]
 ) -> PyTree:
     """Runs `local` on each device's own rows of the operands marked `sharded`; directly if nothing is sharded."""
@@ -79,7 +79,7 @@ def map_rows(
         return lax.map(lambda rows: fn(*rows, *shared), stacks, batch_size=None if batch == 1 else batch)
 
     sharded = (True,) * count + (False,) * len(shared)
-    return _on_each_shard(local, (*stacks, *shared), PartitionSpec(CLIENTS), sharded)
+    return on_each_shard(local, (*stacks, *shared), PartitionSpec(CLIENTS), sharded)
 
 
 def replace_rows(fn: Callable[..., PyTree], stack: PyTree, which: jax.Array, *others: PyTree) -> PyTree:
@@ -106,7 +106,7 @@ def replace_rows(fn: Callable[..., PyTree], stack: PyTree, which: jax.Array, *ot
         new = jax.vmap(fn)(stack, *others)
         return jax.tree.map(lambda x, y: jnp.where(_column(which, x), y, x), stack, new)
 
-    return _on_each_shard(local, (stack, which, *others), PartitionSpec(CLIENTS), (True,) * (2 + len(others)))
+    return on_each_shard(local, (stack, which, *others), PartitionSpec(CLIENTS), (True,) * (2 + len(others)))
 
 
 def weighted_sum(
@@ -151,7 +151,7 @@ def weighted_sum(
         return jax.tree.map(lambda x, like: x.astype(like.dtype), total, stack)
 
     operands = (weight_tree, stack, *others)
-    return _on_each_shard(local, operands, PartitionSpec(), (True,) * len(operands))
+    return on_each_shard(local, operands, PartitionSpec(), (True,) * len(operands))
 
 
 def mean_and_std(stack: PyTree, which: jax.Array) -> tuple[PyTree, PyTree]:

@@ -18,6 +18,12 @@ def total(x: jax.Array) -> jax.Array:
     return jnp.sum(jnp.sum(flat[:whole].reshape(-1, _BLOCK), axis=1)) + jnp.sum(flat[whole:])
 
 
+def tree_dot(a: object, b: object) -> jax.Array:
+    """Sum of the products of all entries of two updates, a float32 scalar."""
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return sum((total(x * y) for x, y in pairs), jnp.float32(0))
+
+
 def tree_norm(row: object) -> jax.Array:
     """Euclidean norm over all leaves of one update, a float32 scalar.
 
@@ -52,3 +58,9 @@ def masked_std(values: jax.Array, present: jax.Array) -> jax.Array:
     count = jnp.maximum(jnp.sum(present), 1)
     mean = jnp.sum(jnp.where(mask, values, 0), axis=0) / count
     return jnp.sqrt(jnp.sum(jnp.where(mask, (values - mean) ** 2, 0), axis=0) / count)
+
+
+def sum_of_smallest(values: jax.Array, count: int | jax.Array) -> jax.Array:
+    """Sum of the `count` smallest values along the last axis; `count` may be traced, and exceed the number of values."""
+    ordered = jnp.sort(values, axis=-1)
+    return jnp.sum(jnp.where(jnp.arange(values.shape[-1]) < count, ordered, 0.0), axis=-1)

@@ -1,0 +1,107 @@
+"""Divide and conquer (Shejwalkar and Houmansadr, NDSS 2021, section VI, algorithm 2)."""
+
+import jax
+import jax.numpy as jnp
+
+from lasa_jax import ops
+from lasa_jax.aggregators.base import (
+    Aggregator,
+    Count,
+    PyTree,
+    Rows,
+    Scalar,
+    Selection,
+    at_most,
+    equal_weights,
+    is_finite,
+    stateless,
+)
+from lasa_jax.errors import check_choice, check_number
+
+_DEFAULTS = {"paper": (5, 10_000), "published": (1, 1_000)}
+
+
+def dnc(
+    num_iterations: int | None = None,
+    num_coordinates: int | None = None,
+    filter_fraction: Scalar = 1.0,
+    assumed_malicious: Count | None = None,
+    variant: str = "paper",
+    coordinates: jax.Array | None = None,
+) -> Aggregator:
+    """Drops the clients that stick out most along the direction of largest spread, and averages the rest.
+
+    Each iteration draws r of the d coordinates without replacement and takes the clients there as the rows of X:
+
+        C = X - mean of the rows of X,    v = top right singular vector of C,    score_i = (C_i . v)^2
+
+    and drops the floor(c * f) largest scores. Clients that every iteration keeps are averaged; no client if none is left.
+    A client whose update is not finite has an infinite score in every iteration.
+
+    Args:
+      num_iterations: of the above, `>= 1`; 5 if None.
+      num_coordinates: r; all of them if the update has fewer; 10,000 if None.
+      filter_fraction: c, `>= 0`. May be traced.
+      assumed_malicious: f; the server's `num_malicious` if None, at most `(n - 1) // 2`. May be traced.
+      variant: "paper" as above. "published" has one iteration over 1,000 coordinates if None; the vector that the
+        published code projects on is not the singular vector but depends on the linear-algebra library, and is not
+        reproduced (FIDELITY.md, section 3).
+      coordinates: int32 `(r,)` in place of every draw, in the order of the flattened tree: to replay a recorded one.
+
+    `score` in the diagnostics is the largest over the iterations, scaled by the largest entry of X.
+
+    Raises:
+      InputError: for a number out of range.
+    """
+    check_choice("variant", variant, tuple(_DEFAULTS))
+    by_default = _DEFAULTS[variant]
+    iterations = by_default[0] if num_iterations is None else num_iterations
+    drawn = by_default[1] if num_coordinates is None else num_coordinates
+    check_number("num_iterations", iterations, low=1)
+    check_number("num_coordinates", drawn, low=1)
+    check_number("filter_fraction", filter_fraction, low=0)
+    if assumed_malicious is not None:
+        check_number("assumed_malicious", assumed_malicious, low=0)
+
+    def aggregate(
+        updates: PyTree, state: PyTree, *, key: jax.Array, num_malicious: Count, present: jax.Array | None = None
+    ) -> tuple[PyTree, PyTree, Selection]:
+        rows = Rows.of(updates, present)
+        usable = rows.present & rows.each(is_finite)
+        f = at_most((rows.count - 1) // 2, num_malicious if assumed_malicious is None else assumed_malicious)
+        kept_count = rows.count - jnp.floor(filter_fraction * f + 1e-4).astype(jnp.int32)
+        d = sum(x[0].size for x in jax.tree.leaves(rows.stack))
+
+        def iteration(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+            chosen = ops.sample_without_replacement(key, d, min(drawn, d)) if coordinates is None else coordinates
+            score = jnp.where(usable, _outlier_scores(rows.each(_gather, chosen), usable), jnp.inf)
+            place = jnp.argsort(jnp.argsort(score, stable=True))
+            return usable & (place < kept_count), score
+
+        kept, scores = jax.lax.map(iteration, jax.random.split(key, iterations))
+        weight = equal_weights(rows, jnp.all(kept, axis=0))
+        return rows.weighted_sum(weight), state, Selection(weight, f, jnp.max(scores, axis=0))
+
+    return Aggregator(stateless, aggregate)
+
+
+def _gather(row: PyTree, coordinates: jax.Array) -> jax.Array:
+    """Values of one update at coordinates of the flattened tree, `(r,)`."""
+    values, start = jnp.zeros(coordinates.shape, jnp.float32), 0
+    for leaf in jax.tree.leaves(row):
+        here = coordinates - start
+        inside = (here >= 0) & (here < leaf.size)
+        values = jnp.where(inside, leaf.ravel()[jnp.clip(here, 0, leaf.size - 1)], values)
+        start += leaf.size
+    return values
+
+
+def _outlier_scores(x: jax.Array, usable: jax.Array) -> jax.Array:
+    """Squared projections of the centred rows of x on its top right singular vector: `(n, r)` to `(n,)`."""
+    x = jnp.where(usable[:, None], x, 0.0)
+    x = x / jnp.maximum(jnp.max(jnp.abs(x)), 1e-30)  # so that no square leaves float32
+    mean = jnp.sum(x / jnp.maximum(jnp.sum(usable), 1), axis=0)
+    centred = jnp.where(usable[:, None], x - mean, 0.0)
+    # C v = sigma u, and the left singular vector u is an eigenvector of the small matrix C C^T.
+    values, vectors = jnp.linalg.eigh(centred @ centred.T)
+    return values[-1] * vectors[:, -1] ** 2

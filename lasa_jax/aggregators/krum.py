@@ -1,0 +1,194 @@
+"""Rules that trust clients with near neighbours: Krum, Multi-Krum and Bulyan.
+
+All need the squared distances of all pairs only, see `ops.squared_distances`. A client whose update is not finite, or
+farther away than float32 can say, is at an infinite distance from everybody; a client with an infinite score is never
+selected, and where nobody has a finite one the update is zero.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from lasa_jax import ops
+from lasa_jax.aggregators.base import (
+    Aggregator,
+    Count,
+    PyTree,
+    Rows,
+    Selection,
+    at_most,
+    equal_weights,
+    stateless,
+)
+from lasa_jax.errors import check_choice, check_number
+
+_VARIANTS = ("paper", "published")
+
+
+def krum(assumed_malicious: Count | None = None, variant: str = "paper") -> Aggregator:
+    """The one client that is nearest to its n - f - 2 nearest others (Blanchard et al., NeurIPS 2017, section 4).
+
+        score_i = sum of |x_i - x_j|^2 over the n - f - 2 clients j nearest to i,    F(Delta) = x_i of the smallest score
+
+    Args:
+      assumed_malicious: f; the server's `num_malicious` if None, at most `(n - 3) // 2`. May be traced.
+      variant: "paper" as above; "published" assumes f = 10 and sums one neighbour fewer (FIDELITY.md, section 3).
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from lasa_jax import aggregators
+      >>> rule = aggregators.krum(assumed_malicious=1)
+      >>> updates = {"w": jnp.array([[1.0], [1.1], [1.3], [1.6], [100.0]])}
+      >>> update, _, _ = rule.aggregate(updates, rule.init(updates), key=jax.random.key(0), num_malicious=0)
+      >>> round(update["w"].item(), 3)
+      1.1
+    """
+    return _krum(assumed_malicious, variant, lambda n, f: jnp.int32(1))
+
+
+def multi_krum(
+    assumed_malicious: Count | None = None, num_selected: Count | None = None, variant: str = "paper"
+) -> Aggregator:
+    """The mean of the m clients with the best Krum scores (Blanchard et al., NeurIPS 2017, section 5).
+
+    Args:
+      assumed_malicious: f, see `krum`.
+      num_selected: m, `>= 1`; n - f if None. May be traced. Not used by the published variant.
+      variant: "paper" scores once. "published" assumes f = 10, sums one neighbour fewer, and picks one client at a time,
+        scoring the rest again, while more than 2f + 2 remain: 78 of 100, 3 of 25 (FIDELITY.md, section 3).
+
+    Raises:
+      InputError: for a value out of range.
+    """
+    if num_selected is not None:
+        check_number("num_selected", num_selected, low=1)
+    if variant == "published":
+        return _krum(assumed_malicious, variant, lambda n, f: n - 2 * f - 2)
+    return _krum(assumed_malicious, variant, lambda n, f: n - f if num_selected is None else num_selected)
+
+
+def _krum(
+    assumed_malicious: Count | None, variant: str, num_selected: Callable[[jax.Array, jax.Array], Count]
+) -> Aggregator:
+    """Selection by Krum score; `num_selected(n, f)` says how many are averaged."""
+    assumed_malicious = _assumed(assumed_malicious, variant, published=10)
+
+    def aggregate(
+        updates: PyTree, state: PyTree, *, key: jax.Array, num_malicious: Count, present: jax.Array | None = None
+    ) -> tuple[PyTree, PyTree, Selection]:
+        rows = Rows.of(updates, present)
+        f = at_most((rows.count - 3) // 2, num_malicious if assumed_malicious is None else assumed_malicious)
+        count = num_selected(rows.count, f)
+        fewer = int(variant == "published")
+        score = krum_scores(rows.squared_distances, rows.count - f - 2 - fewer)
+        if variant == "published":
+            chosen = iterated_selection(rows.squared_distances, rows.present, count, f, fewer)
+        else:
+            place = jnp.argsort(jnp.argsort(score, stable=True))
+            chosen = jnp.isfinite(score) & (place < count)
+        weight = equal_weights(rows, chosen)
+        return rows.weighted_sum(weight), state, Selection(weight, f, score)
+
+    return Aggregator(stateless, aggregate)
+
+
+def krum_scores(distances: jax.Array, neighbours: Count) -> jax.Array:
+    """Sum of the squared distances to the nearest others, `(n,)`; infinite for clients that are absent or not finite.
+
+    Args:
+      distances: squared, `(n, n)`, as `ops.squared_distances` gives them.
+      neighbours: how many of the nearest others are counted.
+    """
+    others = jnp.where(jnp.eye(len(distances), dtype=bool), jnp.inf, distances)
+    return jnp.where(jnp.isfinite(jnp.diagonal(distances)), ops.sum_of_smallest(others, neighbours), jnp.inf)
+
+
+def iterated_selection(distances: jax.Array, present: jax.Array, count: Count, f: Count, fewer: int) -> jax.Array:
+    """Picks `count` clients one at a time, each the best by Krum among those that remain: bool `(n,)`.
+
+    With r remaining, the r - f - 2 - `fewer` nearest others count.
+    """
+    usable = jnp.isfinite(jnp.diagonal(distances))
+    others = jnp.where(jnp.eye(len(distances), dtype=bool), jnp.inf, distances)
+    nearest = jnp.argsort(others, axis=1)  # sorted once: what remains of a sorted row is sorted
+    ordered = jnp.take_along_axis(others, nearest, axis=1)
+
+    def pick(_: jax.Array, remaining: jax.Array) -> jax.Array:
+        here = remaining[nearest]
+        counted = here & (jnp.cumsum(here, axis=1) <= jnp.sum(remaining) - f - 2 - fewer)
+        score = jnp.where(remaining & usable, jnp.sum(jnp.where(counted, ordered, 0.0), axis=1), jnp.inf)
+        best = jnp.argmin(score)
+        return remaining.at[best].set(remaining[best] & ~jnp.isfinite(score[best]))
+
+    return present & ~jax.lax.fori_loop(0, count, pick, present)
+
+
+def bulyan(assumed_malicious: Count | None = None, variant: str = "paper") -> Aggregator:
+    """Selects n - 2f clients by Krum and averages, in each coordinate, their n - 4f values nearest to their median.
+
+    Source: El Mhamdi, Guerraoui and Rouault, ICML 2018, section 4. Needs n >= 4f + 3: at the LASA paper's own setting, 25
+    malicious of 100, it can assume no more than 24.
+
+    Args:
+      assumed_malicious: f; the server's `num_malicious` if None, at most `(n - 3) // 4`. May be traced.
+      variant: "paper" as above. "published" assumes f = 5, sums one neighbour fewer, and of the values sorted by distance
+        to the lower median drops the f *nearest* too (FIDELITY.md, section 3).
+
+    `weight` shows the selected clients; a value of theirs may still be dropped in a coordinate.
+    """
+    assumed_malicious = _assumed(assumed_malicious, variant, published=5)
+    published = variant == "published"
+
+    def aggregate(
+        updates: PyTree, state: PyTree, *, key: jax.Array, num_malicious: Count, present: jax.Array | None = None
+    ) -> tuple[PyTree, PyTree, Selection]:
+        rows = Rows.of(updates, present)
+        n = rows.count
+        f = at_most((n - 3) // 4, num_malicious if assumed_malicious is None else assumed_malicious)
+        distances = rows.squared_distances
+        chosen = iterated_selection(distances, rows.present, n - 2 * f, f, fewer=int(published))
+        score = krum_scores(distances, n - f - 2 - int(published))
+
+        def around_median(block: jax.Array, _: jax.Array, chosen: jax.Array, f: jax.Array) -> jax.Array:
+            ordered = ops.sort_clients(block, chosen)
+            count = jnp.sum(chosen)
+            low, high = ordered[jnp.maximum(count - 1, 0) // 2], ordered[count // 2]
+            center = low if published else low / 2 + high / 2
+            kept = jnp.maximum(count - (f if published else 2 * f), 0)
+            first = nearest_window(ordered, count, center, kept)
+            if not published:
+                return ops.average_of_ranks(ordered, first, kept)
+            inner = nearest_window(ordered, count, center, f)  # the f nearest lie together inside the others
+            below = ops.average_of_ranks(ordered, first, inner - first) * (inner - first)
+            above = ops.average_of_ranks(ordered, inner + f, first + kept - inner - f) * (first + kept - inner - f)
+            return (below + above) / jnp.maximum(kept - f, 1)
+
+        update = rows.columns(around_median, chosen, f)
+        return update, state, Selection(equal_weights(rows, chosen), f, score)
+
+    return Aggregator(stateless, aggregate)
+
+
+def nearest_window(ordered: jax.Array, count: jax.Array, center: jax.Array, width: Count) -> jax.Array:
+    """First rank of the `width` values nearest to `center`, which are neighbours in sorted order: int32 `(columns,)`.
+
+    Args:
+      ordered: `(n, columns)`, sorted; the first `count` rows are values.
+      center: `(columns,)`.
+      width: at most `count`; may be traced.
+    """
+    n = len(ordered)
+    after = jax.lax.dynamic_slice_in_dim(jnp.concatenate([ordered, ordered]), width, n, axis=0)
+    # The window moves on as long as the value behind it is nearer than its first one; once it is not, it never is again.
+    moves = (jnp.arange(n)[:, None] + width < count) & (center - ordered > after - center)
+    return jnp.sum(moves, axis=0)
+
+
+def _assumed(assumed_malicious: Count | None, variant: str, published: int) -> Count | None:
+    """Checks both arguments; the published code assumes a fixed number."""
+    check_choice("variant", variant, _VARIANTS)
+    if assumed_malicious is not None:
+        check_number("assumed_malicious", assumed_malicious, low=0)
+        return assumed_malicious
+    return published if variant == "published" else None

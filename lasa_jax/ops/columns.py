@@ -1,0 +1,236 @@
+"""Work on stacked client updates column by column: sorting across clients, distances between clients, mixing of clients.
+
+A column is one coordinate of all clients. Columns are read in blocks that stay in cache; where the rows lie on several
+devices, each device first swaps its rows for its share of the columns.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import PartitionSpec
+
+from lasa_jax.ops.rows import CLIENTS, num_shards, on_each_shard, one_at_a_time
+
+PyTree = Any
+_BLOCK_BYTES = {
+    True: 2**18,
+    False: 2**28,
+}  # by `one_at_a_time`: in cache on a CPU, a fraction of an accelerator's memory
+
+
+def map_columns(fn: Callable[..., jax.Array], stack: PyTree, *, shared: tuple[PyTree, ...] = ()) -> PyTree:
+    """`fn` of every column of a stack: one read of the stack, and one update written.
+
+    Args:
+      fn: `fn(block, *shared)` with a block `(n, width)` to `(width,)`, each column for itself.
+      stack: leaves `(n, ...)`.
+      shared: pytrees given to `fn` whole; it must not close over arrays.
+
+    Returns:
+      A pytree like one row, leaves `(...)`, in the dtypes of the stack.
+    """
+    return _over_columns(fn, stack, shared, summed=False)
+
+
+def sum_columns(fn: Callable[..., PyTree], stack: PyTree, *, shared: tuple[PyTree, ...] = ()) -> PyTree:
+    """Sum over blocks of columns of `fn(block, *shared)`, a pytree of fixed shapes. Padding columns are all zero."""
+    return _over_columns(fn, stack, shared, summed=True)
+
+
+def _over_columns(fn: Callable[..., PyTree], stack: PyTree, shared: tuple[PyTree, ...], *, summed: bool) -> PyTree:
+    leaves, structure = jax.tree.flatten(stack)
+    n, shards = leaves[0].shape[0], num_shards()
+
+    def local(leaves: list[jax.Array], shared: tuple[PyTree, ...]) -> PyTree:
+        flat = [x.reshape(x.shape[0], -1).astype(jnp.float32) for x in leaves]
+        if shards > 1:
+            padded = [jnp.pad(x, ((0, 0), (0, -x.shape[1] % shards))) for x in flat]
+            flat = [lax.all_to_all(x, CLIENTS, split_axis=1, concat_axis=0, tiled=True) for x in padded]
+        width = max(16, _BLOCK_BYTES[one_at_a_time()] // (4 * n) // 16 * 16)
+        fetch, count, unpack = _blocks(flat, width)
+        if summed:
+            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(lambda: fn(fetch(0), *shared)))
+            add = lambda i, total: jax.tree.map(jnp.add, total, fn(fetch(i), *shared))  # noqa: E731
+            total = lax.fori_loop(0, count, add, zeros)
+            return lax.psum(total, CLIENTS) if shards > 1 else total
+        done = unpack(lax.map(lambda i: fn(fetch(i), *shared), jnp.arange(count)))
+        if shards > 1:
+            done = [lax.all_gather(x, CLIENTS, tiled=True) for x in done]
+        return [x[: math.prod(like.shape[1:])] for x, like in zip(done, leaves, strict=True)]
+
+    result = on_each_shard(local, (leaves, shared), PartitionSpec(), (True, False))
+    if summed:
+        return result
+    shaped = [x.reshape(like.shape[1:]).astype(like.dtype) for x, like in zip(result, leaves, strict=True)]
+    return jax.tree.unflatten(structure, shaped)
+
+
+def _blocks(
+    leaves: list[jax.Array], width: int
+) -> tuple[Callable[[Any], jax.Array], int, Callable[[jax.Array], list[jax.Array]]]:
+    """Divides matrices `(n, m)` into blocks `(n, width)` of which a loop can fetch the i-th: one body for all leaves.
+
+    Returns:
+      `fetch(i)`; the number of blocks; and `unpack`, which turns the results of all blocks, `(blocks, width)`, into one
+      vector `(m,)` a leaf. What is left of a leaf after whole blocks is copied together with the other leaves' rests.
+    """
+    n = leaves[0].shape[0]
+    whole = [x.shape[1] // width for x in leaves]
+    rests = [x[:, k * width :] for x, k in zip(leaves, whole, strict=True)]
+    rest_sizes = [x.shape[1] for x in rests]
+    rest = jnp.concatenate([*rests, jnp.zeros((n, -sum(rest_sizes) % width), jnp.float32)], axis=1)
+    sources = [*leaves, rest]
+    counts = [*whole, rest.shape[1] // width]
+    source_of = np.repeat(np.arange(len(sources)), counts)
+    start_of = np.concatenate([np.arange(k) * width for k in counts])
+    used = sorted(set(source_of.tolist()))
+    branch_of = np.searchsorted(used, source_of)
+
+    def fetch(i: Any) -> jax.Array:
+        branches = [lambda at, x=sources[s]: lax.dynamic_slice(x, (0, at), (n, width)) for s in used]
+        return lax.switch(jnp.asarray(branch_of)[i], branches, jnp.asarray(start_of)[i])
+
+    def unpack(results: jax.Array) -> list[jax.Array]:
+        *firsts, last = jnp.split(results, np.cumsum(counts)[:-1])
+        *seconds, _ = jnp.split(last.reshape(-1), np.cumsum(rest_sizes))
+        return [jnp.concatenate([x.reshape(-1), y]) for x, y in zip(firsts, seconds, strict=True)]
+
+    return fetch, len(source_of), unpack
+
+
+def sort_clients(block: jax.Array, present: jax.Array) -> jax.Array:
+    """Sorts every column over the clients present, NaN as the largest: `(n, width)` to the same.
+
+    The first `sum(present)` rows of the result are the present values in order; infinity follows. On a CPU by Batcher's
+    odd-even merge network, looped by stages so that it compiles at once for any n; on an accelerator by `jnp.sort`.
+    """
+    block = jnp.where(present[:, None] & ~jnp.isnan(block), block, jnp.inf)
+    n = block.shape[0]
+    if n == 1 or not one_at_a_time():
+        return jnp.sort(block, axis=0)
+    partner, takes_lower = (jnp.asarray(x) for x in _merge_network(n))
+
+    def stage(s: jax.Array, x: jax.Array) -> jax.Array:
+        other = x[partner[s]]
+        return jnp.where(takes_lower[s][:, None], jnp.minimum(x, other), jnp.maximum(x, other))
+
+    return lax.fori_loop(0, partner.shape[0], stage, block)
+
+
+@functools.cache
+def _merge_network(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Batcher's odd-even merge sort of n values (Knuth, TAOCP 3, algorithm 5.2.2M).
+
+    Returns:
+      For each stage and each row the row it is compared with, itself if with none, int32 `(stages, n)`; and whether it
+      keeps the smaller of the two, bool `(stages, n)`.
+    """
+    partners, lowers = [], []
+    p = 1
+    while p < n:
+        k = p
+        while k >= 1:
+            partner, lower = np.arange(n), np.ones(n, bool)
+            for start in range(k % p, n - k, 2 * k):
+                for i in range(start, min(start + k, n - k)):
+                    if i // (2 * p) == (i + k) // (2 * p):
+                        partner[i], partner[i + k], lower[i + k] = i + k, i, False
+            partners.append(partner)
+            lowers.append(lower)
+            k //= 2
+        p *= 2
+    return np.stack(partners).astype(np.int32), np.stack(lowers)
+
+
+def average_of_ranks(ordered: jax.Array, first: jax.Array, count: jax.Array) -> jax.Array:
+    """Mean of the values of rank `first .. first + count - 1` of every column; 0 if count is 0.
+
+    Args:
+      ordered: `(n, width)`, sorted by column.
+      first, count: int32, scalars or `(width,)`.
+    """
+    rank = jnp.arange(ordered.shape[0])[:, None]
+    inside = (rank >= first) & (rank < first + count)
+    # Divided before it is added, so that the sum stays in the range of float32.
+    return jnp.sum(jnp.where(inside, ordered / jnp.maximum(count, 1), 0.0), axis=0)
+
+
+def squared_distances(stack: PyTree, present: jax.Array, center: jax.Array) -> jax.Array:
+    """Squared Euclidean distances between all pairs of clients, over the whole update: float32 `(n, n)`.
+
+        |x_i - x_j|^2 = |x_i - c|^2 + |x_j - c|^2 - 2 (x_i - c) (x_j - c)
+
+    One Gram matrix, accumulated over blocks of columns: one read of the stack and no second one. The rows are first moved
+    by one of them, c, so that what all clients share does not cancel.
+
+    Args:
+      stack: leaves `(n, ...)`.
+      present: bool `(n,)`.
+      center: index of the row c, which should be an ordinary one.
+
+    Returns:
+      Infinite in rows and columns of clients that are absent, not finite, or farther away than float32 can say; on the
+      diagonal infinite for those and exactly 0 for the others.
+    """
+
+    def gram(block: jax.Array, present: jax.Array, center: jax.Array) -> tuple[jax.Array, jax.Array]:
+        usable = present[:, None] & jnp.isfinite(block)
+        moved = jnp.where(usable, block - block[center], 0.0)
+        return moved @ moved.T, jnp.sum(~usable, axis=1)
+
+    products, unusable = sum_columns(gram, stack, shared=(present, center))
+    squares = jnp.diagonal(products)
+    near = (unusable == 0) & jnp.isfinite(squares)
+    distances = jnp.maximum(squares[:, None] + squares[None, :] - 2 * products, 0.0)
+    distances = jnp.where(jnp.eye(len(squares), dtype=bool), 0.0, distances)
+    return jnp.where(near[:, None] & near[None, :], distances, jnp.inf)
+
+
+def mix_rows(mixing: jax.Array, stack: PyTree) -> PyTree:
+    """Every row replaced by a weighted sum of rows: `y_i = sum_j mixing_ij * x_j`, where a weight of zero selects nothing.
+
+    Args:
+      mixing: `(n, n)`.
+      stack: leaves `(n, ...)`.
+
+    Returns:
+      A new stack. A row that takes part of a value that is not finite is NaN there; no other row is.
+    """
+
+    def local(by_source: jax.Array, leaves: list[jax.Array]) -> list[jax.Array]:
+        return [_mix(by_source.T, x) for x in leaves]
+
+    leaves, structure = jax.tree.flatten(stack)
+    done = on_each_shard(local, (mixing.T, leaves), PartitionSpec(CLIENTS), (True, True))
+    return jax.tree.unflatten(structure, done)
+
+
+def _mix(mixing: jax.Array, leaf: jax.Array) -> jax.Array:
+    """`mixing @ leaf` in blocks of columns; with shards, `mixing` has this device's columns and the result its rows."""
+    shards = num_shards()
+    flat = leaf.reshape(leaf.shape[0], -1)
+    m = flat.shape[1]
+    width = min(m, max(16, _BLOCK_BYTES[one_at_a_time()] // (4 * mixing.shape[0])))
+    taken = (mixing != 0).astype(jnp.float32)
+
+    def product(start: jax.Array) -> jax.Array:
+        block = lax.dynamic_slice(flat, (0, start), (flat.shape[0], width)).astype(jnp.float32)
+        finite = jnp.isfinite(block)
+        total = mixing @ jnp.where(finite, block, 0.0)
+        spoilt = taken @ (~finite).astype(jnp.float32)
+        if shards > 1:
+            total, spoilt = (lax.psum_scatter(x, CLIENTS, tiled=True) for x in (total, spoilt))
+        return jnp.where(spoilt > 0, jnp.nan, total).astype(leaf.dtype)
+
+    def write(i: jax.Array, out: jax.Array) -> jax.Array:
+        start = jnp.minimum(i * width, m - width)  # the last block overlaps the one before
+        return lax.dynamic_update_slice(out, product(start), (0, start))
+
+    out = jnp.zeros((mixing.shape[0] // shards, m), leaf.dtype)
+    return lax.fori_loop(0, -(-m // max(width, 1)), write, out).reshape(-1, *leaf.shape[1:])
