@@ -46,6 +46,12 @@ class Recording:
             for name, shape, _, start, stop in self.layers
         }
 
+    def leaves(self, flat: np.ndarray) -> list[jax.Array]:
+        """The same layers as a list, whose flattened order is the recorded one: for recorded coordinates."""
+        return [
+            jnp.asarray(flat[..., a:b].reshape(flat.shape[:-1] + tuple(shape))) for _, shape, _, a, b in self.layers
+        ]
+
     def flat(self, tree: dict[str, jax.Array]) -> np.ndarray:
         """The inverse of `tree` for one update."""
         return np.concatenate([np.ravel(tree[name]) for name, *_ in self.layers])
