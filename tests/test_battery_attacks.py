@@ -1,19 +1,34 @@
 """One battery through which every attack goes."""
 
 import functools
+from statistics import NormalDist
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lasa_jax import attacks
+from lasa_jax import aggregators, attacks
 from lasa_jax.federated import make_mesh
 from tests.test_battery_aggregators import SHAPES, honest
 
 N = 16
 KEY = jax.random.key(0)
 ATTACKS = {
+    "adaptive": attacks.adaptive(num_magnitudes=3, num_refinements=3),
+    "alie": attacks.alie(),
+    "ipm": attacks.ipm(),
+    "label_flip": attacks.label_flip(),
+    "mimic": attacks.mimic(),
+    "min_max": attacks.min_max(),
+    "min_max, colluders": attacks.min_max(knowledge="colluders"),
+    "min_sum": attacks.min_sum(),
+    "min_sum, not squared": attacks.min_sum(squared=False),
+    "min_sum_stealthy": attacks.min_sum_stealthy(),
+    "nan": attacks.nan(),
+    "tailored_krum": attacks.tailored_krum(),
+    "tailored_trmean": attacks.tailored_trmean(),
+    "zero": attacks.zero(),
     "byzmean": attacks.byzmean(),
     "byzmean, published": attacks.byzmean(variant="published", knowledge="all"),
     "lie": attacks.lie(),
@@ -31,13 +46,19 @@ def mask(name: str) -> np.ndarray:
     return np.isin(np.arange(N), MASKS[name])
 
 
+def aggregated(updates, present=None):
+    """The rule that adaptive attacks are given here."""
+    return aggregators.trimmed_mean(4).aggregate(updates, (), key=KEY, num_malicious=0, present=present)[0]
+
+
 @functools.cache
 def compiled(attack: attacks.Attack):
     """One executable an attack and a number of clients, so that the battery does not spend its time compiling."""
 
     def run(updates, malicious, present):
         state = attack.init(jax.tree.map(lambda x: x[0], updates))
-        return attack.craft(updates, state, malicious, key=KEY, present=present)[0]
+        rule = functools.partial(aggregated, present=present)
+        return attack.craft(updates, state, malicious, key=KEY, present=present, aggregate=rule)[0]
 
     return jax.jit(run)
 
@@ -58,9 +79,13 @@ def test_only_malicious_rows_change_and_stay_finite(attack, malicious):
     crafted = craft(attack, which)
     for name, x in honest().items():
         np.testing.assert_array_equal(crafted[name][~which], x[~which])
+        if attack is ATTACKS["nan"]:
+            assert np.isnan(crafted[name][which]).all()
+            continue
         assert np.isfinite(crafted[name]).all()
-        lone_average = attack is ATTACKS["lie, colluders"] and malicious == "one"  # the mean of one row is that row
-        if attack is not ATTACKS["none"] and which.any() and not lone_average:
+        colluders = attack in (ATTACKS["lie, colluders"], ATTACKS["min_max, colluders"])
+        lone_average = colluders and malicious == "one"  # the mean of one row is that row
+        if attack not in (ATTACKS["none"], ATTACKS["label_flip"]) and which.any() and not lone_average:
             assert not np.allclose(crafted[name][which], x[which])
 
 
@@ -75,7 +100,7 @@ def test_absent_rows_are_neither_read_nor_written(attack):
     compact = craft(attack, which[present], jax.tree.map(lambda x: x[present], honest()))
     for name, x in updates.items():
         np.testing.assert_array_equal(crafted[name][~present], x[~present])
-        assert np.isfinite(crafted[name][present]).all()
+        assert np.isfinite(crafted[name][present]).all() or attack is ATTACKS["nan"]
         if attack not in (ATTACKS["noise"], ATTACKS["random"]):  # their draws are by row
             np.testing.assert_allclose(crafted[name][present], compact[name], atol=1e-5)
 
@@ -93,7 +118,12 @@ def test_vmap_over_runs_equals_a_loop(attack):
     masks = np.stack([mask(name) for name in ("none", "one", "some")])
     runs = [honest(seed) for seed in range(3)]
     stacked = jax.tree.map(lambda *x: np.stack(x), *runs)
-    together = jax.jit(jax.vmap(lambda u, m: attack.craft(u, (), m, key=KEY)[0]))(stacked, masks)
+
+    def run(u, m):
+        state = attack.init(jax.tree.map(lambda x: x[0], u))
+        return attack.craft(u, state, m, key=KEY, aggregate=aggregated)[0]
+
+    together = jax.jit(jax.vmap(run))(stacked, masks)
     for index in range(3):
         alone = craft(attack, masks[index], runs[index])
         jax.tree.map(lambda a, b, i=index: np.testing.assert_allclose(a[i], b, atol=1e-5), together, alone)
@@ -102,7 +132,8 @@ def test_vmap_over_runs_equals_a_loop(attack):
 @CASES
 def test_labels(attack):
     labels = jnp.arange(5)
-    np.testing.assert_array_equal(attack.poison_labels(labels, 5), labels)  # none of these poisons data
+    wanted = labels[::-1] if attack is ATTACKS["label_flip"] else labels
+    np.testing.assert_array_equal(attack.poison_labels(labels, 5), wanted)
 
 
 @pytest.mark.parametrize("f", [1, 2, 5, 8])
@@ -174,3 +205,124 @@ def test_z_and_std_may_be_traced():
 def test_refuses(name, parameters, message):
     with pytest.raises(ValueError, match=message):
         attacks.create(name, **parameters)
+
+
+WHICH = np.isin(np.arange(N), MASKS["some"])
+
+
+def flat(updates) -> np.ndarray:
+    return np.concatenate([np.asarray(x, np.float64).reshape(len(x), -1) for x in updates.values()], axis=1)
+
+
+def sent_and_benign(attack: attacks.Attack) -> tuple[np.ndarray, np.ndarray]:
+    """The row that all malicious clients send, and the benign rows, flat."""
+    rows = flat(craft(attack, WHICH))
+    assert (rows[WHICH] == rows[WHICH][0]).all()
+    return rows[WHICH][0], rows[~WHICH]
+
+
+def on_the_line(row: np.ndarray, benign: np.ndarray, step: float) -> np.ndarray:
+    """The row with its step from the mean times `step`."""
+    return benign.mean(0) + step * (row - benign.mean(0))
+
+
+def sums(x: np.ndarray, power: int) -> np.ndarray:
+    return (np.linalg.norm(x[:, None] - x[None, :], axis=-1) ** power).sum(1)
+
+
+def test_min_max_is_within_its_bound_and_tight():
+    row, benign = sent_and_benign(ATTACKS["min_max"])
+    bound = np.linalg.norm(benign[:, None] - benign[None, :], axis=-1).max()
+    assert np.linalg.norm(benign - row, axis=1).max() <= bound * (1 + 1e-5)
+    assert np.linalg.norm(benign - on_the_line(row, benign, 1.001), axis=1).max() > bound
+
+
+@pytest.mark.parametrize(
+    ("name", "power", "choose"),
+    [
+        ("min_sum", 2, np.max),
+        ("min_sum, not squared", 1, np.max),
+        ("min_sum_stealthy", 2, np.min),
+    ],
+)
+def test_min_sum_is_within_its_bound_and_tight(name, power, choose):
+    row, benign = sent_and_benign(ATTACKS[name])
+    bound = choose(sums(benign, power))
+    assert (np.linalg.norm(benign - row, axis=1) ** power).sum() <= bound * (1 + 1e-5)
+    assert (np.linalg.norm(benign - on_the_line(row, benign, 1.001), axis=1) ** power).sum() > bound
+
+
+def test_tailored_trmean_takes_the_smallest_step_to_the_maximum():
+    row, benign = sent_and_benign(ATTACKS["tailored_trmean"])
+    f = WHICH.sum()
+
+    def deviation(crafted: np.ndarray) -> float:
+        x = np.sort(np.concatenate([benign, np.repeat(crafted[None], f, axis=0)]), axis=0)
+        return float(np.linalg.norm(x[f : len(x) - f].mean(0) - benign.mean(0)))
+
+    largest = deviation(on_the_line(row, benign, 100))
+    np.testing.assert_allclose(deviation(row), largest, rtol=1e-6)
+    assert deviation(on_the_line(row, benign, 0.99)) < largest * (1 - 1e-6)
+
+
+def test_tailored_krum_is_the_farthest_that_krum_chooses():
+    row, benign = sent_and_benign(ATTACKS["tailored_krum"])
+    f = int(WHICH.sum())
+
+    def chosen(crafted: np.ndarray) -> bool:
+        x = np.concatenate([np.repeat(crafted[None], f, axis=0), benign])
+        distances = np.sort(np.linalg.norm(x[:, None] - x[None, :], axis=-1) ** 2, axis=1)[:, 1 : len(x) - f - 1]
+        return bool(distances.sum(1).argmin() < f)
+
+    assert chosen(on_the_line(row, benign, 0.999))
+    assert not chosen(on_the_line(row, benign, 1.001))
+
+
+def test_alie_has_the_z_of_its_paper():
+    row, benign = sent_and_benign(ATTACKS["alie"])
+    s = N // 2 + 1 - 4
+    z = NormalDist().inv_cdf((len(benign) - s) / len(benign))
+    np.testing.assert_allclose(row, benign.mean(0) - z * benign.std(0, ddof=1), atol=1e-5)
+
+
+def test_inner_product_zero_and_mimic():
+    row, benign = sent_and_benign(ATTACKS["ipm"])
+    np.testing.assert_allclose(row, -0.5 * benign.mean(0), atol=1e-6)
+    row, _ = sent_and_benign(ATTACKS["zero"])
+    assert not row.any()
+    row, benign = sent_and_benign(ATTACKS["mimic"])
+    assert (row == benign).all(axis=1).any()
+
+
+def test_mimic_learns_the_direction_of_largest_spread():
+    """After some rounds the direction is the top right singular vector of the honest updates."""
+    rng = np.random.default_rng(0)
+    spread = np.array([5.0, 1.0, 1.0, 1.0])
+    attack = attacks.mimic()
+    state = attack.init({"w": np.zeros(4, np.float32)})
+    step = jax.jit(lambda u, state: attack.craft(u, state, WHICH, key=KEY))
+    for _ in range(20):
+        updates, state = step({"w": (rng.standard_normal((N, 4)) * spread).astype(np.float32)}, state)
+    direction = np.abs(state.direction["w"]) / np.linalg.norm(state.direction["w"])
+    assert direction[0] > 0.98
+    assert int(state.rounds) == 20
+
+
+@pytest.mark.parametrize("objective", ["descent", "distance"])
+def test_adaptive_finds_more_than_fixed_attacks(objective):
+    """On the rule it is given, the trimmed mean, it gains at least what Lie and Min-Max gain."""
+
+    def gain(attack: attacks.Attack) -> float:
+        updates = craft(attack, WHICH)
+        mean = flat(updates)[~WHICH].mean(0)
+        moved = flat(jax.tree.map(lambda x: x[None], aggregated(updates)))[0]
+        return float((mean - moved) @ mean if objective == "descent" else ((moved - mean) ** 2).sum())
+
+    found = gain(attacks.adaptive(objective=objective))
+    assert found > 0
+    assert found >= max(gain(ATTACKS["lie"]), gain(ATTACKS["min_max"])) * 0.999
+
+
+def test_adaptive_must_be_given_the_rule():
+    with pytest.raises(ValueError, match="needs the rule"):
+        attacks.adaptive().craft(honest(), (), WHICH, key=KEY)

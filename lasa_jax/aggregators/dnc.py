@@ -99,7 +99,9 @@ def _gather(row: PyTree, coordinates: jax.Array) -> jax.Array:
 def _outlier_scores(x: jax.Array, usable: jax.Array) -> jax.Array:
     """Squared projections of the centred rows of x on its top right singular vector: `(n, r)` to `(n,)`."""
     x = jnp.where(usable[:, None], x, 0.0)
-    x = x / jnp.maximum(jnp.max(jnp.abs(x)), 1e-30)  # so that no square leaves float32
+    # So that no square leaves float32. In two steps: the reciprocal of 1e38 alone would be flushed to zero.
+    x = x * jnp.where(jnp.max(jnp.abs(x)) > 1e18, 1e-20, 1.0)
+    x = x / jnp.maximum(jnp.max(jnp.abs(x)), 1e-30)
     mean = jnp.sum(x / jnp.maximum(jnp.sum(usable), 1), axis=0)
     centred = jnp.where(usable[:, None], x - mean, 0.0)
     # C v = sigma u, and the left singular vector u is an eigenvector of the small matrix C C^T.
