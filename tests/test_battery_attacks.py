@@ -302,7 +302,7 @@ def test_mimic_learns_the_direction_of_largest_spread():
     state = attack.init({"w": np.zeros(4, np.float32)})
     step = jax.jit(lambda u, state: attack.craft(u, state, WHICH, key=KEY))
     for _ in range(20):
-        updates, state = step({"w": (rng.standard_normal((N, 4)) * spread).astype(np.float32)}, state)
+        _, state = step({"w": (rng.standard_normal((N, 4)) * spread).astype(np.float32)}, state)
     direction = np.abs(state.direction["w"]) / np.linalg.norm(state.direction["w"])
     assert direction[0] > 0.98
     assert int(state.rounds) == 20

@@ -95,8 +95,34 @@ def test_tables_are_made_from_the_signatures():
     config = configs.default()
     for kind, functions in (("aggregator", aggregators.RULES), ("attack", attacks.ATTACKS)):
         for name, function in functions.items():
-            assert set(config[kind][name]) == set(inspect.signature(function).parameters)
+            recorded = {"coordinates"}  # an array, to replay a recorded draw from Python: no setting
+            assert set(config[kind][name]) == set(inspect.signature(function).parameters) - recorded
     assert config.aggregator.lasa.sparsity_level == 0.3
+
+
+def test_what_of_a_method_is_compiled_in():
+    """Words, switches and sizes are; every other number is data, so that a grid over it is one program."""
+    from lasa_jax.experiment import _numbers, _words
+
+    compiled = {}
+    for kind, create in (("aggregator", aggregators), ("attack", attacks)):
+        for name in create.names():
+            parameters = resolved("digits", **{f"{kind}.name": name, "fidelity": "published"})[kind].parameters
+            compiled[name] = sorted(_words(parameters))
+            assert set(_numbers(parameters)) | set(compiled[name]) == set(parameters)
+    assert compiled["lasa"] == ["granularity"]
+    assert compiled["dnc"] == ["variant"]
+    assert compiled["geometric_median"] == ["max_iterations", "variant"]
+    assert compiled["signguard"] == ["coordinate_fraction", "variant"]
+    assert compiled["min_sum"] == ["knowledge", "squared"]
+    assert compiled["adaptive"] == ["knowledge", "num_magnitudes", "num_refinements", "objective"]
+
+
+def test_numbers_that_are_left_to_the_method_can_be_set():
+    config = resolved("digits", **{"aggregator.name": "dnc", "aggregator.dnc.num_coordinates": 50})
+    assert config.aggregator.parameters.num_coordinates == 50
+    with pytest.raises(InputError, match=r"config\.aggregator\.dnc\.num_iterations = 0"):
+        resolved("digits", **{"aggregator.name": "dnc", "aggregator.dnc.num_iterations": 0})
 
 
 def test_arguments_of_a_config_file():

@@ -264,9 +264,10 @@ def test_sparsefed(recording: Recording, variant: str, array: str):
         np.testing.assert_allclose(np.concatenate([np.ravel(x) for x in tree]), wanted, atol=1e-6)
 
     rule = aggregators.sparsefed(variant=variant, num_kept=int(recording["sparsefed/k_dim"]))
+    run = jax.jit(lambda updates, state: rule.aggregate(updates, state, key=KEY, num_malicious=0))
     state = rule.init(layers(recording["honest"][0]))
     for index, sent in enumerate(("none", "signflip", "lie")):
-        update, state, _ = rule.aggregate(layers(recording.updates(sent)), state, key=KEY, num_malicious=0)
+        update, state, _ = run(layers(recording.updates(sent)), state)
         assert_recorded(update, recording[f"sparsefed/{array}_agg"][index])
         if variant == "paper":
             assert_recorded(state.momentum, recording["sparsefed/alt_momentum"][index])

@@ -53,7 +53,7 @@ def test_a_run_from_start_to_end(tmp_path):
 
 
 BAD = {
-    "unknown attack": (["--config.attack.name=nosuch"], "attack 'nosuch' is not known: allowed are byzmean"),
+    "unknown attack": (["--config.attack.name=nosuch"], "attack 'nosuch' is not known: allowed are adaptive"),
     "attack_ratio": (["--config.attack_ratio=1.2"], "config.attack_ratio = 1.2: allowed is 0 <="),
     "clients_per_round": (["--config.clients_per_round=61"], "allowed are 1 to config.num_clients = 60"),
     "no such parameter": (["--config.aggregator.lasa.nosuch=1"], "config.aggregator.lasa.nosuch is not a setting"),

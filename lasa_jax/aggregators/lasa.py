@@ -11,15 +11,26 @@ drops infinities, a zero update is not scaled, and a layer of zeros has purity 0
 filter off for everybody by sending one.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from lasa_jax import ops
-from lasa_jax.aggregators.base import Aggregator, Count, PyTree, Rows, Scalar, chain, stateless
+from lasa_jax.aggregators.base import (
+    Aggregator,
+    Count,
+    Diagnostics,
+    PyTree,
+    Rows,
+    Scalar,
+    chain,
+    equal_weights,
+    stateless,
+)
 from lasa_jax.aggregators.links import clip_to_median_norm, keep_top_k, reject_nonfinite
-from lasa_jax.errors import check_number
+from lasa_jax.errors import check_choice, check_number
 
 
 class FilterDiagnostics(NamedTuple):
@@ -41,6 +52,7 @@ def lasa(
     magnitude_radius: Scalar = 1.0,
     direction_radius: Scalar = 1.0,
     num_kept: Count | None = None,
+    granularity: str = "layer",
 ) -> Aggregator:
     """Clips, sparsifies and filters client updates layer by layer. Does not use `num_malicious`.
 
@@ -49,8 +61,10 @@ def lasa(
       magnitude_radius: lambda_m, largest MZ-score of a layer's norm that is kept (exclusive), `> 0`.
       direction_radius: lambda_d, the same for the layer's sign purity.
       num_kept: k in place of the sparsity level, see `keep_top_k`.
+      granularity: "layer"; "model" or "coordinate" for the ablations, see `layer_filter`.
 
-    All may be traced. Supplement, section B: 0.3 and 1.0 / 1.0 on CIFAR, a magnitude radius of 2.0 elsewhere.
+    The numbers may be traced. Supplement, section B: 0.3 and 1.0 / 1.0 on CIFAR, a magnitude radius of 2.0 elsewhere. The
+    other ablations: `sparsity_level=0` does not sparsify, a radius of infinity switches one of the two filters off.
 
     Raises:
       InputError: for a number out of range.
@@ -68,11 +82,13 @@ def lasa(
         reject_nonfinite(),
         clip_to_median_norm(),
         keep_top_k(sparsity_level, num_kept),
-        layer_filter(magnitude_radius, direction_radius),
+        layer_filter(magnitude_radius, direction_radius, granularity),
     )
 
 
-def layer_filter(magnitude_radius: Scalar = 1.0, direction_radius: Scalar = 1.0) -> Aggregator:
+def layer_filter(
+    magnitude_radius: Scalar = 1.0, direction_radius: Scalar = 1.0, granularity: str = "layer"
+) -> Aggregator:
     """Averages, in each layer, the clients whose norm and sign purity have an MZ-score below the radii.
 
         purity_i = 0.5 * (1 + sum(sign(x_i)) / sum(abs(sign(x_i)))),    0.5 for a layer of zeros
@@ -83,30 +99,42 @@ def layer_filter(magnitude_radius: Scalar = 1.0, direction_radius: Scalar = 1.0)
     Source: supplement, sections 2 and F.2; FIDELITY.md, section 2, steps 3-7 (its factor (1 - sparsity) on the purity
     cancels in the score). Where all clients agree in one of the two, as published, nobody is filtered in that layer. A
     radius of infinity switches a filter off.
+
+    Args:
+      magnitude_radius, direction_radius: `> 0`. May be traced.
+      granularity: what x_i is: a "layer" of client i; its whole update, "model"; or one "coordinate". The last two are the
+        paper's ablations. Coordinate-wise, `weight` is 1/n for every client, and there are no scores to show.
     """
     check_number("magnitude_radius", magnitude_radius, above=0)
     check_number("direction_radius", direction_radius, above=0)
+    check_choice("granularity", granularity, ("layer", "model", "coordinate"))
+    radii = (magnitude_radius, direction_radius)
+
+    def coordinate_wise(block: jax.Array, present: jax.Array, radii: tuple[jax.Array, jax.Array]) -> jax.Array:
+        purity = 0.5 * (1 + jnp.sign(block))
+        kept = _kept(_score(jnp.abs(block), present), _score(purity, present), radii, present[:, None])
+        return jnp.sum(jnp.where(kept, block / jnp.maximum(jnp.sum(kept, axis=0), 1), 0.0), axis=0)
+
+    def measured(fn: Callable[[PyTree], jax.Array], row: PyTree) -> PyTree:
+        if granularity == "layer":
+            return jax.tree.map(fn, row)
+        whole = fn(row)
+        return jax.tree.map(lambda _: whole, row)
 
     def aggregate(
         updates: PyTree, state: PyTree, *, key: jax.Array, num_malicious: Count, present: jax.Array | None = None
-    ) -> tuple[PyTree, PyTree, FilterDiagnostics]:
+    ) -> tuple[PyTree, PyTree, Diagnostics | FilterDiagnostics]:
         rows = Rows.of(updates, present)
+        if granularity == "coordinate":
+            everybody = equal_weights(rows, rows.present)
+            return rows.columns(coordinate_wise, radii), state, Diagnostics(everybody)
+        norm, purity = rows.each(lambda row: (measured(ops.tree_norm, row), measured(_purity, row)))
+        magnitude_score, direction_score = jax.tree.map(lambda x: _score(x, rows.present), (norm, purity))
 
-        def score(values: jax.Array) -> jax.Array:
-            distance = values - ops.masked_median(values, rows.present)
-            std = ops.masked_std(distance, rows.present)  # of the distances: exactly 0 where all values are equal
-            return jnp.where(std > 0, jnp.abs(distance) / std, jnp.inf)
-
-        def within(score: jax.Array, radius: Scalar) -> jax.Array:
-            return (score < radius) | jnp.isinf(jnp.asarray(radius))
-
-        def weight(magnitude_score: jax.Array, direction_score: jax.Array) -> jax.Array:
-            kept = rows.present & within(magnitude_score, magnitude_radius) & within(direction_score, direction_radius)
-            kept = jnp.where(jnp.any(kept), kept, rows.present)
+        def weight(*scores: jax.Array) -> jax.Array:
+            kept = _kept(*scores, radii, rows.present)
             return jnp.where(kept, 1 / jnp.maximum(jnp.sum(kept), 1), 0.0)
 
-        norm, purity = rows.each(lambda row: (jax.tree.map(ops.tree_norm, row), jax.tree.map(_purity, row)))
-        magnitude_score, direction_score = jax.tree.map(score, (norm, purity))
         weights = jax.tree.map(weight, magnitude_score, direction_score)
         info = FilterDiagnostics(weights, norm, purity, magnitude_score, direction_score)
         return rows.weighted_sum(weights), state, info
@@ -114,8 +142,26 @@ def layer_filter(magnitude_radius: Scalar = 1.0, direction_radius: Scalar = 1.0)
     return Aggregator(stateless, aggregate)
 
 
-def _purity(layer: jax.Array) -> jax.Array:
-    """Positive direction purity of one layer, a float32 scalar between 0 and 1."""
-    positive = jnp.sum(layer > 0, dtype=jnp.int32)
-    negative = jnp.sum(layer < 0, dtype=jnp.int32)
+def _score(values: jax.Array, present: jax.Array) -> jax.Array:
+    """MZ-scores over the clients present, `(n, ...)` to the same."""
+    distance = values - ops.masked_median(values, present)
+    std = ops.masked_std(distance, present)  # of the distances: exactly 0 where all values are equal
+    return jnp.where(std > 0, jnp.abs(distance) / std, jnp.inf)
+
+
+def _kept(
+    magnitude_score: jax.Array, direction_score: jax.Array, radii: tuple[Scalar, Scalar], present: jax.Array
+) -> jax.Array:
+    """The set S, bool like the scores; everybody present where it would be empty."""
+    kept = present
+    for score, radius in zip((magnitude_score, direction_score), radii, strict=True):
+        kept = kept & ((score < radius) | jnp.isinf(jnp.asarray(radius)))
+    return jnp.where(jnp.any(kept, axis=0), kept, present)
+
+
+def _purity(part: PyTree) -> jax.Array:
+    """Positive direction purity of a layer or a whole update, a float32 scalar between 0 and 1."""
+    leaves = jax.tree.leaves(part)
+    positive = sum(jnp.sum(x > 0, dtype=jnp.int32) for x in leaves)
+    negative = sum(jnp.sum(x < 0, dtype=jnp.int32) for x in leaves)
     return 0.5 * (1 + (positive - negative) / jnp.maximum(positive + negative, 1))

@@ -17,18 +17,6 @@ def stack(seed: int = 0) -> dict:
     }
 
 
-@pytest.fixture(params=[1, 8], ids=["1 device", "8 devices"])
-def mesh(request):
-    with jax.set_mesh(make_mesh(jax.devices()[: request.param])):
-        yield request.param
-
-
-@pytest.fixture(params=["one row at a time", "all rows"])
-def platform(request, monkeypatch):
-    """Both ways of taking rows: a CPU's and an accelerator's."""
-    monkeypatch.setattr(ops.rows, "one_at_a_time", lambda: request.param == "one row at a time")
-
-
 @pytest.mark.usefixtures("mesh", "platform")
 class TestPrimitives:
     def test_map_rows(self):

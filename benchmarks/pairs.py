@@ -1,0 +1,155 @@
+"""Trains every pair of an attack and a rule: `python -m benchmarks.pairs [--config=configs/digits.py] [--output=FILE]`.
+
+All pairs are one compiled program: which attack and which rule is a number, and `lax.switch` picks their code. Each cell
+is the run that `python -m lasa_jax.main --config=FILE --config.attack.name=A --config.aggregator.name=R` makes. Prints a
+Markdown table of final test accuracies in percent; `diverged` where the update of a round was not finite, which only the
+rules may do whose docstring says so.
+"""
+
+import argparse
+import dataclasses
+import importlib.util
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from lasa_jax import aggregators, attacks, data, experiment
+from lasa_jax import config as configs
+from lasa_jax.aggregators import Aggregator, Diagnostics
+from lasa_jax.attacks import Attack
+from lasa_jax.data import FederatedDataset
+from lasa_jax.federated import Point, Program, Simulation, make_mesh
+
+
+def one_rule(rules: list[Aggregator], index: jax.Array) -> Aggregator:
+    """The rule of that index; its state is the tuple of the states of all."""
+
+    def aggregate(updates: Any, states: tuple, **settings: Any) -> tuple[Any, tuple, Diagnostics]:
+        def branch(i: int) -> Any:
+            def run(updates: Any, states: tuple) -> tuple[Any, tuple, Diagnostics]:
+                update, state, info = rules[i].aggregate(updates, states[i], **settings)
+                return update, (*states[:i], state, *states[i + 1 :]), Diagnostics(info.weight)
+
+            return run
+
+        return jax.lax.switch(index, [branch(i) for i in range(len(rules))], updates, states)
+
+    return Aggregator(lambda params: tuple(rule.init(params) for rule in rules), aggregate)
+
+
+def one_attack(those: list[Attack], index: jax.Array) -> Attack:
+    """The attack of that index; its state is the tuple of the states of all."""
+
+    def craft(updates: Any, states: tuple, malicious: jax.Array, **settings: Any) -> tuple[Any, tuple]:
+        def branch(i: int) -> Any:
+            def run(updates: Any, states: tuple) -> tuple[Any, tuple]:
+                updates, state = those[i].craft(updates, states[i], malicious, **settings)
+                return updates, (*states[:i], state, *states[i + 1 :])
+
+            return run
+
+        return jax.lax.switch(index, [branch(i) for i in range(len(those))], updates, states)
+
+    def poison_labels(labels: jax.Array, num_classes: int) -> jax.Array:
+        return jax.lax.switch(index, [lambda y, a=a: a.poison_labels(y, num_classes) for a in those], labels)
+
+    return Attack(lambda params: tuple(attack.init(params) for attack in those), poison_labels, craft)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairs(Program):
+    """A program whose attack and rule are chosen by the numbers `point.attack["index"]` and `point.aggregator["index"]`."""
+
+    attacks: tuple[Attack, ...] = ()
+    rules: tuple[Aggregator, ...] = ()
+
+    def methods(self, point: Point) -> tuple[Attack, Aggregator]:
+        """Both, chosen inside the program."""
+        rule = one_rule(list(self.rules), point.aggregator["index"])
+        return one_attack(list(self.attacks), point.attack["index"]), rule
+
+
+def load(path: str, attack: str, rule: str, settings: Mapping[str, Any]) -> ConfigDict:
+    """The resolved config of one pair."""
+    spec = importlib.util.spec_from_file_location("config", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config(None)
+    config.update_from_flattened_dict({**settings, "attack.name": attack, "aggregator.name": rule})
+    return configs.resolve(config)
+
+
+def simulate(path: str, settings: Mapping[str, Any]) -> dict[tuple[str, str], float]:
+    """Final test accuracy of every pair, by (rule, attack); NaN where it diverged. Prints each as it comes."""
+    base = load(path, "none", "fedavg", settings)
+    dataset = data.load(base.dataset, data_dir=base.data_dir)
+    plain = experiment.make_program(base, dataset)
+    points, those, rules, programs = {}, [], [], {}
+    for attack in attacks.names():
+        program = experiment.make_program(load(path, attack, "fedavg", settings), dataset)
+        points[attack] = experiment.make_point(load(path, attack, "fedavg", settings), program)
+        those.append(attacks.create(attack, **program.attack[1], **points[attack].attack))
+    for rule in aggregators.names():
+        config = load(path, "none", rule, settings)
+        programs[rule] = experiment.make_program(config, dataset)
+        numbers = experiment.make_point(config, programs[rule])
+        rules.append(aggregators.create(rule, **programs[rule].aggregator[1], **numbers.aggregator))
+        points[rule] = numbers
+    fields = {field.name: getattr(plain, field.name) for field in dataclasses.fields(plain)}
+    program = Pairs(**fields, attacks=tuple(those), rules=tuple(rules))
+    simulation = Simulation(program, base.rounds, base.rounds, base.rounds, base.eval_batch_size, make_mesh())
+    shares = jax.tree.map(lambda x: x[None], experiment.make_partition(base, dataset))
+    fed = FederatedDataset(dataset.train, dataset.test, shares)
+    executable, accuracies = None, {}
+    for rule in aggregators.names():
+        for attack in attacks.names():
+            sgd = points[rule].sgd
+            point = points[attack]._replace(
+                sgd=sgd._replace(clip_norm=jnp.float32(jnp.inf) if sgd.clip_norm is None else sgd.clip_norm),
+                attack={"index": jnp.int32(attacks.names().index(attack))},
+                aggregator={"index": jnp.int32(aggregators.names().index(rule))},
+            )
+            point = jax.tree.map(lambda x: x[None], point)
+            states, point, placed = simulation.place(simulation.init(point), point, fed)
+            if executable is None:
+                executable, seconds = simulation.compile(states, point, placed)
+                print(f"compiled in {seconds:.0f} s", flush=True)
+            began = time.perf_counter()
+            _, metrics = executable(states, point, placed, jnp.int32(0))
+            finite = bool(np.isfinite(metrics.rounds.update_norm).all())
+            accuracies[rule, attack] = 100 * float(metrics.test_accuracy[0, -1]) if finite else float("nan")
+            shown = f"{accuracies[rule, attack]:.1f} %" if finite else "diverged"
+            print(f"{rule}, {attack}: {shown}, {time.perf_counter() - began:.1f} s", flush=True)
+    return accuracies
+
+
+def table(accuracies: Mapping[tuple[str, str], float]) -> str:
+    """Attacks down, rules across."""
+    rules, those = aggregators.names(), attacks.names()
+    lines = ["| attack | " + " | ".join(rules) + " |", "| --- |" + " --- |" * len(rules)]
+    for attack in those:
+        cells = (accuracies[rule, attack] for rule in rules)
+        lines.append(f"| {attack} | " + " | ".join("diverged" if np.isnan(x) else f"{x:.1f}" for x in cells) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--config", default="configs/digits.py")
+    parser.add_argument("--fidelity", choices=("paper", "published"))
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--output", type=Path, help="a file for the table")
+    given = parser.parse_args()
+    chosen = {name: value for name in ("fidelity", "rounds") if (value := getattr(given, name)) is not None}
+    result = table(simulate(given.config, chosen))
+    print(result)
+    if given.output is not None:
+        given.output.write_text(result + "\n")
