@@ -30,7 +30,8 @@ MUTANTS = [
     ("attacks/statistical.py", "-epsilon /", "epsilon /", "wrong sign"),
     ("attacks/base.py", '"benign": ~malicious', '"benign": malicious', "wrong knowledge"),
     ("attacks/adaptive.py", "gain > layers[0]", "gain < layers[0]", "worst for best"),
-    ("attacks/naive.py", "-x", "+x", "wrong sign"),
+    ("attacks/naive.py", "num_classes - 1 - labels", "num_classes - labels", "off by one"),
+    ("attacks/mimic.py", "(1.0 + state.rounds)", "(2.0 + state.rounds)", "wrong running mean"),
 ]
 TESTS = ("test_battery_aggregators.py", "test_battery_attacks.py", "test_golden.py", "test_links.py", "test_rules.py")
 

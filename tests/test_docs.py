@@ -1,16 +1,17 @@
 """The code in README.md and docs/ runs."""
 
 import re
+from functools import partial
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lasa_jax import aggregators, attacks
 from lasa_jax import config as configs
-from lasa_jax.aggregators import Aggregator
-from lasa_jax.attacks import Attack
+from tests import test_battery_aggregators as battery
+from tests import test_battery_attacks as attack_battery
+from tests.test_links import LINKS
 
 ROOT = Path(__file__).parents[1]
 
@@ -29,22 +30,52 @@ def test_readme_example(capsys):
     assert not filtered[5:].all()
 
 
-@pytest.mark.parametrize("index", [0, 1])
-def test_skeletons_of_the_guide(index):
+@pytest.fixture(scope="module")
+def names() -> dict:
+    """What the code of docs/adding.md defines."""
     names: dict = {}
-    exec(blocks("docs/adding.md")[index], names)
-    updates = {"w": jnp.ones((6, 3)).at[0].set(100.0)}
-    if index == 0:
-        rule = names["norm_gate"]()
-        assert isinstance(rule, Aggregator)
-        update, _, info = jax.jit(rule.aggregate)(updates, (), key=jax.random.key(0), num_malicious=1)
-        np.testing.assert_allclose(update["w"], 1)
-        assert info.weight["w"][0] == 0
-    else:
-        attack = names["shrink"]()
-        assert isinstance(attack, Attack)
-        crafted, _ = attack.craft(updates, (), jnp.arange(6) < 1, key=jax.random.key(0))
-        np.testing.assert_allclose(crafted["w"][0], 10)
+    for code in blocks("docs/adding.md"):
+        exec(code, names)
+    return names
+
+
+class TestSkeletonsOfTheGuide:
+    """docs/adding.md as a reader follows it: the rule goes through the battery, the attack through the attacks' one."""
+
+    @pytest.mark.parametrize(
+        "check",
+        [
+            partial(battery.test_definition, n=battery.N),
+            battery.test_jit_equals_eager,
+            battery.test_vmap_over_runs_equals_a_loop,
+            battery.test_order_of_clients_does_not_matter,
+            battery.test_scaling_law,
+            battery.test_identical_clients_give_that_client,
+            partial(battery.test_absent_rows_do_not_exist, content=np.nan),
+            partial(battery.test_a_minority_of_bad_rows, content=1e38),
+            battery.test_one_trace_over_a_grid_of_numbers,
+            battery.test_eight_devices_give_the_result_of_one,
+            battery.test_nobody_present_changes_nothing,
+        ],
+    )
+    def test_rule(self, names, check):
+        check(case=names["case"])
+
+    def test_attack(self, names):
+        attack = names["shrink"](factor=0.5)
+        attack_battery.test_absent_rows_are_neither_read_nor_written(attack)
+        attack_battery.test_eight_devices_give_the_result_of_one(attack)
+        attack_battery.test_vmap_over_runs_equals_a_loop(attack)
+        which = attack_battery.mask("some")
+        crafted = attack_battery.craft(attack, which)
+        for name, x in battery.honest().items():
+            np.testing.assert_array_equal(crafted[name][which], 0.5 * x[which])
+
+
+def test_every_method_is_in_the_readme():
+    text = (ROOT / "README.md").read_text()
+    for name in (*aggregators.names(), *attacks.names(), *LINKS):
+        assert f"`{name}`" in text, name
 
 
 def test_every_setting_is_documented():
