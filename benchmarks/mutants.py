@@ -47,7 +47,7 @@ def killer(path: str, old: str, new: str) -> str | None:
             raise SystemExit(f"{path}: {old!r} is there {text.count(old)} times, must be once")
         file.write_text(text.replace(old, new))
         order = sorted(TESTS, key=lambda name: ("attacks" in name) != path.startswith("attacks/"))
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", "-p", "no:cacheprovider"]
         result = subprocess.run(
             [*command, *(f"tests/{name}" for name in order)], cwd=copy, capture_output=True, text=True, check=False
         )

@@ -91,23 +91,23 @@ def simulate(path: str, settings: Mapping[str, Any]) -> dict[tuple[str, str], fl
     """Final test accuracy of every pair, by (rule, attack); NaN where it diverged. Prints each as it comes."""
     base = load(path, "none", "fedavg", settings)
     dataset = data.load(base.dataset, data_dir=base.data_dir)
-    plain = experiment.make_program(base, dataset)
+    shares = experiment.make_partition(base, dataset)
+    plain = experiment.make_program(base, dataset, shares)
     points, those, rules, programs = {}, [], [], {}
     for attack in attacks.names():
-        program = experiment.make_program(load(path, attack, "fedavg", settings), dataset)
+        program = experiment.make_program(load(path, attack, "fedavg", settings), dataset, shares)
         points[attack] = experiment.make_point(load(path, attack, "fedavg", settings), program)
         those.append(attacks.create(attack, **program.attack[1], **points[attack].attack))
     for rule in aggregators.names():
         config = load(path, "none", rule, settings)
-        programs[rule] = experiment.make_program(config, dataset)
+        programs[rule] = experiment.make_program(config, dataset, shares)
         numbers = experiment.make_point(config, programs[rule])
         rules.append(aggregators.create(rule, **programs[rule].aggregator[1], **numbers.aggregator))
         points[rule] = numbers
     fields = {field.name: getattr(plain, field.name) for field in dataclasses.fields(plain)}
     program = Pairs(**fields, attacks=tuple(those), rules=tuple(rules))
     simulation = Simulation(program, base.rounds, base.rounds, base.rounds, base.eval_batch_size, make_mesh())
-    shares = jax.tree.map(lambda x: x[None], experiment.make_partition(base, dataset))
-    fed = FederatedDataset(dataset.train, dataset.test, shares)
+    fed = FederatedDataset(dataset.train, dataset.test, jax.tree.map(lambda x: x[None], shares))
     executable, accuracies = None, {}
     for rule in aggregators.names():
         for attack in attacks.names():

@@ -41,10 +41,11 @@ def ours(rounds: int) -> tuple[dict[str, float], Iterator[np.ndarray]]:
     config.update_from_flattened_dict({"fidelity": "published", "attack.name": "byzmean"})
     config = configs.resolve(config)
     dataset = data.load("mnist")
-    simulation = experiment.make_simulation(config, dataset, make_mesh())
+    shares = experiment.make_partition(config, dataset)
+    simulation = experiment.make_simulation(config, dataset, shares, make_mesh())
     program = simulation.program
     point = experiment.make_point(config, program)
-    arrays = (dataset.train, dataset.test, experiment.make_partition(config, dataset))
+    arrays = (dataset.train, dataset.test, shares)
     fed = FederatedDataset(*jax.tree.map(jnp.asarray, arrays))
     state = program.init(point)
 
@@ -68,7 +69,7 @@ def ours(rounds: int) -> tuple[dict[str, float], Iterator[np.ndarray]]:
     result["local training"] = best_of(train, state, point, fed, jnp.int32(1), repeat=1)
     test = jax.jit(lambda state: evaluate(program, state, fed.test, config.eval_batch_size))
     result["evaluation"] = best_of(test, state)
-    updates, _, malicious, _ = train(state, point, fed, jnp.int32(1))
+    updates, _, malicious, *_ = train(state, point, fed, jnp.int32(1))
 
     def honest() -> Iterator[np.ndarray]:
         for index, start in enumerate(starts, 1):

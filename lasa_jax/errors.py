@@ -18,8 +18,9 @@ def check_number(
     high: float = math.inf,
     above: float = -math.inf,
     below: float = math.inf,
+    whole: bool = False,
 ) -> None:
-    """Raises InputError unless `low <= value <= high` and `above < value < below`.
+    """Raises InputError unless `low <= value <= high` and `above < value < below`, and `value` is an integer if `whole`.
 
     Infinity passes where no bound excludes it, NaN never does. A traced array has no value yet and passes.
     """
@@ -36,6 +37,9 @@ def check_number(
     good = (numbers >= low) & (numbers <= high) & ~np.isnan(numbers)
     good &= (numbers > above) | (above == -math.inf)
     good &= (numbers < below) | (below == math.inf)
+    if whole:
+        allowed = f"{allowed}, a whole number"
+        good &= numbers == np.floor(numbers)
     if not good.all():
         raise InputError(f"{name} = {value!r}: allowed is {allowed}")
 

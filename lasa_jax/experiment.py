@@ -30,24 +30,32 @@ PyTree = Any
 Progress = Callable[[Mapping[str, Any]], None]
 
 
-def make_program(config: ConfigDict, dataset: Dataset) -> Program:
-    """What a resolved config compiles in."""
+def make_program(config: ConfigDict, dataset: Dataset, shares: Partition) -> Program:
+    """What a resolved config compiles in; the partition says how many clients there are.
+
+    Raises:
+      InputError: if more clients are drawn a round than there are.
+    """
+    num_clients = len(shares.sizes)
+    configs.check_clients_per_round(config.clients_per_round, num_clients)
     model = models.create(config.model, num_classes=dataset.num_classes, input_shape=dataset.input_shape)
     client = config.client
     return Program(
         local_training=LocalTraining(model, dataset, client.epochs, client.batch_size, client.decay_every),
-        num_clients=config.num_clients,
+        num_clients=num_clients,
         clients_per_round=config.clients_per_round,
         client_chunk=config.client_chunk,
+        ragged=len(np.unique(-(-shares.sizes // client.batch_size))) > 1,
+        batch_stats=config.batch_stats,
         attack=(config.attack.name, _words(config.attack.parameters)),
         aggregator=(config.aggregator.name, _words(config.aggregator.parameters)),
     )
 
 
-def make_simulation(config: ConfigDict, dataset: Dataset, mesh: Mesh) -> Simulation:
+def make_simulation(config: ConfigDict, dataset: Dataset, shares: Partition, mesh: Mesh) -> Simulation:
     """The simulation of a resolved config; blocks are whole numbers of evaluations."""
     blocks = -(-config.block_rounds // config.eval_every) * config.eval_every
-    program = make_program(config, dataset)
+    program = make_program(config, dataset, shares)
     return Simulation(
         program, config.rounds, config.eval_every, min(blocks, config.rounds), config.eval_batch_size, mesh
     )
@@ -55,10 +63,10 @@ def make_simulation(config: ConfigDict, dataset: Dataset, mesh: Mesh) -> Simulat
 
 def make_point(config: ConfigDict, program: Program) -> Point:
     """The numbers of one run. Everything random on the host is a function of the seed."""
-    order = np.random.default_rng([config.seed, 0]).permutation(config.num_clients)
-    malicious = np.zeros(config.num_clients, bool)
+    order = np.random.default_rng([config.seed, 0]).permutation(program.num_clients)
+    malicious = np.zeros(program.num_clients, bool)
     if config.attack.name != "none":  # without attack everybody is benign
-        malicious[order[: _share(config.attack_ratio, config.num_clients)]] = True
+        malicious[order[: _share(config.attack_ratio, program.num_clients)]] = True
     assumed = config.aggregator.assumed_malicious
     client = config.client
     aggregator = _numbers(config.aggregator.parameters)
@@ -66,7 +74,7 @@ def make_point(config: ConfigDict, program: Program) -> Point:
         # The number of entries that are kept is an integer computed in double precision, see aggregators.keep_top_k.
         num_kept = functools.partial(
             aggregators.NUM_KEPT[config.aggregator.name],
-            jax.eval_shape(program.local_training.model.init, jax.random.key(0)),
+            program.ruled(jax.eval_shape(program.local_training.model.init, jax.random.key(0))),
         )
         aggregator.setdefault("num_kept", num_kept(aggregator.pop("sparsity_level")))
         field = f"config.aggregator.{config.aggregator.name}.num_kept"
@@ -86,13 +94,14 @@ def make_point(config: ConfigDict, program: Program) -> Point:
 
 def make_partition(config: ConfigDict, dataset: Dataset) -> Partition:
     """How a resolved config divides the training examples over clients."""
-    labels, settings = dataset.train.labels, config.partition
-    if settings.name == "iid":
-        return partition.iid(labels, config.num_clients, config.seed)
-    if settings.name == "class_balanced":
-        return partition.class_balanced(labels, config.num_clients, config.seed)
-    return partition.dirichlet(
-        labels, config.num_clients, settings.alpha, config.seed, min_samples=settings.min_samples
+    settings = config.partition.to_dict()
+    return partition.divide(
+        settings.pop("name"),
+        dataset.train.labels,
+        dataset.client_ids,
+        num_clients=config.num_clients,
+        seed=config.seed,
+        **settings,
     )
 
 
@@ -148,9 +157,9 @@ def run(
     if is_finished(path):
         return _finished(config, Workdir(path, lock=False), log)
     versions = _versions()
-    dataset = data.load(config.dataset, data_dir=config.data_dir)
-    simulation = make_simulation(config, dataset, make_mesh() if mesh is None else mesh)
+    dataset = data.load(config.dataset, data_dir=config.data_dir, source=config.source)
     shares = make_partition(config, dataset)
+    simulation = make_simulation(config, dataset, shares, make_mesh() if mesh is None else mesh)
     points = jax.tree.map(lambda x: x[None], make_point(config, simulation.program))
     with Workdir(path) as workdir:
         if workdir.summary() is not None:  # another process finished it in between
@@ -263,6 +272,8 @@ def _lines(
                 "test_loss": float(metrics.test_loss[index]),
                 "train_loss": float(np.mean(rounds.train_loss[covered])),
                 "update_norm": float(rounds.update_norm[index]),
+                "step_waste": float(np.mean(rounds.step_waste[covered])),
+                "assumed_malicious": None if (used := int(rounds.assumed_malicious[index])) < 0 else used,
                 "malicious": int(rounds.malicious[covered].sum()),
                 "benign": int(rounds.benign[covered].sum()),
                 "malicious_filtered": dict(
@@ -331,6 +342,7 @@ def _summary(config: ConfigDict, workdir: Workdir, states: State, status: str, c
         "rounds": lines[-1]["round"] if lines else 0,
         "seed": config.seed,
         "detection": detection_rates(lines),
+        "assumed_malicious": lines[-1]["assumed_malicious"] if lines else None,
         "seconds_per_round": float(np.mean([line["seconds_per_round"] for line in lines])) if lines else None,
         "compile_seconds": clock.compile_seconds,
         "total_seconds": time.perf_counter() - clock.began,

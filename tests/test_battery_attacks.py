@@ -211,7 +211,9 @@ WHICH = np.isin(np.arange(N), MASKS["some"])
 
 
 def flat(updates) -> np.ndarray:
-    return np.concatenate([np.asarray(x, np.float64).reshape(len(x), -1) for x in updates.values()], axis=1)
+    """`(n, d)`, layers by name: JAX returns them sorted."""
+    layers = [np.asarray(updates[name], np.float64) for name in sorted(updates)]
+    return np.concatenate([x.reshape(len(x), -1) for x in layers], axis=1)
 
 
 def sent_and_benign(attack: attacks.Attack) -> tuple[np.ndarray, np.ndarray]:
@@ -265,6 +267,29 @@ def test_tailored_trmean_takes_the_smallest_step_to_the_maximum():
     assert deviation(on_the_line(row, benign, 0.99)) < largest * (1 - 1e-6)
 
 
+def test_tailored_trmean_moves_it_down_as_far_as_it_goes_on_skewed_values():
+    """Few benign values far below the others: of all steps none moves the trimmed mean lower."""
+    benign = np.zeros((12, 1), np.float32)
+    benign[0], benign[1] = -10, 0.5
+    updates = {"w": np.concatenate([np.zeros((4, 1), np.float32), benign])}
+    row = np.asarray(attacks.tailored_trmean().craft(updates, (), np.arange(N) < 4, key=KEY)[0]["w"])[0]
+
+    def trimmed(value: float) -> float:
+        x = np.sort(np.concatenate([np.full(4, value), benign[:, 0]]))
+        return float(x[4:12].mean())
+
+    steps = np.linspace(0, 20, 400)
+    lowest = min(trimmed(benign.mean() - step * benign.std(ddof=1)) for step in steps)
+    np.testing.assert_allclose(trimmed(row[0]), lowest, atol=1e-6)
+    assert trimmed(row[0] + 0.1) > trimmed(row[0])  # and no step that does is smaller
+
+
+@pytest.mark.parametrize(("knowledge", "copies"), [("benign", 8), ("all", 8), ("colluders", 4)])
+def test_how_many_copies_the_attacker_foresees(knowledge, copies):
+    malicious = np.arange(N) < 8
+    assert attacks.base.simulated_copies(knowledge, malicious, np.ones(N, bool)) == copies
+
+
 def test_tailored_krum_is_the_farthest_that_krum_chooses():
     row, benign = sent_and_benign(ATTACKS["tailored_krum"])
     f = int(WHICH.sum())
@@ -278,11 +303,16 @@ def test_tailored_krum_is_the_farthest_that_krum_chooses():
     assert not chosen(on_the_line(row, benign, 1.001))
 
 
-def test_alie_has_the_z_of_its_paper():
-    row, benign = sent_and_benign(ATTACKS["alie"])
-    s = N // 2 + 1 - 4
-    z = NormalDist().inv_cdf((len(benign) - s) / len(benign))
-    np.testing.assert_allclose(row, benign.mean(0) - z * benign.std(0, ddof=1), atol=1e-5)
+@pytest.mark.parametrize(("f", "z"), [(1, 0.0), (4, None), (8, None), (9, 4.0)])
+def test_alie_has_the_z_of_its_paper(f, z):
+    """Between 0, where more than half of the benign would be needed, and 4, where none is."""
+    which = np.arange(N) < f
+    rows = flat(craft(ATTACKS["alie"], which))
+    benign = rows[f:]
+    if z is None:
+        needed = N // 2 + 1 - f
+        z = NormalDist().inv_cdf((len(benign) - needed) / len(benign))
+    np.testing.assert_allclose(rows[0], benign.mean(0) - z * benign.std(0, ddof=1), atol=1e-5)
 
 
 def test_inner_product_zero_and_mimic():
@@ -291,7 +321,9 @@ def test_inner_product_zero_and_mimic():
     row, _ = sent_and_benign(ATTACKS["zero"])
     assert not row.any()
     row, benign = sent_and_benign(ATTACKS["mimic"])
-    assert (row == benign).all(axis=1).any()
+    moved = benign - benign.mean(0)
+    direction = moved.T @ (moved @ (moved[0] / np.linalg.norm(moved[0])))
+    np.testing.assert_array_equal(row, benign[(moved @ direction).argmax()])
 
 
 def test_mimic_learns_the_direction_of_largest_spread():
@@ -321,6 +353,46 @@ def test_adaptive_finds_more_than_fixed_attacks(objective):
     found = gain(attacks.adaptive(objective=objective))
     assert found > 0
     assert found >= max(gain(ATTACKS["lie"]), gain(ATTACKS["min_max"])) * 0.999
+
+
+def test_adaptive_refines_every_layer_for_itself():
+    """On a rule that caps each layer at its own size, the best magnitudes differ by layer: the refinement must find that."""
+    caps = {"kernel": 0.3, "bias": 3.0, "conv": 1.0}
+
+    def capped(updates):
+        def layer(x, cap):
+            row = x[WHICH][0]
+            return jnp.where(jnp.linalg.norm(row - x[~WHICH].mean(0)) <= cap, row, x[~WHICH].mean(0))
+
+        return {name: layer(x, caps[name]) for name, x in updates.items()}
+
+    def gain(refinements: int) -> float:
+        attack = attacks.adaptive(objective="distance", num_magnitudes=6, num_refinements=refinements)
+        crafted = attack.craft(honest(), (), WHICH, key=KEY, aggregate=capped)[0]
+        mean = flat(honest())[~WHICH].mean(0)
+        moved = flat(jax.tree.map(lambda x: np.asarray(x)[None], capped(crafted)))[0]
+        return float(((moved - mean) ** 2).sum())
+
+    assert gain(20) > 1.2 * gain(1)
+
+
+@pytest.mark.parametrize("rule", aggregators.names())
+def test_adaptive_works_with_every_rule(rule):
+    """What it sends moves the result no less than the honest updates of the malicious clients do."""
+    made = aggregators.RULES[rule]()
+    state = made.init(jax.tree.map(lambda x: x[0], honest()))
+
+    def result(updates):
+        return made.aggregate(updates, state, key=KEY, num_malicious=4)[0]
+
+    def moved(updates) -> float:
+        mean = flat(updates)[~WHICH].mean(0)
+        return float(np.linalg.norm(flat(jax.tree.map(lambda x: np.asarray(x)[None], result(updates)))[0] - mean))
+
+    attack = attacks.adaptive(objective="distance", num_magnitudes=4, num_refinements=4)
+    crafted = jax.jit(lambda u: attack.craft(u, (), WHICH, key=KEY, aggregate=result)[0])(honest())
+    assert moved(crafted) >= 0.95 * moved(honest())
+    assert np.isfinite(flat(crafted)).all()
 
 
 def test_adaptive_must_be_given_the_rule():

@@ -38,6 +38,8 @@ def test_every_config_resolves(path):
 PAPER = {  # appendix B of the supplement, and FIDELITY section 7
     "mnist": (6000, 100, 180, 5, 10, 2.0),
     "fashion_mnist": (6000, 100, 180, 5, 10, 2.0),
+    "femnist": (None, 100, 300, 1, 64, 2.0),
+    "shakespeare": (None, 100, 1000, 1, 4, 2.0),
     "cifar10": (100, 25, 200, 3, 64, 1.0),
     "cifar100": (100, 25, 200, 3, 64, 1.0),
 }
@@ -49,8 +51,11 @@ def test_the_papers_settings(name, settings):
     parameters = config.aggregator.parameters
     found = (config.num_clients, config.clients_per_round, config.rounds, config.client.epochs)
     assert (*found, config.client.batch_size, parameters.magnitude_radius) == settings
-    assert (parameters.direction_radius, parameters.sparsity_level) == (1.0, 0.3)
-    assert (config.client.learning_rate, config.client.momentum, config.attack_ratio) == (0.1, 0.9, 0.25)
+    natural = name in ("femnist", "shakespeare")
+    assert (parameters.direction_radius, parameters.sparsity_level) == (1.5 if natural else 1.0, 0.3)
+    sgd = (config.client.learning_rate, config.client.momentum, config.client.decay_every)
+    assert sgd == {"shakespeare": (1.0, 0.5, 10), "femnist": (0.1, 0.9, 10)}.get(name, (0.1, 0.9, 1))
+    assert config.attack_ratio == 0.25
     assert config.fidelity == "paper"
 
 
@@ -129,6 +134,12 @@ def test_arguments_of_a_config_file():
     assert load("cifar10").partition.name == "class_balanced"
     config = load("cifar10", "alpha=0.1")
     assert (config.partition.name, config.partition.alpha) == ("dirichlet", 0.1)
+    config = load("fashion_mnist", "shards=3")
+    assert (config.partition.name, config.partition.classes_per_client) == ("shards", 3)
+    assert load("mnist", "gamma=0.2").partition.gamma == 0.2
+    assert load("cifar100", "quantity=2").partition.name == "quantity_skew"
+    with pytest.raises(InputError, match="allowed is one of alpha, shards"):
+        load("cifar10", "alpha=0.1,shards=2")
     with pytest.raises(InputError, match="'beta' is not known, allowed are alpha"):
         load("cifar10", "beta=1")
     with pytest.raises(InputError, match="alpha = 'x' is not a number"):
@@ -154,7 +165,18 @@ BAD = [
     ({"attack.lie.z": 1.0}, r"config.attack.lie.z: attack 'lie' is not selected \(config.attack.name is 'byzmean'\)"),
     ({"attack.byzmean.variant": "x"}, "config.attack.byzmean.variant = 'x': allowed are paper, published"),
     ({"aggregator.assumed_malicious": 31}, "config.aggregator.assumed_malicious = 31"),
-    ({"partition.alpha": 0.1}, "config.partition.alpha: is of the partition 'dirichlet'"),
+    ({"partition.alpha": 0.1}, "config.partition.alpha: is of the partition dirichlet, quantity_skew"),
+    ({"partition.gamma": 0.1}, "config.partition.gamma: is of the partition gamma_similarity"),
+    ({"partition.name": "gamma_similarity", "partition.gamma": 1.5}, "config.partition.gamma = 1.5"),
+    ({"partition.name": "shards", "partition.classes_per_client": 0}, "config.partition.classes_per_client = 0"),
+    ({"num_clients": None}, "config.num_clients: must be set for the partition 'iid'"),
+    ({"num_clients": 0}, "config.num_clients = 0"),
+    ({"batch_stats": "x"}, "config.batch_stats = 'x': allowed are aggregate, separate"),
+    (
+        {"aggregator.name": "multi_krum", "aggregator.multi_krum.num_selected": 5},
+        "config.aggregator.multi_krum.num_selected = 5: the variant 'published'",
+    ),
+    ({"aggregator.name": "signguard", "aggregator.signguard.lower": 5.0}, "config.aggregator.signguard.upper = 3.0"),
     ({"rounds": 10**11}, "config.rounds = 100000000000: allowed is 1 <= config.rounds <= 1e"),
     ({"source": "somewhere"}, "config.source = 'somewhere'"),
 ]

@@ -206,7 +206,8 @@ def test_results_of_something_else_are_not_touched(tmp_path, left):
 
 def test_without_attack_nobody_is_malicious():
     config = small(**{"attack.name": "none"})
-    program = experiment.make_simulation(config, experiment.data.load("digits"), make_mesh()).program
+    dataset = experiment.data.load("digits")
+    program = experiment.make_program(config, dataset, experiment.make_partition(config, dataset))
     assert not experiment.make_point(config, program).malicious.any()
 
 
@@ -236,7 +237,8 @@ def test_divergence_is_a_result(tmp_path):
 
 def test_seeds_differ_and_repeat():
     config = small()
-    program = experiment.make_simulation(config, experiment.data.load("digits"), make_mesh()).program
+    dataset = experiment.data.load("digits")
+    program = experiment.make_program(config, dataset, experiment.make_partition(config, dataset))
     points = [experiment.make_point(small(seed=seed), program) for seed in (1, 1, 2)]
     np.testing.assert_array_equal(points[0].malicious, points[1].malicious)
     assert not np.array_equal(points[0].malicious, points[2].malicious)

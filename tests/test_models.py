@@ -17,6 +17,7 @@ SIZES = [
     ("cnn", 62, (28, 28, 1), 1_690_046, 8, 1_689_376),
     ("resnet18", 10, (32, 32, 3), 11_173_962, 102, 11_164_352),
     ("resnet18", 100, (32, 32, 3), 11_220_132, 102, 11_210_432),
+    ("lstm", 90, (80,), 822_570, 11, 818_384),
     ("small_cnn", 10, (8, 8, 1), 13_706, 8, 13_584),
 ]
 
@@ -71,5 +72,75 @@ def test_batch_norm_ignores_padding():
 
 
 def test_unknown_model():
-    with pytest.raises(ValueError, match="allowed are cnn, resnet18, small_cnn"):
+    with pytest.raises(ValueError, match="allowed are cnn, lstm, resnet18, small_cnn"):
         models.create("vgg", num_classes=10, input_shape=(8, 8, 1))
+
+
+LAYERS = {  # FIDELITY, section 6: what LASA scores on its own
+    "cnn": [f"{layer}/{part}" for layer in ("conv1", "conv2", "dense1", "dense2") for part in ("bias", "kernel")],
+    "lstm": [
+        *("dense/bias", "dense/kernel", "embedding/kernel"),
+        *("lstm1/hidden_bias", "lstm1/hidden_kernel", "lstm1/input_bias", "lstm1/input_kernel"),
+        *("lstm2/hidden_bias", "lstm2/hidden_kernel", "lstm2/input_bias", "lstm2/input_kernel"),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers(name):
+    shape, classes = {"cnn": ((28, 28, 1), 10), "lstm": ((80,), 90)}[name]
+    variables = jax.eval_shape(models.create(name, num_classes=classes, input_shape=shape).init, KEY)
+    paths = jax.tree_util.tree_flatten_with_path(variables["params"])[0]
+    assert [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths] == LAYERS[name]
+
+
+class TestLSTM:
+    """Against the equations, written once more with a loop over time."""
+
+    @pytest.fixture
+    def model(self):
+        return models.create("lstm", num_classes=90, input_shape=(12,))
+
+    def by_definition(self, params: dict, tokens: np.ndarray) -> np.ndarray:
+        def sigmoid(x):
+            return 1 / (1 + np.exp(-x))
+
+        params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+        x = params["embedding"]["kernel"][tokens] * (tokens != 0)[..., None]
+        for name in ("lstm1", "lstm2"):
+            p, outputs = params[name], []
+            h = c = np.zeros((len(tokens), 256))
+            for t in range(tokens.shape[1]):
+                gates = x[:, t] @ p["input_kernel"] + p["input_bias"] + h @ p["hidden_kernel"] + p["hidden_bias"]
+                i, f, g, o = np.split(gates, 4, axis=1)
+                c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+                h = sigmoid(o) * np.tanh(c)
+                outputs.append(h)
+            x = np.stack(outputs, axis=1)
+        return x @ params["dense"]["kernel"] + params["dense"]["bias"]
+
+    def test_definition(self, model):
+        tokens = np.random.default_rng(0).integers(0, 90, (3, 12))
+        variables = model.init(KEY)
+        logits, _ = model.apply(variables, tokens)
+        np.testing.assert_allclose(logits, self.by_definition(variables["params"], tokens), atol=2e-6)
+
+    def test_the_padding_row_is_zero_whatever_it_holds(self, model):
+        variables = model.init(KEY)
+        assert not np.asarray(variables["params"]["embedding"]["kernel"][0]).any()
+        tokens = np.array([[5, 0, 7, 0, 0, 9, 1, 1, 1, 1, 1, 1]])
+        wanted, _ = model.apply(variables, tokens)
+
+        def loss(params):
+            return model.apply({"params": params}, tokens, train=True, key=KEY)[0].sum()
+
+        variables["params"]["embedding"]["kernel"] = variables["params"]["embedding"]["kernel"].at[0].set(np.nan)
+        np.testing.assert_array_equal(model.apply(variables, tokens)[0], wanted)
+        assert not np.asarray(jax.grad(loss)(variables["params"])["embedding"]["kernel"][0]).any()
+
+    def test_time_is_scanned_and_input_projections_are_one_product(self, model):
+        """Four products: the inputs of both layers and the dense one outside, one hidden one inside each scan."""
+        tokens = np.zeros((3, 12), np.int32)
+        jaxpr = str(jax.make_jaxpr(lambda v: model.apply(v, tokens)[0])(jax.eval_shape(model.init, KEY)))
+        assert jaxpr.count("scan[") == 2
+        assert jaxpr.count("dot_general[") == 5

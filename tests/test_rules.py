@@ -7,6 +7,7 @@ import pytest
 from sklearn.cluster import MeanShift, estimate_bandwidth
 
 from lasa_jax import aggregators
+from lasa_jax.aggregators import Rows
 from lasa_jax.aggregators.signguard import largest_cluster
 from tests.test_battery_aggregators import KEY, N, as_layers, assert_close, flat_rows, honest
 
@@ -125,11 +126,9 @@ def test_signguard_looks_at_that_share_of_the_coordinates(fraction):
 
     params = jax.tree.map(lambda x: x[0], honest())
     drawn = [_random_part(params, jax.random.key(seed), fraction) for seed in range(2)]
-    counts = [
-        sum(int(np.sum(x)) for x in jax.tree.leaves(part)) for part in (*drawn, _window(params, KEY, fraction, 5))
-    ]
-    wanted = int(fraction * 107)
-    assert counts == [wanted, wanted, wanted if fraction < 1 else 102]  # the window ends with the update
+    window = _window(params, KEY, fraction, 5 if fraction < 1 else 0)
+    counts = [sum(int(np.sum(x)) for x in jax.tree.leaves(part)) for part in (*drawn, window)]
+    assert counts == [int(fraction * 107)] * 3
     if fraction < 1:
         assert any((a != b).any() for a, b in zip(*(jax.tree.leaves(part) for part in drawn), strict=True))
 
@@ -176,3 +175,113 @@ def test_geometric_median_leaves_far_clients_out_with_refinements():
         return float(np.linalg.norm(flat_rows(jax.tree.map(lambda x: x[None], update))[0] - benign))
 
     assert off(refined) < 0.8 * off(plain)
+
+
+def test_geometric_median_stays_where_the_exponentials_vanish():
+    updates = jax.tree.map(lambda x: 1000 * x, honest())
+    plain, _, _ = aggregators.geometric_median().aggregate(updates, (), key=KEY, num_malicious=0)
+    refined, _, _ = aggregators.geometric_median(refinements=2).aggregate(updates, (), key=KEY, num_malicious=0)
+    assert_close(refined, plain, atol=0)
+
+
+def test_signguard_averages_the_band_where_it_and_the_cluster_share_nobody():
+    """Two clients of opposite signs: neither is in a cluster that is larger than the other's."""
+    rng = np.random.default_rng(0)
+    signs = np.where(np.arange(N) < 10, 1, -1).astype(np.float32)
+    updates = {"w": signs[:, None, None] * (1 + 0.1 * rng.random((N, 20, 20))).astype(np.float32)}
+    updates["w"][:10] *= 1000  # the cluster is out of the band
+    update, _, info = aggregators.signguard(variant="published", upper=100.0, lower=0.0).aggregate(
+        {"w": np.concatenate([updates["w"][:10], updates["w"][10:], updates["w"][10:]])}, (), key=KEY, num_malicious=0
+    )
+    assert not (np.asarray(info.in_band) & np.asarray(info.in_cluster))[:10].any()
+    assert np.isfinite(update["w"]).all()
+
+
+@pytest.mark.parametrize("rule", ["krum", "multi_krum", "bulyan", "geometric_median"])
+def test_distances_are_measured_from_an_ordinary_client(rule):
+    """Honest updates share a large part, and an attacker of middle norm lies opposite: measured from it, what tells the
+    honest apart would be rounding."""
+    rng = np.random.default_rng(0)
+    common = rng.standard_normal(300).astype(np.float32) * 1000
+    x = (common + 0.1 * rng.standard_normal((N, 300))).astype(np.float32)
+    norms = np.linalg.norm(x[4:], axis=1)
+    x[:4] = -common * (np.median(norms) / np.linalg.norm(common)) * (1 + 1e-6 * np.arange(4)[:, None])
+    rows = Rows.of({"w": x})
+    exact = ((x.astype(np.float64)[:, None] - x.astype(np.float64)[None, :]) ** 2).sum(-1)[4:, 4:]
+    np.testing.assert_allclose(np.asarray(rows.squared_distances)[4:, 4:], exact, rtol=1e-3, atol=1e-3)
+    update, _, _ = aggregators.RULES[rule]().aggregate({"w": x}, (), key=KEY, num_malicious=4)
+    assert np.linalg.norm(update["w"] - common) < 5
+
+
+def test_published_dnc_is_one_draw_of_a_thousand():
+    updates = {"w": np.random.default_rng(0).standard_normal((N, 1500)).astype(np.float32)}
+    key = jax.random.key(3)
+    published = aggregators.dnc(variant="published").aggregate(updates, (), key=key, num_malicious=4)[2]
+    explicit = aggregators.dnc(num_iterations=1, num_coordinates=1000).aggregate(updates, (), key=key, num_malicious=4)[
+        2
+    ]
+    np.testing.assert_array_equal(published.score, explicit.score)
+    other = aggregators.dnc(num_iterations=1, num_coordinates=999).aggregate(updates, (), key=key, num_malicious=4)[2]
+    assert not np.array_equal(published.score, other.score)
+
+
+def test_published_bulyan_keeps_one_of_twenty_one():
+    """As recorded there: f = 5, and of 11 selected values 10 are dropped."""
+    _, _, info = aggregators.bulyan(variant="published").aggregate(honest(n=21), (), key=KEY, num_malicious=0)
+    assert info.num_malicious == 5
+    assert np.count_nonzero(info.weight["bias"]) == 11
+
+
+def test_a_filter_is_not_blinded_by_one_huge_client():
+    """Its score must not become 0 because the deviation overflows, nor everybody's because it underflows."""
+    for factor in (1e3, 1e10, 1e19, 1e30):
+        updates = honest()
+        for x in updates.values():
+            x[0] *= np.float32(factor)
+        _, _, info = aggregators.layer_filter(1.5, 1.5).aggregate(updates, (), key=KEY, num_malicious=0)
+        assert all(weight[0] == 0 for weight in info.weight.values())
+    tiny = jax.tree.map(lambda x: x * np.float32(2.0**-60), honest())
+    kept = [aggregators.lasa().aggregate(u, (), key=KEY, num_malicious=0)[2].weight for u in (honest(), tiny)]
+    jax.tree.map(np.testing.assert_array_equal, *kept)
+
+
+@pytest.mark.parametrize("name", aggregators.names())
+def test_half_precision_and_empty_layers(name):
+    """State and result keep the dtype of the updates, and a layer without entries is no reason to fail."""
+    updates = {"w": jnp.asarray(honest()["kernel"], jnp.bfloat16), "none": jnp.zeros((N, 0), jnp.bfloat16)}
+    rule = aggregators.RULES[name]()
+    state = rule.init(jax.tree.map(lambda x: x[0], updates))
+    update, after, _ = jax.jit(lambda u, s: rule.aggregate(u, s, key=KEY, num_malicious=3))(updates, state)
+    assert all(x.dtype == jnp.bfloat16 for x in update.values())
+    assert update["none"].shape == (0,)
+    assert jax.tree.map(lambda x: x.dtype, after) == jax.tree.map(lambda x: x.dtype, state)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: aggregators.krum(assumed_malicious=2.7), "assumed_malicious = 2.7: allowed is .*, a whole number"),
+        (lambda: aggregators.multi_krum(num_selected=2.5), "num_selected = 2.5"),
+        (lambda: aggregators.bucketing(1.5), "bucket_size = 1.5"),
+        (lambda: aggregators.centered_clipping(num_iterations=3_000_000), "num_iterations = 3000000"),
+        (lambda: aggregators.signguard(lower=5.0), r"upper = 3\.0: allowed is 5 < upper"),
+        (lambda: aggregators.multi_krum(num_selected=5, variant="published"), "the variant 'published' selects"),
+    ],
+)
+def test_refuses(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_refuses_places_outside_the_update():
+    for rule, message in (
+        (aggregators.signguard(window_start=10**6), "window_start = 1000000"),
+        (aggregators.dnc(coordinates=jnp.array([0, 10**6])), "coordinates = "),
+    ):
+        with pytest.raises(ValueError, match=message):
+            rule.aggregate(honest(), (), key=KEY, num_malicious=0)
+
+
+def test_a_link_that_was_not_built_is_refused():
+    with pytest.raises(TypeError, match="is not a link; one is made by a call"):
+        aggregators.chain(aggregators.reject_nonfinite, aggregators.fedavg())

@@ -11,7 +11,17 @@ from collections.abc import Callable
 from typing import Any
 
 from lasa_jax import registry
-from lasa_jax.aggregators.base import Aggregator, Assumed, Diagnostics, Link, Rows, Selection, chain, stateless
+from lasa_jax.aggregators.base import (
+    Aggregator,
+    Assumed,
+    Diagnostics,
+    Link,
+    Rows,
+    Selection,
+    chain,
+    is_finite,
+    stateless,
+)
 from lasa_jax.aggregators.clipping import centered_clipping, norm_clipped_mean
 from lasa_jax.aggregators.coordinate_wise import median, trimmed_mean
 from lasa_jax.aggregators.dnc import dnc
@@ -86,6 +96,7 @@ __all__ = [
     "dnc",
     "fedavg",
     "geometric_median",
+    "is_finite",
     "keep_top_k",
     "krum",
     "lasa",

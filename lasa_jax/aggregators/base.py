@@ -6,6 +6,7 @@ while it is read. A link of a chain adds to the map or rejects rows; the stack i
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -142,31 +143,38 @@ class Rows:
         return ops.map_columns(fn, self.written, shared=(self.present, *shared))
 
     @functools.cached_property
-    def squared_distances(self) -> jax.Array:
-        """Between all pairs of rows, `(n, n)`; see `ops.squared_distances`. Mixed rows are not written for it."""
+    def gram(self) -> jax.Array:
+        """Inner products of all pairs of rows, measured from an ordinary one, `(n, n)`; see `ops.gram`.
+
+        Mixed rows are not written for it. One read of the stack; a second where the row that the first was measured from,
+        one of middle norm, turns out to be far from the others: an attacker can have any norm, but not be near a majority
+        that is benign.
+        """
         if self.mixing is not None:
             taken = jnp.any(self.mixing != 0, axis=0)
-            source = dataclasses.replace(self, present=taken, mixing=None).squared_distances
+            source = dataclasses.replace(self, present=taken, mixing=None).gram
             near = jnp.isfinite(jnp.diagonal(source))
-            # Both rows are weighted means: d(i, j) = a_ij - (a_ii + a_jj) / 2 with a = mixing * source * mixing^T.
-            known = jnp.where(near[:, None] & near[None, :], source, 0.0)
-            a = self.mixing @ known @ self.mixing.T
-            own = jnp.diagonal(a) / 2
-            distances = jnp.maximum(a - own[:, None] - own[None, :], 0.0)
-            usable = self.present & ~jnp.any((self.mixing != 0) & ~near, axis=1)
-            distances = jnp.where(jnp.eye(len(taken), dtype=bool), 0.0, distances)
-            return jnp.where(usable[:, None] & usable[None, :], distances, jnp.inf)
-
-        def middle(values: jax.Array) -> jax.Array:
-            """The client with the lower median of these values; those that are not finite are the largest."""
-            values = jnp.where(self.present & jnp.isfinite(values), values, jnp.inf)
-            return jnp.argsort(values, stable=True)[jnp.maximum(self.count - 1, 0) // 2]
+            # Mixed rows are weighted means, so they are measured from the same row.
+            products = self.mixing @ jnp.where(near[:, None] & near[None, :], source, 0.0) @ self.mixing.T
+            return ops.usable_gram(products, self.present & ~jnp.any((self.mixing != 0) & ~near, axis=1))
 
         stack = self.written
-        some = jax.tree.map(lambda x: x[middle(ops.map_rows(ops.tree_norm, stack))], stack)
-        apart = ops.map_rows(lambda row, c: ops.tree_norm(jax.tree.map(jnp.subtract, row, c)), stack, shared=(some,))
-        # An attacker can have the middle norm, but what is at the middle distance from anything belongs to the majority.
-        return ops.squared_distances(stack, self.present, middle(apart))
+        norms = ops.map_rows(ops.tree_norm, stack)
+        finite = self.present & jnp.isfinite(norms)
+        in_order = jnp.argsort(jnp.where(finite, norms, jnp.inf), stable=True)
+        start = in_order[jnp.maximum(jnp.sum(finite) - 1, 0) // 2]
+        first = ops.gram(stack, self.present, start)
+        usable = jnp.isfinite(jnp.diagonal(first))
+        to_half = ops.masked_median(ops.squared_distances(first), usable, lower=True)  # of the others
+        to_half = jnp.where(usable, to_half, jnp.inf)
+        nearest = jnp.argmin(to_half)
+        is_far = to_half[start] > 16 * to_half[nearest]
+        return jax.lax.cond(is_far, lambda: ops.gram(stack, self.present, nearest), lambda: first)
+
+    @functools.cached_property
+    def squared_distances(self) -> jax.Array:
+        """Between all pairs of rows, `(n, n)`; see `ops.squared_distances`."""
+        return ops.squared_distances(self.gram)
 
     @functools.cached_property
     def written(self) -> PyTree:
@@ -203,7 +211,7 @@ def equal_weights(rows: Rows, chosen: jax.Array) -> PyTree:
 
 
 class Link(Protocol):
-    """A step in front of a rule: takes rows and returns rows that reject some or map each."""
+    """A step in front of a rule: takes rows and returns rows, some of them rejected, each mapped, or mixed."""
 
     def __call__(self, rows: Rows, *, key: jax.Array, num_malicious: Count) -> Rows: ...
 
@@ -224,22 +232,28 @@ def chain(*steps: Link | Aggregator) -> Aggregator:
       [2.0, 3.0]
 
     Raises:
-      TypeError: if the last step is not an aggregator or another one is.
+      TypeError: if the last step is not an aggregator or another one is, or a link was not built: `clip_to_norm` in place
+        of `clip_to_norm()`.
     """
     rule = steps[-1] if steps else None
     links = [step for step in steps[:-1] if not isinstance(step, Aggregator)]
     if not isinstance(rule, Aggregator) or len(links) != len(steps) - 1:
         raise TypeError("chain(link, ..., rule): the last step, and only the last, is an aggregator")
+    for step in links:
+        if not callable(step) or "num_malicious" not in inspect.signature(step).parameters:
+            raise TypeError(
+                f"chain(link, ..., rule): {step!r} is not a link; one is made by a call, as reject_nonfinite()"
+            )
 
     def aggregate(
         updates: PyTree, state: PyTree, *, key: jax.Array, num_malicious: Count, present: jax.Array | None = None
     ) -> tuple[PyTree, PyTree, Any]:
-        rows = Rows.of(updates, present)
+        rows = dataclasses.replace(Rows.of(updates, present), made_of=None)  # counted from here: chains may be nested
         for index, link in enumerate(links):
             rows = link(rows, key=jax.random.fold_in(key, index), num_malicious=num_malicious)
         rule_key = jax.random.fold_in(key, len(links))
         update, state, info = rule.aggregate(rows, state, key=rule_key, num_malicious=num_malicious)
-        if rows.made_of is not None:  # the weight of clients, not of the mixed rows
+        if rows.made_of is not None:  # the weight of the rows that came, not of the mixed ones
             info = info._replace(weight=jax.tree.map(lambda w: w @ rows.made_of, info.weight))
         return update, state, info
 

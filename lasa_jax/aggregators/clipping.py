@@ -20,6 +20,9 @@ def norm_clipped_mean(clip_norm: Scalar = 1.0) -> Aggregator:
     Args:
       clip_norm: largest norm that is left as it is, `> 0`. May be traced.
 
+    Raises:
+      InputError: for a number out of range.
+
     Example:
       >>> import jax, jax.numpy as jnp
       >>> from lasa_jax import aggregators
@@ -43,10 +46,13 @@ def centered_clipping(clip_radius: Scalar = 10.0, num_iterations: int = 1) -> Ag
 
     Args:
       clip_radius: `> 0`. May be traced.
-      num_iterations: steps a round, `>= 1`.
+      num_iterations: steps a round, 1 to 100.
+
+    Raises:
+      InputError: for a number out of range.
     """
     check_number("clip_radius", clip_radius, above=0)
-    check_number("num_iterations", num_iterations, low=1)
+    check_number("num_iterations", num_iterations, low=1, high=100, whole=True)
 
     def init(params: PyTree) -> PyTree:
         return jax.tree.map(jnp.zeros_like, params)
@@ -61,7 +67,8 @@ def centered_clipping(clip_radius: Scalar = 10.0, num_iterations: int = 1) -> Ag
             counted = rows.present & jnp.isfinite(distance)
             share = jnp.where(counted, 1 / jnp.maximum(distance / clip_radius, 1), 0.0) / jnp.maximum(rows.count, 1)
             kept = 1 - jnp.sum(share)
-            center = jax.tree.map(lambda v, x, kept=kept: kept * v + x, center, rows.weighted_sum(share))
+            moved = jax.tree.map(lambda v, x, kept=kept: kept * v + x, center, rows.weighted_sum(share))
+            center = jax.tree.map(lambda v, like: v.astype(like.dtype), moved, state)
         weight = jax.tree.map(lambda _: share, rows.stack)
         return center, center, Diagnostics(weight)
 

@@ -23,8 +23,9 @@ def trimmed_mean(num_trimmed: Count | None = None, variant: str = "paper") -> Ag
 
         F(Delta)_j = mean of the n - 2f middle values of Delta_1j, ..., Delta_nj
 
-    Stays within the values of the benign clients if at most f are malicious. NaN counts as the largest value. `weight` is
-    1/n for every client: the rule drops values, not clients.
+    Stays within the values of the benign clients if at most f are malicious. NaN counts as the largest value: where more
+    than f clients send it, the result is infinite, and a run diverges. `weight` is 1/n for every client: the rule drops
+    values, not clients.
 
     Args:
       num_trimmed: f, values dropped at each end; the server's `num_malicious` if None, at most `(n - 1) // 2`. May be
@@ -45,7 +46,7 @@ def trimmed_mean(num_trimmed: Count | None = None, variant: str = "paper") -> Ag
     """
     check_choice("variant", variant, ("paper", "published"))
     if num_trimmed is not None:
-        check_number("num_trimmed", num_trimmed, low=0)
+        check_number("num_trimmed", num_trimmed, low=0, whole=True)
     elif variant == "published":
         num_trimmed = 10
 

@@ -39,7 +39,7 @@ def dnc(
     A client whose update is not finite has an infinite score in every iteration.
 
     Args:
-      num_iterations: of the above, `>= 1`; 5 if None.
+      num_iterations: of the above, 1 to 1,000; 5 if None.
       num_coordinates: r; all of them if the update has fewer; 10,000 if None.
       filter_fraction: c, `>= 0`. May be traced.
       assumed_malicious: f; the server's `num_malicious` if None, at most `(n - 1) // 2`. May be traced.
@@ -48,7 +48,7 @@ def dnc(
         reproduced (FIDELITY.md, section 3).
       coordinates: int32 `(r,)` in place of every draw, in the order of the flattened tree: to replay a recorded one.
 
-    `score` in the diagnostics is the largest over the iterations, scaled by the largest entry of X.
+    `score` in the diagnostics is the largest over the iterations, in units of the squared largest entry of X.
 
     Raises:
       InputError: for a number out of range.
@@ -57,11 +57,11 @@ def dnc(
     by_default = _DEFAULTS[variant]
     iterations = by_default[0] if num_iterations is None else num_iterations
     drawn = by_default[1] if num_coordinates is None else num_coordinates
-    check_number("num_iterations", iterations, low=1)
-    check_number("num_coordinates", drawn, low=1)
+    check_number("num_iterations", iterations, low=1, high=1000, whole=True)
+    check_number("num_coordinates", drawn, low=1, whole=True)
     check_number("filter_fraction", filter_fraction, low=0)
     if assumed_malicious is not None:
-        check_number("assumed_malicious", assumed_malicious, low=0)
+        check_number("assumed_malicious", assumed_malicious, low=0, whole=True)
 
     def aggregate(
         updates: PyTree, state: PyTree, *, key: jax.Array, num_malicious: Count, present: jax.Array | None = None
@@ -71,6 +71,8 @@ def dnc(
         f = at_most((rows.count - 1) // 2, num_malicious if assumed_malicious is None else assumed_malicious)
         kept_count = rows.count - jnp.floor(filter_fraction * f + 1e-4).astype(jnp.int32)
         d = sum(x[0].size for x in jax.tree.leaves(rows.stack))
+        if coordinates is not None:
+            check_number("coordinates", coordinates, low=0, high=d - 1)
 
         def iteration(key: jax.Array) -> tuple[jax.Array, jax.Array]:
             chosen = ops.sample_without_replacement(key, d, min(drawn, d)) if coordinates is None else coordinates
@@ -88,7 +90,7 @@ def dnc(
 def _gather(row: PyTree, coordinates: jax.Array) -> jax.Array:
     """Values of one update at coordinates of the flattened tree, `(r,)`."""
     values, start = jnp.zeros(coordinates.shape, jnp.float32), 0
-    for leaf in jax.tree.leaves(row):
+    for leaf in (leaf for leaf in jax.tree.leaves(row) if leaf.size):
         here = coordinates - start
         inside = (here >= 0) & (here < leaf.size)
         values = jnp.where(inside, leaf.ravel()[jnp.clip(here, 0, leaf.size - 1)], values)
@@ -105,5 +107,5 @@ def _outlier_scores(x: jax.Array, usable: jax.Array) -> jax.Array:
     mean = jnp.sum(x / jnp.maximum(jnp.sum(usable), 1), axis=0)
     centred = jnp.where(usable[:, None], x - mean, 0.0)
     # C v = sigma u, and the left singular vector u is an eigenvector of the small matrix C C^T.
-    values, vectors = jnp.linalg.eigh(centred @ centred.T)
+    values, vectors = jnp.linalg.eigh(jnp.matmul(centred, centred.T, precision=jax.lax.Precision.HIGHEST))
     return values[-1] * vectors[:, -1] ** 2

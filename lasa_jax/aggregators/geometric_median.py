@@ -3,10 +3,11 @@
 import jax
 import jax.numpy as jnp
 
+from lasa_jax import ops
 from lasa_jax.aggregators.base import Aggregator, Count, Diagnostics, PyTree, Rows, Scalar, stateless
 from lasa_jax.errors import check_choice, check_number
 
-_CONVERGED = 1e-7  # largest change of a weight, of weights that add up to 1
+_CONVERGED = 1e-7  # largest change of a weight, of weights that add up to 1, times how far out its row is
 
 
 def geometric_median(
@@ -17,9 +18,10 @@ def geometric_median(
         F(Delta) = argmin over z of sum_i a_i * |x_i - z|,    a_i = 1
         z <- sum_i w_i x_i / sum_i w_i,    w_i = a_i / max(smoothing, |x_i - z|)
 
-    starting at the mean, until no weight moves by more than 1e-7 or `max_iterations` steps are done. Every z is a
-    weighted mean, so its distances follow from those between the clients: the stack is read twice, whatever the number of
-    steps. Clients whose update is not finite, or farther away than float32 can say, have weight 0.
+    starting at the mean, in which clients that are far out count less, until no weight moves by more than 1e-7 (for those
+    by less) or `max_iterations` steps are done. Every z is a weighted mean, so its distances follow from the inner
+    products of the clients, and the stack is not read again in the steps. Clients whose update is not finite, or
+    farther away than float32 can say, have weight 0.
 
     Args:
       smoothing: smallest distance that is divided by, `> 0`. May be traced.
@@ -42,22 +44,31 @@ def geometric_median(
       [0.5, 0.5]
     """
     check_number("smoothing", smoothing, above=0)
-    check_number("max_iterations", max_iterations, low=1)
+    check_number("max_iterations", max_iterations, low=1, whole=True)
     check_choice("variant", variant, ("paper", "published"))
     repeats = {"paper": 0, "published": 2}[variant] if refinements is None else refinements
-    check_number("refinements", repeats, low=0)
+    check_number("refinements", repeats, low=0, high=100, whole=True)
 
     def aggregate(
         updates: PyTree, state: PyTree, *, key: jax.Array, num_malicious: Count, present: jax.Array | None = None
     ) -> tuple[PyTree, PyTree, Diagnostics]:
         rows = Rows.of(updates, present)
-        usable = jnp.isfinite(jnp.diagonal(rows.squared_distances))
-        squared = jnp.where(usable[:, None] & usable[None, :], rows.squared_distances, 0.0)
+        usable = jnp.isfinite(jnp.diagonal(rows.gram))
+        gram = jnp.where(usable[:, None] & usable[None, :], rows.gram, 0.0)
+        apart = ops.squared_distances(rows.gram) > 0
+        norms = jnp.sqrt(jnp.diagonal(gram))
+        radius = ops.masked_median(norms, usable, lower=True)
+        outwards = jnp.maximum(norms / jnp.where(radius > 0, radius, jnp.inf), 1.0)  # in distances of the nearer half
 
         def distances(w: jax.Array) -> jax.Array:
             """From every client to the weighted mean of the clients with weights w, which add up to 1."""
-            to_mean = squared @ w
-            return jnp.sqrt(jnp.maximum(to_mean - 0.5 * (w @ to_mean), 0.0))
+            # |x_i - z| = |sum_j w_j (x_j - x_i)|. Without the clients at x_i itself the terms are small where z is near it,
+            # so that nothing cancels: a median that starts at a client, as under ByzMean, must not seem to stay there.
+            others = jnp.where(apart, w[None, :], 0.0)
+            product = jnp.matmul(others, gram, precision=jax.lax.Precision.HIGHEST)
+            share = jnp.sum(others, axis=1, keepdims=True)
+            inner = product - jnp.diagonal(product)[:, None] - share * (gram - jnp.diagonal(gram)[:, None])
+            return jnp.sqrt(jnp.maximum(jnp.sum(others * inner, axis=1), 0.0))
 
         def normalised(w: jax.Array) -> jax.Array:
             w = jnp.where(usable, w, 0.0)
@@ -69,9 +80,9 @@ def geometric_median(
             def step(carry: tuple) -> tuple:
                 w, _, index = carry
                 new = normalised(a / jnp.maximum(distances(w), smoothing))
-                return new, jnp.max(jnp.abs(new - w)) > _CONVERGED, index + 1
+                return new, jnp.max(jnp.abs(new - w) * outwards) > _CONVERGED, index + 1
 
-            start = (normalised(a), jnp.asarray(True), jnp.int32(0))
+            start = (normalised(a / jnp.maximum(outwards / 4, 1.0)), jnp.asarray(True), jnp.int32(0))
             return jax.lax.while_loop(lambda c: c[1] & (c[2] < max_iterations), step, start)[0]
 
         a = normalised(jnp.ones(len(usable)))

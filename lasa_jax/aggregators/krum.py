@@ -1,6 +1,6 @@
 """Rules that trust clients with near neighbours: Krum, Multi-Krum and Bulyan.
 
-All need the squared distances of all pairs only, see `ops.squared_distances`. A client whose update is not finite, or
+All need the squared distances of all pairs only, see `Rows.squared_distances`. A client whose update is not finite, or
 farther away than float32 can say, is at an infinite distance from everybody; a client with an infinite score is never
 selected, and where nobody has a finite one the update is zero.
 """
@@ -21,7 +21,7 @@ from lasa_jax.aggregators.base import (
     equal_weights,
     stateless,
 )
-from lasa_jax.errors import check_choice, check_number
+from lasa_jax.errors import InputError, check_choice, check_number
 
 _VARIANTS = ("paper", "published")
 
@@ -34,6 +34,9 @@ def krum(assumed_malicious: Count | None = None, variant: str = "paper") -> Aggr
     Args:
       assumed_malicious: f; the server's `num_malicious` if None, at most `(n - 3) // 2`. May be traced.
       variant: "paper" as above; "published" assumes f = 10 and sums one neighbour fewer (FIDELITY.md, section 3).
+
+    Raises:
+      InputError: for a number out of range.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -54,7 +57,7 @@ def multi_krum(
 
     Args:
       assumed_malicious: f, see `krum`.
-      num_selected: m, `>= 1`; n - f if None. May be traced. Not used by the published variant.
+      num_selected: m, `>= 1`; n - f if None. May be traced. The published variant has its own.
       variant: "paper" scores once. "published" assumes f = 10, sums one neighbour fewer, and picks one client at a time,
         scoring the rest again, while more than 2f + 2 remain: 78 of 100, 3 of 25 (FIDELITY.md, section 3).
 
@@ -62,7 +65,11 @@ def multi_krum(
       InputError: for a value out of range.
     """
     if num_selected is not None:
-        check_number("num_selected", num_selected, low=1)
+        check_number("num_selected", num_selected, low=1, whole=True)
+        if variant == "published":
+            raise InputError(
+                f"num_selected = {num_selected}: the variant 'published' selects n - 2f - 2 clients; leave it out"
+            )
     if variant == "published":
         return _krum(assumed_malicious, variant, lambda n, f: n - 2 * f - 2)
     return _krum(assumed_malicious, variant, lambda n, f: n - f if num_selected is None else num_selected)
@@ -85,7 +92,8 @@ def _krum(
         if variant == "published":
             chosen = iterated_selection(rows.squared_distances, rows.present, count, f, fewer)
         else:
-            place = jnp.argsort(jnp.argsort(score, stable=True))
+            to_all = jnp.sum(jnp.where(jnp.isfinite(rows.squared_distances), rows.squared_distances, 0.0), axis=1)
+            place = jnp.argsort(jnp.lexsort((to_all, score)))  # of equal scores the smaller sum of all distances first
             chosen = jnp.isfinite(score) & (place < count)
         weight = equal_weights(rows, chosen)
         return rows.weighted_sum(weight), state, Selection(weight, f, score)
@@ -107,7 +115,8 @@ def krum_scores(distances: jax.Array, neighbours: Count) -> jax.Array:
 def iterated_selection(distances: jax.Array, present: jax.Array, count: Count, f: Count, fewer: int) -> jax.Array:
     """Picks `count` clients one at a time, each the best by Krum among those that remain: bool `(n,)`.
 
-    With r remaining, the r - f - 2 - `fewer` nearest others count.
+    With r remaining, the r - f - 2 - `fewer` nearest others count; at least one where `fewer` is 0, and of equal scores the
+    smaller sum of all distances wins: else the order of the clients would decide.
     """
     usable = jnp.isfinite(jnp.diagonal(distances))
     others = jnp.where(jnp.eye(len(distances), dtype=bool), jnp.inf, distances)
@@ -116,9 +125,12 @@ def iterated_selection(distances: jax.Array, present: jax.Array, count: Count, f
 
     def pick(_: jax.Array, remaining: jax.Array) -> jax.Array:
         here = remaining[nearest]
-        counted = here & (jnp.cumsum(here, axis=1) <= jnp.sum(remaining) - f - 2 - fewer)
+        left = jnp.sum(remaining)
+        neighbours = jnp.minimum(jnp.maximum(left - f - 2 - fewer, 1 - fewer), left - 1)
+        counted = here & (jnp.cumsum(here, axis=1) <= neighbours)
         score = jnp.where(remaining & usable, jnp.sum(jnp.where(counted, ordered, 0.0), axis=1), jnp.inf)
-        best = jnp.argmin(score)
+        to_all = jnp.sum(jnp.where(here & jnp.isfinite(ordered), ordered, 0.0), axis=1)
+        best = jnp.argmin(jnp.where(score <= jnp.min(score), to_all, jnp.inf))
         return remaining.at[best].set(remaining[best] & ~jnp.isfinite(score[best]))
 
     return present & ~jax.lax.fori_loop(0, count, pick, present)
@@ -127,13 +139,20 @@ def iterated_selection(distances: jax.Array, present: jax.Array, count: Count, f
 def bulyan(assumed_malicious: Count | None = None, variant: str = "paper") -> Aggregator:
     """Selects n - 2f clients by Krum and averages, in each coordinate, their n - 4f values nearest to their median.
 
+        S = n - 2f clients, each the best by Krum among those not selected yet
+        F(Delta)_j = mean of the n - 4f values Delta_ij, i in S, nearest to their median
+
     Source: El Mhamdi, Guerraoui and Rouault, ICML 2018, section 4. Needs n >= 4f + 3: at the LASA paper's own setting, 25
     malicious of 100, it can assume no more than 24.
 
     Args:
-      assumed_malicious: f; the server's `num_malicious` if None, at most `(n - 3) // 4`. May be traced.
+      assumed_malicious: f; the server's `num_malicious` if None, at most `(n - 3) // 4`, as published `(n - 1) // 4`. May
+        be traced.
       variant: "paper" as above. "published" assumes f = 5, sums one neighbour fewer, and of the values sorted by distance
         to the lower median drops the f *nearest* too (FIDELITY.md, section 3).
+
+    Raises:
+      InputError: for a number out of range.
 
     `weight` shows the selected clients; a value of theirs may still be dropped in a coordinate.
     """
@@ -145,7 +164,9 @@ def bulyan(assumed_malicious: Count | None = None, variant: str = "paper") -> Ag
     ) -> tuple[PyTree, PyTree, Selection]:
         rows = Rows.of(updates, present)
         n = rows.count
-        f = at_most((n - 3) // 4, num_malicious if assumed_malicious is None else assumed_malicious)
+        f = at_most(
+            (n - 1 if published else n - 3) // 4, num_malicious if assumed_malicious is None else assumed_malicious
+        )
         distances = rows.squared_distances
         chosen = iterated_selection(distances, rows.present, n - 2 * f, f, fewer=int(published))
         score = krum_scores(distances, n - f - 2 - int(published))
@@ -189,6 +210,6 @@ def _assumed(assumed_malicious: Count | None, variant: str, published: int) -> C
     """Checks both arguments; the published code assumes a fixed number."""
     check_choice("variant", variant, _VARIANTS)
     if assumed_malicious is not None:
-        check_number("assumed_malicious", assumed_malicious, low=0)
+        check_number("assumed_malicious", assumed_malicious, low=0, whole=True)
         return assumed_malicious
     return published if variant == "published" else None

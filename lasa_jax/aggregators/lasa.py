@@ -131,8 +131,8 @@ def layer_filter(
         norm, purity = rows.each(lambda row: (measured(ops.tree_norm, row), measured(_purity, row)))
         magnitude_score, direction_score = jax.tree.map(lambda x: _score(x, rows.present), (norm, purity))
 
-        def weight(*scores: jax.Array) -> jax.Array:
-            kept = _kept(*scores, radii, rows.present)
+        def weight(magnitude_score: jax.Array, direction_score: jax.Array) -> jax.Array:
+            kept = _kept(magnitude_score, direction_score, radii, rows.present)
             return jnp.where(kept, 1 / jnp.maximum(jnp.sum(kept), 1), 0.0)
 
         weights = jax.tree.map(weight, magnitude_score, direction_score)

@@ -1,4 +1,4 @@
-"""Links for `chain`: steps in front of a rule that reject clients or map each client's update."""
+"""Links for `chain`: steps in front of a rule that reject clients, map each client's update, or mix the updates."""
 
 import math
 
@@ -63,6 +63,8 @@ def clip_to_norm(clip_norm: Scalar = 1.0) -> Link:
 def nearest_neighbour_mixing(assumed_malicious: Count | None = None) -> Link:
     """Replaces every update by the mean of the n - f updates nearest to it, itself included (NNM).
 
+        row_i <- 1 / (n - f) * sum of row_j over the n - f rows j nearest to row_i
+
     Source: Allouah, Farhadkhani, Guerraoui, Gupta, Pinot and Stephan, AISTATS 2023, algorithm 2. A client whose update is
     not finite has no neighbours and is not counted again.
 
@@ -70,7 +72,7 @@ def nearest_neighbour_mixing(assumed_malicious: Count | None = None) -> Link:
       assumed_malicious: f; the server's `num_malicious` if None, at most `(n - 1) // 2`. May be traced.
     """
     if assumed_malicious is not None:
-        check_number("assumed_malicious", assumed_malicious, low=0)
+        check_number("assumed_malicious", assumed_malicious, low=0, whole=True)
 
     def link(rows: Rows, *, key: jax.Array, num_malicious: Count) -> Rows:
         f = at_most((rows.count - 1) // 2, num_malicious if assumed_malicious is None else assumed_malicious)
@@ -86,12 +88,14 @@ def nearest_neighbour_mixing(assumed_malicious: Count | None = None) -> Link:
 def bucketing(bucket_size: Count = 2) -> Link:
     """Replaces the updates by the means of random buckets of them: `ceil(n / bucket_size)` rows are left.
 
+        row_b <- mean of the rows of bucket b,    buckets of s rows in a random order
+
     Source: Karimireddy, He and Jaggi, ICLR 2022, algorithm 1 (s-bucketing).
 
     Args:
       bucket_size: s, clients a bucket, `>= 1`; the last bucket has what is left. May be traced.
     """
-    check_number("bucket_size", bucket_size, low=1)
+    check_number("bucket_size", bucket_size, low=1, whole=True)
 
     def link(rows: Rows, *, key: jax.Array, num_malicious: Count) -> Rows:
         n = len(rows.present)
@@ -137,7 +141,7 @@ def keep_top_k(sparsity_level: Scalar = 0.3, num_kept: Count | None = None) -> L
     """
     check_number("sparsity_level", sparsity_level, low=0, high=1)
     if num_kept is not None:
-        check_number("num_kept", num_kept, low=0)
+        check_number("num_kept", num_kept, low=0, whole=True)
 
     def link(rows: Rows, *, key: jax.Array, num_malicious: Count) -> Rows:
         params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), rows.stack)

@@ -44,7 +44,7 @@ def signguard(
     nobody in common, the band is averaged (the published code gives NaN).
 
     Args:
-      lower, upper: the band, in median norms. May be traced.
+      lower, upper: the band, in median norms, `0 <= lower < upper`. May be traced.
       coordinate_fraction: share of the coordinates whose signs are looked at, `0 < coordinate_fraction <= 1`.
       variant: "paper" draws the coordinates at random and clips the members; "published" takes one window of consecutive
         coordinates and averages the members as they are (FIDELITY.md, section 3).
@@ -55,6 +55,8 @@ def signguard(
     """
     check_number("lower", lower, low=0)
     check_number("upper", upper, above=0)
+    if not any(isinstance(x, jax.core.Tracer) for x in (lower, upper)):
+        check_number("upper", upper, above=float(lower))
     check_number("coordinate_fraction", coordinate_fraction, above=0, high=1)
     check_choice("variant", variant, ("paper", "published"))
 
@@ -89,6 +91,8 @@ def _window(params: PyTree, key: jax.Array, fraction: float, start: Count | None
     leaves, structure = jax.tree.flatten(params)
     d = sum(x.size for x in leaves)
     width = max(int(fraction * d), 1)
+    if start is not None:
+        check_number("window_start", start, low=0, high=d - width, whole=True)
     first = jax.random.randint(key, (), 0, max(d - width, 1)) if start is None else start
     masks, offset = [], 0
     for x in leaves:
@@ -143,7 +147,9 @@ def largest_cluster(points: jax.Array, present: jax.Array) -> jax.Array:
         places, moving, index = carry
         near = within(places).astype(jnp.float32)
         size = jnp.sum(near, axis=1, keepdims=True)
-        moved = jnp.where(size > 0, near @ points / jnp.maximum(size, 1), places)
+        moved = jnp.where(
+            size > 0, jnp.matmul(near, points, precision=jax.lax.Precision.HIGHEST) / jnp.maximum(size, 1), places
+        )
         moved = jnp.where(moving[:, None], moved, places)
         far = jnp.sqrt(jnp.sum((moved - places) ** 2, axis=1)) > 1e-3 * bandwidth
         return moved, moving & far, index + 1

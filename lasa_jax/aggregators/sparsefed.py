@@ -31,7 +31,7 @@ def sparsefed(
     Args:
       sparsity_level: share of all d coordinates that is held back, `0 <= sparsity_level <= 1`; k = int(d * (1 - level)) in
         double precision for a Python number, in float32 for a traced one.
-      momentum: `0 <= momentum < 1`. May be traced.
+      momentum: `0 <= momentum < 1`. May be traced. The published variant, which forgets, does not use it.
       num_kept: k itself, in place of the level; may be traced.
       variant: "paper" as above; "published" forgets u and e every round, so that F is the top k of the mean (FIDELITY.md,
         section 3).
@@ -43,7 +43,7 @@ def sparsefed(
     check_number("momentum", momentum, low=0, below=1)
     check_choice("variant", variant, ("paper", "published"))
     if num_kept is not None:
-        check_number("num_kept", num_kept, low=0)
+        check_number("num_kept", num_kept, low=0, whole=True)
 
     def init(params: PyTree) -> SparseFedState | tuple[()]:
         if variant == "published":
@@ -61,7 +61,13 @@ def sparsefed(
             momenta = jax.tree.map(lambda u, x: momentum * u + x, state.momentum, total)
             total = jax.tree.map(jnp.add, state.error, momenta)
         d = sum(x.size for x in jax.tree.leaves(total))
-        k = num_kept if num_kept is not None else _num_kept(d, sparsity_level)
+        k: Count
+        if num_kept is not None:
+            k = num_kept
+        elif isinstance(sparsity_level, jax.Array):
+            k = jnp.floor(d * (1 - sparsity_level)).astype(jnp.int32)
+        else:
+            k = num_kept_of_all(total, sparsity_level)
         flat = jnp.concatenate([x.ravel() for x in jax.tree.leaves(total)]).astype(jnp.float32)
         threshold = ops.magnitude_threshold(flat, k)
         update = jax.tree.map(lambda x: jnp.where(jnp.abs(x) < threshold, 0, x), total)
@@ -75,9 +81,3 @@ def sparsefed(
 def num_kept_of_all(params: PyTree, sparsity_level: float) -> int:
     """`int(d * (1 - sparsity_level))` in double precision, d all entries of one update's worth of arrays or shapes."""
     return int(sum(math.prod(x.shape) for x in jax.tree.leaves(params)) * (1 - sparsity_level))
-
-
-def _num_kept(d: int, sparsity_level: Scalar) -> Count:
-    if isinstance(sparsity_level, jax.Array):
-        return jnp.floor(d * (1 - sparsity_level)).astype(jnp.int32)
-    return int(d * (1 - sparsity_level))

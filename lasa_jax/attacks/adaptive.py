@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from lasa_jax import ops
-from lasa_jax.attacks.base import KNOWLEDGE, Attack, PyTree, all_present, honest_labels, known_rows, stateless
+from lasa_jax.attacks.base import Attack, PyTree, all_present, honest_labels, known_rows, stateless
 from lasa_jax.errors import check_choice, check_number
 
 _SMALLEST, _LARGEST = 0.1, 10.0  # magnitudes tried first, in units of the spread of a layer
@@ -35,7 +35,8 @@ def adaptive(
     Args:
       objective: "descent" or "distance".
       num_magnitudes, num_refinements: of the search, `>= 1`.
-      knowledge: whose mean and standard deviation, see `known_rows`. The rule is tried on all updates.
+      knowledge: whose mean and standard deviation, "benign" or "all", see `known_rows`. The rule is tried on all updates, so
+        that an attacker who knows only its colluders cannot run this search.
 
     Source: this project; in the spirit of the AGR-tailored attacks of Shejwalkar and Houmansadr (NDSS 2021).
 
@@ -45,7 +46,7 @@ def adaptive(
     check_choice("objective", objective, OBJECTIVES)
     check_number("num_magnitudes", num_magnitudes, low=1)
     check_number("num_refinements", num_refinements, low=1)
-    check_choice("knowledge", knowledge, KNOWLEDGE)
+    check_choice("knowledge", knowledge, ("benign", "all"))
 
     def craft(
         updates: PyTree,

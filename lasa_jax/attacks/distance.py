@@ -30,7 +30,7 @@ def min_max(knowledge: str = "benign") -> Attack:
     Args:
       knowledge: whose updates, see `known_rows`. As published: "colluders".
 
-    The step is at most 20, and 0 where fewer than two rows are known.
+    The step is at most 20. Where fewer than two rows are known the deviation is 0, and the row is the mean.
     """
     check_choice("knowledge", knowledge, KNOWLEDGE)
 
@@ -61,7 +61,7 @@ def min_sum_stealthy(squared: bool = True, knowledge: str = "benign") -> Attack:
     The supplement uses it on all datasets but MNIST; the published code never runs it (FIDELITY.md, section 4).
 
     Args:
-      squared, knowledge: see `min_sum`.
+      squared, knowledge: see `min_sum`. With plain distances the mean itself can lie outside the bound: it is sent then.
     """
     return _min_sum(jnp.min, squared, knowledge)
 
@@ -112,7 +112,8 @@ class Line(NamedTuple):
 
     def pairwise(self, updates: PyTree) -> jax.Array:
         """Squared distances between the known rows, `(n, n)`; infinite for others."""
-        return ops.squared_distances(updates, self.known, jnp.argmin(jnp.where(self.known, self.a, jnp.inf)))
+        center = jnp.argmin(jnp.where(self.known, self.a, jnp.inf))
+        return ops.squared_distances(ops.gram(updates, self.known, center))
 
 
 def measure(updates: PyTree, known: jax.Array) -> Line:

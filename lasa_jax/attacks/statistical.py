@@ -40,8 +40,9 @@ def alie(knowledge: str = "benign") -> Attack:
 
         s = floor(n / 2 + 1) - f,    z = largest with Phi(z) <= (n - f - s) / (n - f),    row = mean - z * std
 
-    s benign clients must be farther out than the malicious for these to pass as a majority; z is 0 where none are needed
-    to be, and 4 at the most, where the share is 1 (one malicious client is a majority with all benign).
+    s benign clients must be farther out than the malicious, for these to be part of a majority. z is 0 where that is more
+    than half of the benign, as for a single malicious client, and at most 4, where none is needed: the malicious are
+    the majority themselves.
 
     Args:
       knowledge: whose updates the statistics are taken from, see `known_rows`.

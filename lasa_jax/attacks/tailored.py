@@ -16,10 +16,10 @@ from lasa_jax.errors import check_choice
 def tailored_trmean(variant: str = "paper", knowledge: str = "benign") -> Attack:
     """Moves the trimmed mean as far as it goes, with the smallest step that does.
 
-        row = mean - step * std,    step = smallest that maximises |trimmed mean of (known rows, m copies of row) - mean|
+        row = mean - step * std,    step = smallest with the lowest trimmed mean of (known rows, m copies of row)
 
-    with m values trimmed at each end. In a coordinate the copies push the trimmed mean down until all of them are
-    trimmed, that is until they lie at or below its smallest known value. So no search is needed:
+    in every coordinate, with m values trimmed at each end. The copies push the trimmed mean down until all of them are
+    trimmed, that is until they lie at or below the smallest known value. So no search is needed:
 
         step = max over coordinates and known rows of (mean - x) / std
 
@@ -39,7 +39,9 @@ def tailored_trmean(variant: str = "paper", knowledge: str = "benign") -> Attack
 
             def farthest(row: PyTree, mean: PyTree, std: PyTree) -> jax.Array:
                 """The largest number of standard deviations that the row lies below the mean."""
-                steps = jax.tree.map(lambda x, m, s: jnp.max(jnp.where(s > 0, (m - x) / s, 0.0)), row, mean, std)
+                steps = jax.tree.map(
+                    lambda x, m, s: jnp.max(jnp.where(s > 0, (m - x) / s, 0.0), initial=0), row, mean, std
+                )
                 return jnp.max(jnp.stack(jax.tree.leaves(steps)))
 
             farthest_of = ops.map_rows(farthest, updates, shared=(mean, std))
@@ -54,7 +56,7 @@ def tailored_krum(knowledge: str = "benign") -> Attack:
 
     The attacker runs Krum on the k rows it knows and its m copies, assuming m malicious: the copies are at distance 0 from
     each other, and their distances to the known rows are quadratics in the step, so nothing is read again. The step is the
-    largest, to 1e-6 and at most 20, found by halving.
+    largest, to 20 / 2**24 and at most 20, found by halving.
 
     Args:
       knowledge: whose updates, see `known_rows`.

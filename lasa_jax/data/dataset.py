@@ -11,7 +11,8 @@ from lasa_jax.data.partition import Partition
 
 
 class Examples(NamedTuple):
-    """inputs: `(num_examples, ...)`, images as uint8. labels: int32 `(num_examples,)`. Of NumPy, or on the device."""
+    """inputs: `(num_examples, ...)`, images or tokens as uint8. labels: int32 `(num_examples,)`, or `(num_examples, time)`
+    where every position of a sequence has one. Of NumPy, or on the device."""
 
     inputs: Any
     labels: Any
@@ -33,10 +34,11 @@ class Dataset:
       name: as in the registry.
       num_classes: labels are `0 .. num_classes - 1`.
       train, test: examples as NumPy arrays; images stay uint8 until they are inside the round.
-      mean, std: per channel, in the units of the stored pixels.
+      mean, std: per channel, in the units of the stored pixels; empty for tokens, which are not normalised.
       crop: None, or how training images are cropped at random after a padding of 4 pixels and flipped at random:
         `"constant"` pads with zeros, `"reflect"` mirrors.
       client_ids: the natural owner of each training example, int `(num_examples,)`, or None.
+      padding_label: the label of positions that are padding and count neither in losses nor in accuracies, or None.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Dataset:
     std: tuple[float, ...]
     crop: str | None = None
     client_ids: np.ndarray | None = None
+    padding_label: int | None = None
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -54,8 +57,15 @@ class Dataset:
         return tuple(self.train.inputs.shape[1:])
 
     def normalise(self, inputs: jax.Array) -> jax.Array:
-        """`(x - mean) / std` in float32, for a batch of stored examples."""
+        """`(x - mean) / std` in float32, for a batch of stored examples; tokens as they are."""
+        if not self.mean:
+            return inputs
         return (inputs.astype(jnp.float32) - jnp.asarray(self.mean, jnp.float32)) / jnp.asarray(self.std, jnp.float32)
+
+    def counted(self, labels: jax.Array, real: jax.Array) -> jax.Array:
+        """Which labels of a batch count, bool like `labels`; `real` says which examples do, bool `(batch,)`."""
+        counted = jnp.broadcast_to(real.reshape((-1,) + (1,) * (labels.ndim - 1)), labels.shape)
+        return counted if self.padding_label is None else counted & (labels != self.padding_label)
 
     def augment(self, key: jax.Array, inputs: jax.Array) -> jax.Array:
         """Random crop and flip of each image of a training batch, as stored; the identity where `crop` is None."""

@@ -1,7 +1,7 @@
 """How the training examples are divided over clients: pure functions of (labels, settings, seed).
 
 Every partition ends as a matrix of example indices, one row a client, padded to a width that depends on the labels and
-settings but never on the seed, so that runs with different seeds share one compiled program.
+settings but not on the seed (`quantity_skew` says where it may), so that runs with different seeds share one program.
 """
 
 from typing import NamedTuple
@@ -87,11 +87,146 @@ def dirichlet(labels: np.ndarray, num_clients: int, alpha: float, seed: int, *, 
     )
 
 
-def natural(client_ids: np.ndarray, *, min_samples: int = 1) -> Partition:
-    """One client for each distinct id that owns at least `min_samples` examples, in the order of the ids."""
+def shards(labels: np.ndarray, num_clients: int, classes_per_client: int, seed: int) -> Partition:
+    """Examples sorted by class and cut into `num_clients * classes_per_client` shards, dealt out at random.
+
+    A client has about `classes_per_client` classes; a shard that spans two may add one. Source: McMahan, Moore, Ramage,
+    Hampson and Aguera y Arcas, AISTATS 2017, section 3 (there 2 shards a client). What is left over belongs to nobody.
+    """
+    rng = np.random.default_rng([seed, 4])
+    count = num_clients * classes_per_client
+    if count > len(labels):
+        raise InputError(
+            f"config.partition.classes_per_client = {classes_per_client}: allowed are 1 to {len(labels) // num_clients}, "
+            f"{len(labels)} examples in as many shards"
+        )
+    size = len(labels) // count
+    order = rng.permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")][: count * size]  # equal labels in random order
+    dealt = rng.permutation(count).reshape(num_clients, classes_per_client)
+    return _pack(list(order.reshape(count, size)[dealt].reshape(num_clients, -1)), classes_per_client * size)
+
+
+def gamma_similarity(labels: np.ndarray, num_clients: int, gamma: float, seed: int) -> Partition:
+    """A share `gamma` of every client's examples is IID, the others are consecutive in the order of the classes.
+
+    1 is IID, 0 gives every client one or two classes. Source: Karimireddy et al., "SCAFFOLD", ICML 2020, section 7; ByzFL.
+    """
+    rng = np.random.default_rng([seed, 5])
+    share = _share(len(labels), num_clients)
+    alike = int(gamma * share + 1e-9)
+    order = rng.permutation(len(labels))[: share * num_clients]
+    mixed, rest = order[: alike * num_clients], order[alike * num_clients :]
+    rest = rest[np.argsort(labels[rest], kind="stable")].reshape(num_clients, share - alike)
+    return _pack(list(np.concatenate([mixed.reshape(num_clients, alike), rng.permutation(rest)], axis=1)), share)
+
+
+def quantity_skew(labels: np.ndarray, num_clients: int, alpha: float, seed: int, *, min_samples: int = 10) -> Partition:
+    """IID examples, but numbers of them by a symmetric Dirichlet distribution (Li, Diao, Chen and He, ICDE 2022).
+
+    Every client gets `min_samples`, and of the rest a share drawn from Dirichlet(alpha). The width is the power of two
+    that holds the largest client, so that most seeds share it.
+
+    Raises:
+      InputError: if there are not so many examples.
+    """
+    rng = np.random.default_rng([seed, 6])
+    rest = len(labels) - num_clients * min_samples
+    if rest < 0:
+        raise InputError(
+            f"config.partition.min_samples = {min_samples}: allowed are 0 to {len(labels) // num_clients}, {len(labels)} "
+            f"examples over {num_clients} clients"
+        )
+    ends = (np.cumsum(rng.dirichlet(np.full(num_clients, alpha))) * rest + 1e-6).astype(int)
+    cuts = ends + min_samples * np.arange(1, num_clients + 1)
+    groups = np.split(rng.permutation(len(labels)), cuts[:-1])
+    largest = max(len(group) for group in groups)
+    return _pack(groups, min(1 << (largest - 1).bit_length(), len(labels)))
+
+
+def natural(
+    client_ids: np.ndarray, *, num_clients: int | None = None, seed: int = 0, min_samples: int = 1
+) -> Partition:
+    """One client for each distinct id that owns at least `min_samples` examples, in the order of the ids.
+
+    Args:
+      client_ids: int `(num_examples,)`.
+      num_clients: how many of them, drawn at random; all if None.
+      seed: of that draw.
+      min_samples: clients with fewer are left out.
+    """
     order = np.argsort(client_ids, kind="stable")
     _, starts = np.unique(client_ids[order], return_index=True)
     groups = [group for group in np.split(order, starts[1:]) if len(group) >= min_samples]
     if not groups:
         raise InputError(f"config.partition.min_samples = {min_samples}: no client of the data has so many examples")
-    return _pack(groups, max(len(group) for group in groups))
+    width = max(len(group) for group in groups)
+    if num_clients is not None:
+        if num_clients > len(groups):
+            raise InputError(
+                f"config.num_clients = {num_clients}: allowed are 1 to {len(groups)}, the clients of the data"
+            )
+        drawn = np.random.default_rng([seed, 7]).permutation(len(groups))[:num_clients]
+        groups = [groups[i] for i in np.sort(drawn)]
+    return _pack(groups, width)
+
+
+# Every partition and the settings of `config.partition` that it has.
+SETTINGS: dict[str, tuple[str, ...]] = {
+    "class_balanced": (),
+    "dirichlet": ("alpha", "min_samples"),
+    "gamma_similarity": ("gamma",),
+    "iid": (),
+    "natural": ("min_samples",),
+    "quantity_skew": ("alpha", "min_samples"),
+    "shards": ("classes_per_client",),
+}
+_BY_CLASS = {
+    "class_balanced": class_balanced,
+    "dirichlet": dirichlet,
+    "gamma_similarity": gamma_similarity,
+    "shards": shards,
+}
+
+
+def divide(
+    name: str,
+    labels: np.ndarray,
+    client_ids: np.ndarray | None,
+    *,
+    num_clients: int | None,
+    seed: int,
+    **settings: float,
+) -> Partition:
+    """The partition of that name.
+
+    Args:
+      name: a key of `SETTINGS`.
+      labels: of the training examples, `(num_examples,)`, or `(num_examples, time)` for sequences.
+      client_ids: who owns each example, where somebody does.
+      num_clients: None only for "natural", which then takes all.
+      seed: decides everything random.
+      settings: those that `SETTINGS` lists.
+
+    Raises:
+      InputError: if the examples cannot be divided like that.
+    """
+    if name == "natural":
+        if client_ids is None:
+            others = ", ".join(other for other in SETTINGS if other != "natural")
+            raise InputError(
+                f"config.partition.name = 'natural': the data has no clients of its own; allowed are {others}"
+            )
+        return natural(client_ids, num_clients=num_clients, seed=seed, **settings)  # type: ignore[arg-type]
+    if num_clients is None:
+        raise InputError(
+            f"config.num_clients: must be set for the partition {name!r}; only 'natural' has its own number"
+        )
+    if name in _BY_CLASS:
+        if labels.ndim > 1:
+            raise InputError(
+                f"config.partition.name = {name!r}: every position of a sequence has a label; allowed are iid, natural, "
+                f"quantity_skew"
+            )
+        return _BY_CLASS[name](labels, num_clients, seed=seed, **settings)  # type: ignore[operator]
+    return {"iid": iid, "quantity_skew": quantity_skew}[name](labels, num_clients, seed=seed, **settings)  # type: ignore[operator]

@@ -18,7 +18,6 @@ def prepare(name: str, data_dir: str | None) -> None:
     """
     root, _ = tfds_images.resolve_data_dir(data_dir)
     try:
-        import importlib_resources  # noqa: F401  (TFDS imports it without declaring it)
         import tensorflow  # noqa: F401
     except ImportError as error:
         raise InputError(f'preparing {name} needs {error.name}: pip install -e ".[prepare]"') from None

@@ -16,7 +16,9 @@ from lasa_jax.data import cache
 from lasa_jax.data.dataset import Dataset, Examples
 from lasa_jax.errors import InputError
 
-_BATCH = 1000  # examples a read: one at a time takes two to four times as long
+BATCH = 1000  # examples a read: one at a time takes two to four times as long
+# What TFDS and array_record raise on files that are damaged or of another form.
+UNREADABLE = (OSError, ValueError, KeyError, AttributeError, AssertionError, RuntimeError, ImportError)
 
 
 class _ImageSet(NamedTuple):
@@ -83,11 +85,11 @@ def _read_split(directory: Path, split: str, image_set: _ImageSet) -> tuple[np.n
         source = tfds.data_source(name, split=split, data_dir=directory.parents[1], download=False)
         images = np.empty((len(source), *image_set.shape), np.uint8)
         labels = np.empty(len(source), np.int32)
-        for start in range(0, len(source), _BATCH):
-            batch = source.__getitems__(list(range(start, min(start + _BATCH, len(source)))))
+        for start in range(0, len(source), BATCH):
+            batch = source.__getitems__(list(range(start, min(start + BATCH, len(source)))))
             images[start : start + len(batch)] = [example["image"] for example in batch]
             labels[start : start + len(batch)] = [example["label"] for example in batch]
-    except (OSError, ValueError, KeyError, AttributeError, AssertionError, RuntimeError, ImportError) as error:
+    except UNREADABLE as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{directory}: split {split!r} cannot be read: {type(error).__name__}: {reason}") from error
     if labels.size == 0 or labels.min() < 0 or labels.max() >= image_set.num_classes:

@@ -78,7 +78,7 @@ class LocalTraining:
 
         Returns:
           `local model - global model` over the whole tree of variables, batch statistics included, scaled down to
-          `clip_norm`; and the mean loss over the examples seen, NaN for a client without examples.
+          `clip_norm`; and the mean loss over the labels seen, NaN for a client without examples.
         """
         optimizer = optax.sgd(sgd.learning_rate * sgd.decay ** (round_index // self.decay_every), momentum=sgd.momentum)
         width = -(-indices.shape[0] // self.batch_size) * self.batch_size
@@ -92,9 +92,11 @@ class LocalTraining:
             logits, updated = self.model.apply(
                 {**rest, "params": params}, inputs, train=True, key=dropout_key, mask=real
             )
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, relabel(train.labels[batch]))
-            total = jnp.sum(jnp.where(real, losses, 0.0))
-            return total / jnp.maximum(jnp.sum(real), 1), (updated, total)
+            labels = train.labels[batch]
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, relabel(labels))
+            counted = self.dataset.counted(labels, real)
+            total, count = jnp.sum(jnp.where(counted, losses, 0.0)), jnp.sum(counted)
+            return total / jnp.maximum(count, 1), (updated, jnp.stack([total, count.astype(total.dtype)]))
 
         def epoch(index: jax.Array, carry: Any) -> Any:
             order_key, steps_key = jax.random.split(jax.random.fold_in(key, index))
@@ -117,9 +119,9 @@ class LocalTraining:
             steps = (size + self.batch_size - 1) // self.batch_size
             return jax.lax.fori_loop(0, steps, step, carry)
 
-        start = (variables, optimizer.init(variables["params"]), jnp.float32(0))
+        start = (variables, optimizer.init(variables["params"]), jnp.zeros(2))  # loss and labels so far
         local, _, loss = jax.lax.fori_loop(0, self.epochs, epoch, start)
         update = jax.tree.map(jnp.subtract, local, variables)
         if sgd.clip_norm is not None:
             update = clip_update(update, sgd.clip_norm)
-        return update, loss / (size * self.epochs)
+        return update, loss[0] / loss[1]

@@ -16,6 +16,7 @@ from lasa_jax.models import Variables
 # Every random draw is a function of (seed, round, client): the run's key, folded with the round, then with its use, then
 # with the client or, for crafted rows, the place among the clients of the round, which the seed and round decide.
 _SAMPLE, _TRAIN, _ATTACK, _AGGREGATE, _REHEARSE = range(5)
+_GROUPS = 8  # of ragged clients of like size: with FEMNIST's sizes under a tenth of the steps is waste
 
 
 class State(NamedTuple):
@@ -46,7 +47,9 @@ class RoundMetrics(NamedTuple):
 
     train_loss: mean over the clients of the round, malicious ones included (they train honestly first).
     malicious, benign: how many took part. malicious_filtered, benign_filtered: int32 `(layers,)`, how many of them had
-    weight 0 in each layer, layers in the order of the flattened variables. update_norm: of the aggregate.
+    weight 0 in each layer, layers in the order of the flattened variables. update_norm: of the aggregate. step_waste:
+    steps of local training that were computed over those that were needed, since clients that train together all take
+    as many as the longest of them. assumed_malicious: the f that the rule used after its own limit, -1 if it has none.
     """
 
     train_loss: jax.Array
@@ -55,6 +58,8 @@ class RoundMetrics(NamedTuple):
     malicious_filtered: jax.Array
     benign_filtered: jax.Array
     update_norm: jax.Array
+    step_waste: jax.Array
+    assumed_malicious: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,13 +67,17 @@ class Program:
     """What is compiled in: everything that is not a number of a `Point`.
 
     local_training: of one client. num_clients, clients_per_round: population, and drawn each round. client_chunk:
-    clients trained together, None for the platform's choice. attack, aggregator: name and parameters that are words.
+    clients trained together, None for the platform's choice. ragged: whether clients differ in their numbers of steps.
+    batch_stats: "aggregate" leaves running statistics in the update that the rule sees, "separate" takes them out. attack,
+    aggregator: name and parameters that are words.
     """
 
     local_training: LocalTraining
     num_clients: int
     clients_per_round: int
     client_chunk: int | None
+    ragged: bool
+    batch_stats: str
     attack: tuple[str, Mapping[str, Any]]
     aggregator: tuple[str, Mapping[str, Any]]
 
@@ -83,7 +92,17 @@ class Program:
         """The state before the first round."""
         variables = self.local_training.model.init(jax.random.fold_in(point.key, 0))
         attack, rule = self.methods(point)
-        return State(variables, attack.init(variables), rule.init(variables))
+        return State(variables, attack.init(variables), rule.init(self.ruled(variables)))
+
+    def ruled(self, variables: Variables) -> Variables:
+        """The part of an update that the rule is given."""
+        return {"params": variables["params"]} if self.batch_stats == "separate" else variables
+
+    def clients_at_once(self) -> int | None:
+        """Clients trained together on a device: as set, else an eighth where they are ragged and all may go at once."""
+        if self.client_chunk is None and self.ragged and not ops.one_at_a_time():
+            return max(1, -(-self.clients_per_round // (_GROUPS * ops.num_shards())))
+        return self.client_chunk
 
 
 def draw_clients(key: jax.Array, num_clients: int, clients_per_round: int) -> jax.Array:
@@ -93,12 +112,12 @@ def draw_clients(key: jax.Array, num_clients: int, clients_per_round: int) -> ja
 
 def train_clients(
     program: Program, state: State, point: Point, data: FederatedDataset, round_index: jax.Array
-) -> tuple[Any, jax.Array, jax.Array, jax.Array]:
+) -> tuple[Any, jax.Array, jax.Array, jax.Array, jax.Array]:
     """Local training of the clients of a round, each device its own share of them.
 
     Returns:
-      Stacked updates, leaves `(n, ...)`; losses `(n,)`; who is malicious, bool `(n,)`; and who is present, bool `(n,)`:
-      n is `clients_per_round` rounded up to a multiple of the devices, and the rows beyond it are absent.
+      Stacked updates, leaves `(n, ...)`; losses `(n,)`; who is malicious, bool `(n,)`; who is present, bool `(n,)`: n is
+      `clients_per_round` rounded up to a multiple of the devices, and the rows beyond it are absent; and the step waste.
     """
     key = jax.random.fold_in(point.key, round_index)
     ids = draw_clients(jax.random.fold_in(key, _SAMPLE), program.num_clients, program.clients_per_round)
@@ -129,6 +148,9 @@ def train_clients(
 
     sizes = jnp.where(present, data.partition.sizes[ids], 0)
     keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.fold_in(key, _TRAIN)))(ids)
+    training = program.local_training
+    steps = training.epochs * (-(-sizes // training.batch_size))
+    at_once = program.clients_at_once()
     updates, losses = ops.map_rows(
         train,
         data.partition.indices[ids],
@@ -136,9 +158,22 @@ def train_clients(
         keys,
         malicious,
         shared=(state.variables, point.sgd, data.train, round_index),
-        at_once=program.client_chunk,
+        at_once=at_once,
+        cost=steps if program.ragged else None,
     )
-    return updates, losses, malicious, present
+    return updates, losses, malicious, present, _step_waste(steps, at_once, program.ragged)
+
+
+def _step_waste(steps: jax.Array, at_once: int | None, ragged: bool) -> jax.Array:
+    """Steps that the groups of `ops.map_rows` take, all as long as their longest, over the steps that are needed."""
+    shards = ops.num_shards()
+    on_device = steps.reshape(shards, -1)
+    rows = on_device.shape[1]
+    batch = ops.rows_at_once(rows, at_once)
+    ordered = jnp.sort(on_device, axis=1) if ragged else on_device
+    starts = jnp.minimum(jnp.arange(-(-rows // batch)) * batch, rows - batch)
+    longest = jnp.max(ordered[:, starts[:, None] + jnp.arange(batch)[None, :]], axis=2)
+    return batch * jnp.sum(longest) / jnp.maximum(jnp.sum(steps), 1)
 
 
 def one_round(
@@ -158,16 +193,21 @@ def one_round(
     """
     attack, rule = program.methods(point)
     key = jax.random.fold_in(point.key, round_index)
-    updates, losses, malicious, present = train_clients(program, state, point, data, round_index)
+    updates, losses, malicious, present, waste = train_clients(program, state, point, data, round_index)
 
     def aggregate(updates: Any, use: int = _AGGREGATE) -> Any:
-        return rule.aggregate(
-            updates,
+        update, rule_state, info = rule.aggregate(
+            program.ruled(updates),
             state.aggregator,
             key=jax.random.fold_in(key, use),
             num_malicious=point.assumed_malicious,
             present=present,
         )
+        used = jnp.asarray(getattr(info, "num_malicious", -1), jnp.int32)
+        if program.batch_stats == "separate" and "batch_stats" in updates:
+            stats, weight = _averaged_statistics(updates["batch_stats"], info.weight)
+            return {**update, "batch_stats": stats}, rule_state, {**info.weight, "batch_stats": weight}, used
+        return update, rule_state, info.weight, used
 
     updates, attack_state = attack.craft(
         updates,
@@ -177,10 +217,10 @@ def one_round(
         present=present,
         aggregate=lambda updates: aggregate(updates, _REHEARSE)[0],  # the attacker cannot foresee the server's draws
     )
-    update, rule_state, diagnostics = aggregate(updates)
+    update, rule_state, weights, used = aggregate(updates)
     variables = jax.tree.map(jnp.add, state.variables, update)
 
-    filtered = jnp.stack([weight == 0 for weight in jax.tree.leaves(diagnostics.weight)])  # (layers, n)
+    filtered = jnp.stack([weight == 0 for weight in jax.tree.leaves(weights)])  # (layers, n)
     benign = present & ~malicious
     metrics = RoundMetrics(
         train_loss=jnp.mean(losses, where=present),
@@ -189,5 +229,22 @@ def one_round(
         malicious_filtered=jnp.sum(filtered & malicious, axis=1, dtype=jnp.int32),
         benign_filtered=jnp.sum(filtered & benign, axis=1, dtype=jnp.int32),
         update_norm=ops.tree_norm(update),
+        step_waste=waste,
+        assumed_malicious=used,
     )
     return State(variables, attack_state, rule_state), metrics
+
+
+def _averaged_statistics(statistics: Any, weight: Any) -> tuple[Any, Any]:
+    """Running statistics averaged by the weight that a client had in the layers of the update, on average over these.
+
+    A client whose statistics are not finite counts for nothing: the rule, which does not see them, cannot reject it.
+
+    Returns:
+      The averages, and each client's weight in every leaf.
+    """
+    finite = ops.map_rows(aggregators.is_finite, statistics)
+    mean = jnp.mean(jnp.stack(jax.tree.leaves(weight)), axis=0)
+    share = jnp.where(finite, mean, 0.0)
+    share = share / jnp.where(jnp.sum(share) > 0, jnp.sum(share), 1.0)
+    return ops.weighted_sum(share, statistics), jax.tree.map(lambda _: share, statistics)

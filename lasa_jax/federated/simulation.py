@@ -46,7 +46,7 @@ def make_mesh(devices: Sequence[jax.Device] | None = None, *, runs: int = 1) -> 
 
 
 def evaluate(program: Program, state: State, test: Examples, batch_size: int) -> tuple[jax.Array, jax.Array]:
-    """Mean loss and accuracy of the global model over all test examples, each device its own share of the batches."""
+    """Mean loss and accuracy of the global model over all test labels, each device its own share of the batches."""
     model, dataset = program.local_training.model, program.local_training.dataset
     num_examples = test.labels.shape[0]
     num_batches = -(-num_examples // batch_size)
@@ -59,17 +59,19 @@ def evaluate(program: Program, state: State, test: Examples, batch_size: int) ->
 
     def one(inputs: jax.Array, labels: jax.Array, real: jax.Array, variables: Variables) -> tuple[jax.Array, jax.Array]:
         logits, _ = model.apply(variables, dataset.normalise(inputs))
-        losses = -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)[:, 0]
-        right = jnp.argmax(logits, axis=1) == labels
-        return jnp.sum(jnp.where(real, losses, 0.0)), jnp.sum(right & real, dtype=jnp.int32)
+        losses = -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[..., None], axis=-1)[..., 0]
+        right = jnp.argmax(logits, axis=-1) == labels
+        counted = dataset.counted(labels, real)
+        return jnp.sum(jnp.where(counted, losses, 0.0)), jnp.sum(right & counted, dtype=jnp.int32)
 
     real = batches(jnp.ones(num_examples, bool))
     losses, right = ops.map_rows(
         one, batches(test.inputs), batches(test.labels), real, shared=(state.variables,), at_once=1
     )
-    loss = jnp.sum(losses) / num_examples
+    count = jnp.sum(dataset.counted(test.labels, jnp.ones(num_examples, bool)))
+    loss = jnp.sum(losses) / count
     # A model of NaN predicts class 0 everywhere: that is no accuracy.
-    return loss, jnp.where(jnp.isnan(loss), jnp.nan, jnp.sum(right) / num_examples)
+    return loss, jnp.where(jnp.isnan(loss), jnp.nan, jnp.sum(right) / count)
 
 
 @dataclasses.dataclass(frozen=True)

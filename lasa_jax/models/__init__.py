@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from lasa_jax.models.cnn import PaperCNN, SmallCNN
+from lasa_jax.models.lstm import CharLSTM
 from lasa_jax.models.resnet import ResNet18
 
 Variables = dict[str, Any]
@@ -36,6 +37,7 @@ class Model(NamedTuple):
 
 _MODULES: dict[str, Callable[[int], nn.Module]] = {
     "cnn": lambda num_classes: PaperCNN(num_classes),
+    "lstm": lambda num_classes: CharLSTM(num_classes),
     "resnet18": lambda num_classes: ResNet18(num_classes),
     "small_cnn": lambda num_classes: SmallCNN(num_classes),
 }
@@ -52,7 +54,7 @@ def create(name: str, *, num_classes: int, input_shape: tuple[int, ...]) -> Mode
     Args:
       name: one of `names()`.
       num_classes: width of the output.
-      input_shape: shape of one example, `(height, width, channels)`.
+      input_shape: shape of one example, `(height, width, channels)` or `(time,)`.
 
     Raises:
       ValueError: for a name that is not known.

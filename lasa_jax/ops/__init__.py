@@ -2,15 +2,27 @@
 
 from lasa_jax.ops.columns import (
     average_of_ranks,
+    gram,
     map_columns,
     mix_rows,
     sort_clients,
     squared_distances,
     sum_columns,
+    usable_gram,
 )
 from lasa_jax.ops.convolution import conv2d, max_pool2d
 from lasa_jax.ops.order import magnitude_threshold, sample_without_replacement
-from lasa_jax.ops.rows import CLIENTS, RUNS, map_rows, mean_and_std, num_shards, replace_rows, weighted_sum
+from lasa_jax.ops.rows import (
+    CLIENTS,
+    RUNS,
+    map_rows,
+    mean_and_std,
+    num_shards,
+    one_at_a_time,
+    replace_rows,
+    rows_at_once,
+    weighted_sum,
+)
 from lasa_jax.ops.statistics import (
     masked_median,
     masked_std,
@@ -25,6 +37,7 @@ __all__ = [
     "RUNS",
     "average_of_ranks",
     "conv2d",
+    "gram",
     "magnitude_threshold",
     "map_columns",
     "map_rows",
@@ -34,7 +47,9 @@ __all__ = [
     "mean_and_std",
     "mix_rows",
     "num_shards",
+    "one_at_a_time",
     "replace_rows",
+    "rows_at_once",
     "sample_without_replacement",
     "sort_clients",
     "squared_distances",
@@ -43,5 +58,6 @@ __all__ = [
     "total",
     "tree_dot",
     "tree_norm",
+    "usable_gram",
     "weighted_sum",
 ]

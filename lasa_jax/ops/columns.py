@@ -161,13 +161,13 @@ def average_of_ranks(ordered: jax.Array, first: jax.Array, count: jax.Array) -> 
     return jnp.sum(jnp.where(inside, ordered / jnp.maximum(count, 1), 0.0), axis=0)
 
 
-def squared_distances(stack: PyTree, present: jax.Array, center: jax.Array) -> jax.Array:
-    """Squared Euclidean distances between all pairs of clients, over the whole update: float32 `(n, n)`.
+def gram(stack: PyTree, present: jax.Array, center: jax.Array) -> jax.Array:
+    """Inner products of all pairs of clients, measured from one of them: float32 `(n, n)`.
 
-        |x_i - x_j|^2 = |x_i - c|^2 + |x_j - c|^2 - 2 (x_i - c) (x_j - c)
+        gram_ij = (x_i - c) . (x_j - c)
 
-    One Gram matrix, accumulated over blocks of columns: one read of the stack and no second one. The rows are first moved
-    by one of them, c, so that what all clients share does not cancel.
+    Accumulated over blocks of columns: one read of the stack and no second one. What all clients share does not cancel in
+    differences of the result, since c has it too.
 
     Args:
       stack: leaves `(n, ...)`.
@@ -175,19 +175,38 @@ def squared_distances(stack: PyTree, present: jax.Array, center: jax.Array) -> j
       center: index of the row c, which should be an ordinary one.
 
     Returns:
-      Infinite in rows and columns of clients that are absent, not finite, or farther away than float32 can say; on the
-      diagonal infinite for those and exactly 0 for the others.
+      For clients that are absent, not finite, or so far away that a squared distance leaves float32, infinity on the
+      diagonal and 0 beside it.
     """
 
-    def gram(block: jax.Array, present: jax.Array, center: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def products(block: jax.Array, present: jax.Array, center: jax.Array) -> tuple[jax.Array, jax.Array]:
         usable = present[:, None] & jnp.isfinite(block)
         moved = jnp.where(usable, block - block[center], 0.0)
-        return moved @ moved.T, jnp.sum(~usable, axis=1)
+        return jnp.matmul(moved, moved.T, precision=lax.Precision.HIGHEST), jnp.sum(~usable, axis=1)
 
-    products, unusable = sum_columns(gram, stack, shared=(present, center))
-    squares = jnp.diagonal(products)
-    near = (unusable == 0) & jnp.isfinite(squares)
-    distances = jnp.maximum(squares[:, None] + squares[None, :] - 2 * products, 0.0)
+    result, unusable = sum_columns(products, stack, shared=(present, center))
+    return usable_gram((result + result.T) / 2, present & (unusable == 0))
+
+
+def usable_gram(products: jax.Array, usable: jax.Array) -> jax.Array:
+    """A Gram matrix in which only the clients that are usable, and near enough, are left; see `gram`."""
+    near = usable & (jnp.diagonal(products) < jnp.finfo(jnp.float32).max / 8)
+    return jnp.where(near[:, None] & near[None, :], products, jnp.diag(jnp.where(near, 0.0, jnp.inf)))
+
+
+def squared_distances(gram: jax.Array) -> jax.Array:
+    """Squared Euclidean distances between all pairs of clients, from their Gram matrix: float32 `(n, n)`.
+
+        |x_i - x_j|^2 = gram_ii + gram_jj - 2 gram_ij
+
+    Returns:
+      Infinite in rows and columns of clients that are not usable there; on the diagonal infinite for those and exactly 0
+      for the others.
+    """
+    squares = jnp.diagonal(gram)
+    near = jnp.isfinite(squares)
+    finite = jnp.where(near, squares, 0.0)
+    distances = jnp.maximum(finite[:, None] + finite[None, :] - 2 * gram, 0.0)
     distances = jnp.where(jnp.eye(len(squares), dtype=bool), 0.0, distances)
     return jnp.where(near[:, None] & near[None, :], distances, jnp.inf)
 
@@ -222,7 +241,7 @@ def _mix(mixing: jax.Array, leaf: jax.Array) -> jax.Array:
     def product(start: jax.Array) -> jax.Array:
         block = lax.dynamic_slice(flat, (0, start), (flat.shape[0], width)).astype(jnp.float32)
         finite = jnp.isfinite(block)
-        total = mixing @ jnp.where(finite, block, 0.0)
+        total = jnp.matmul(mixing, jnp.where(finite, block, 0.0), precision=lax.Precision.HIGHEST)
         spoilt = taken @ (~finite).astype(jnp.float32)
         if shards > 1:
             total, spoilt = (lax.psum_scatter(x, CLIENTS, tiled=True) for x in (total, spoilt))

@@ -50,7 +50,11 @@ def on_each_shard(
 
 
 def map_rows(
-    fn: Callable[..., PyTree], *stacks: PyTree, shared: tuple[PyTree, ...] = (), at_once: int | None = None
+    fn: Callable[..., PyTree],
+    *stacks: PyTree,
+    shared: tuple[PyTree, ...] = (),
+    at_once: int | None = None,
+    cost: jax.Array | None = None,
 ) -> PyTree:
     """`fn(row, ..., *shared)` of every client.
 
@@ -60,6 +64,8 @@ def map_rows(
       shared: pytrees that all clients get whole, on every device. What `fn` closes over is shared too, but JAX lets it
         only be read element by element there.
       at_once: rows computed together; None lets the platform choose (one on a CPU, all on an accelerator).
+      cost: `(n,)`, how long each row takes where that differs. Rows of like cost are then computed together, since a loop
+        inside `fn` runs as long as the slowest of them needs; the results stay where they were.
 
     Returns:
       The results, stacked: leaves `(n, ...)`.
@@ -71,15 +77,37 @@ def map_rows(
     count = len(stacks)
 
     def local(*operands: PyTree) -> PyTree:
-        stacks, shared = operands[:count], operands[count:]
-        batch = (1 if one_at_a_time() else None) if at_once is None else at_once
+        stacks, shared, cost = operands[:count], operands[count:-1], operands[-1]
         n = jax.tree.leaves(stacks)[0].shape[0]
-        if batch is None or batch >= n:
+        batch = rows_at_once(n, at_once)
+        if batch == n:
             return jax.vmap(lambda *rows: fn(*rows, *shared))(*stacks)
-        return lax.map(lambda rows: fn(*rows, *shared), stacks, batch_size=None if batch == 1 else batch)
+        if batch == 1 or cost is None:
+            return lax.map(lambda rows: fn(*rows, *shared), stacks, batch_size=None if batch == 1 else batch)
+        return _map_groups(lambda rows: fn(*rows, *shared), stacks, jnp.argsort(cost, stable=True), batch)
 
-    sharded = (True,) * count + (False,) * len(shared)
-    return on_each_shard(local, (*stacks, *shared), PartitionSpec(CLIENTS), sharded)
+    sharded = (True,) * count + (False,) * len(shared) + (True,)
+    return on_each_shard(local, (*stacks, *shared, cost), PartitionSpec(CLIENTS), sharded)
+
+
+def rows_at_once(n: int, at_once: int | None) -> int:
+    """How many of `n` rows on a device are computed together."""
+    return min(n, (1 if one_at_a_time() else n) if at_once is None else at_once)
+
+
+def _map_groups(fn: Callable[[PyTree], PyTree], stacks: PyTree, order: jax.Array, batch: int) -> PyTree:
+    """`fn` of rows, `batch` neighbours in `order` at a time; every result is written to its own place."""
+    n = len(order)
+    pick = lambda at: jax.tree.map(lambda x: x[at], stacks)  # noqa: E731
+    one = jax.eval_shape(fn, jax.eval_shape(pick, jnp.int32(0)))
+    out = jax.tree.map(lambda x: jnp.zeros((n, *x.shape), x.dtype), one)
+
+    def group(index: jax.Array, out: PyTree) -> PyTree:
+        # The last group overlaps the one before, which computes some rows twice, to the same result.
+        members = lax.dynamic_slice(order, (jnp.minimum(index * batch, n - batch),), (batch,))
+        return jax.tree.map(lambda x, y: x.at[members].set(y), out, jax.vmap(fn)(pick(members)))
+
+    return lax.fori_loop(0, -(-n // batch), group, out)
 
 
 def replace_rows(fn: Callable[..., PyTree], stack: PyTree, which: jax.Array, *others: PyTree) -> PyTree:

@@ -25,15 +25,21 @@ def tree_dot(a: object, b: object) -> jax.Array:
 
 
 def tree_norm(row: object) -> jax.Array:
-    """Euclidean norm over all leaves of one update, a float32 scalar.
-
-    Scaled by the largest magnitude, so that it overflows only where the norm itself is beyond float32.
-    """
+    """Euclidean norm over all leaves of one update, a float32 scalar; infinite only where the norm is beyond float32."""
     leaves = jax.tree.leaves(row)
-    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(x), initial=0) for x in leaves]))
-    extreme = (largest > 1e15) | (largest < 1e-15)  # sums of 10 million squares would leave the range of float32
-    scale = jnp.where(extreme & (largest > 0) & jnp.isfinite(largest), largest, 1.0)
-    return scale * jnp.sqrt(sum((total(jnp.square(x / scale)) for x in leaves), jnp.float32(0)))
+    down, up = _scales(jnp.max(jnp.stack([jnp.max(jnp.abs(x), initial=0) for x in leaves])))
+    return up * jnp.sqrt(sum((total(jnp.square(x * down)) for x in leaves), jnp.float32(0)))
+
+
+def _scales(largest: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """A power of two and its inverse that bring extreme magnitudes to where sums of 10 million squares are in range.
+
+    Powers of two, since the reciprocal of a number above 1e38 is flushed to zero.
+    """
+    return (
+        jnp.where(largest > 1e15, 2.0**-80, jnp.where(largest < 1e-15, 2.0**80, 1.0)),
+        jnp.where(largest > 1e15, 2.0**80, jnp.where(largest < 1e-15, 2.0**-80, 1.0)),
+    )
 
 
 def masked_median(values: jax.Array, present: jax.Array, *, lower: bool = False) -> jax.Array:
@@ -56,8 +62,10 @@ def masked_std(values: jax.Array, present: jax.Array) -> jax.Array:
     """Population standard deviation (divide by the number present) over clients, `(n, ...)` to `(...)`; 0 for one."""
     mask = present.reshape(present.shape + (1,) * (values.ndim - 1))
     count = jnp.maximum(jnp.sum(present), 1)
-    mean = jnp.sum(jnp.where(mask, values, 0), axis=0) / count
-    return jnp.sqrt(jnp.sum(jnp.where(mask, (values - mean) ** 2, 0), axis=0) / count)
+    down, up = _scales(jnp.max(jnp.where(mask, jnp.abs(values), 0), axis=0))
+    scaled = jnp.where(mask, values, 0) * down
+    mean = jnp.sum(scaled, axis=0) / count
+    return up * jnp.sqrt(jnp.sum(jnp.where(mask, (scaled - mean) ** 2, 0), axis=0) / count)
 
 
 def sum_of_smallest(values: jax.Array, count: int | jax.Array) -> jax.Array:

@@ -26,11 +26,11 @@ def setup(devices: int, **settings):
     """A simulation of the digits, its point and its data, both with and without the runs axis."""
     config = resolved(**settings)
     dataset = data.load("digits")
-    simulation = experiment.make_simulation(config, dataset, make_mesh(jax.devices()[:devices]))
+    partition = experiment.make_partition(config, dataset)
+    simulation = experiment.make_simulation(config, dataset, partition, make_mesh(jax.devices()[:devices]))
     point = experiment.make_point(config, simulation.program)
     examples = [jax.tree.map(jnp.asarray, x) for x in (dataset.train, dataset.test)]
-    shares = jax.tree.map(jnp.asarray, experiment.make_partition(config, dataset))
-    return simulation, point, FederatedDataset(*examples, shares)
+    return simulation, point, FederatedDataset(*examples, jax.tree.map(jnp.asarray, partition))
 
 
 def test_each_round_on_8_devices_equals_the_round_on_1():

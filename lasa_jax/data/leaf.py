@@ -1,0 +1,84 @@
+"""Reads LEAF's JSON (Caldas et al., 2018): `{"users": [...], "user_data": {user: {"x": [...], "y": [...]}}}`.
+
+A source is a folder with `train/*.json[.gz]` and `test/*.json[.gz]`, as LEAF's preprocessing writes them.
+"""
+
+import gzip
+import json
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lasa_jax.data.by_client import ClientExamples
+from lasa_jax.errors import InputError
+
+Convert = Callable[[list[Any], list[Any]], tuple[np.ndarray, np.ndarray]]
+
+
+def is_leaf(source: Path) -> bool:
+    """Whether a path is a folder in LEAF's layout."""
+    return (source / "train").is_dir() and (source / "test").is_dir()
+
+
+def read(source: Path, convert: Convert) -> dict[str, list[ClientExamples]]:
+    """All users of all files of both parts; the examples of a user who is in several files are joined.
+
+    Args:
+      source: the folder.
+      convert: `(x, y) -> (inputs, labels)` of one user; raises ValueError with what is wrong.
+
+    Raises:
+      InputError: one line that names the file, and the user where it is about one.
+    """
+    if not is_leaf(source):
+        raise InputError(
+            f"config.source = '{source}': must be a folder with train/*.json and test/*.json, as LEAF writes"
+        )
+    return {part: _read_part(source / part, convert) for part in ("train", "test")}
+
+
+def _read_part(folder: Path, convert: Convert) -> list[ClientExamples]:
+    files = sorted([*folder.glob("*.json"), *folder.glob("*.json.gz")])
+    if not files:
+        raise InputError(f"config.source: {folder} holds no *.json or *.json.gz")
+    parts: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+    for file in files:
+        content = _parse(file)
+        for user in content["users"]:
+            try:
+                examples = content["user_data"][user]
+                x, y = examples["x"], examples["y"]
+            except (KeyError, TypeError):
+                raise InputError(f"{file}: client {user!r} has no x and y in user_data") from None
+            if not isinstance(x, list) or not isinstance(y, list) or len(x) != len(y) or not x:
+                raise InputError(f"{file}: client {user!r} must have as many y as x, and at least one")
+            try:
+                parts.setdefault(str(user), []).append(convert(x, y))
+            except ValueError as error:
+                raise InputError(f"{file}: client {user!r}: {error}") from None
+    if not parts:
+        raise InputError(f"{folder}: no client in any file")
+    joined = {user: [np.concatenate(arrays) for arrays in zip(*found, strict=True)] for user, found in parts.items()}
+    return [ClientExamples(user, *joined[user]) for user in sorted(joined)]
+
+
+def _parse(file: Path) -> dict[str, Any]:
+    try:
+        with gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb") as stream:
+            content = json.load(stream)
+    except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
+        raise InputError(f"{file}: is not a whole JSON file ({type(error).__name__}: {_first_line(error)})") from None
+    if (
+        not isinstance(content, dict)
+        or not isinstance(content.get("users"), list)
+        or not isinstance(content.get("user_data"), dict)
+    ):
+        raise InputError(f"{file}: must hold an object with a list 'users' and an object 'user_data'")
+    return content
+
+
+def _first_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:100]
