@@ -94,14 +94,12 @@ def make_point(config: ConfigDict, program: Program) -> Point:
 
 def make_partition(config: ConfigDict, dataset: Dataset) -> Partition:
     """How a resolved config divides the training examples over clients."""
-    settings = config.partition.to_dict()
     return partition.divide(
-        settings.pop("name"),
+        config.partition,
         dataset.train.labels,
         dataset.client_ids,
         num_clients=config.num_clients,
         seed=config.seed,
-        **settings,
     )
 
 

@@ -4,26 +4,20 @@ Any setting can be given on the command line: `--config.aggregator.name=fedavg -
 `--workdir`; the same command again goes on where it stopped. docs/configs.md lists the settings.
 """
 
-import os
-import re
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from absl import flags
+from ml_collections import ConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from lasa_jax import commandline, experiment, report
 from lasa_jax import config as configs
-from lasa_jax import experiment, report
-from lasa_jax.data import cache
 from lasa_jax.errors import InputError
 
-_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True, help_string="file of the config, see configs/")
 _WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run; runs/<what>_<config hash> by default")
 
 
@@ -62,9 +56,8 @@ def print_summary(summary: dict[str, Any], path: Path, console: Console) -> None
         console.print(table)
 
 
-def run(config: ConfigDict, overrides: Sequence[str], workdir: str | None) -> None:
-    """Resolves a config and runs it, with a progress bar."""
-    config = configs.resolve(config, overrides)
+def run(config: ConfigDict, workdir: str | None) -> None:
+    """Runs a resolved config, with a progress bar."""
     path = Path(workdir) if workdir else default_workdir(config)
     console = Console()
     columns = (
@@ -97,64 +90,11 @@ def run(config: ConfigDict, overrides: Sequence[str], workdir: str | None) -> No
     print_summary(summary, path, console)
 
 
-def _main(argv: Sequence[str]) -> int:
-    if len(argv) > 1:
-        raise InputError(f"{argv[1]}: not a flag; settings are given as --config.NAME=VALUE")
-    overrides = config_flags.get_override_values(flags.FLAGS["config"])
-    run(_CONFIG.value, list(overrides), _WORKDIR.value)
-    return 0
-
-
-def _parse(argv: list[str]) -> list[str]:
-    """Reads the command line; whatever is wrong with it or with the config file becomes one line."""
-    for argument in argv[1:]:
-        match = re.fullmatch(r"--?config\.([^=]+)(=.*)?", argument)
-        if match:
-            configs.check_field(match[1])
-    try:
-        rest = flags.FLAGS(argv)
-        if flags.FLAGS["config"].value is None:
-            raise InputError("--config: is missing, for instance --config=configs/digits.py")
-        flags.FLAGS["config"].value.to_dict()  # a file that could not be loaded raises only when it is touched
-        return rest
-    except InputError:
-        raise
-    except flags.Error as error:
-        raise InputError(_one_line(str(error))) from None
-    except OSError:  # of ml_collections, which says only where it looked
-        given = next(a for a in re.findall(r"--?config[= ](\S+)", " ".join(argv)))
-        raise InputError(f"--config={given}: no config file of that name") from None
-    except (AttributeError, ImportError, KeyError, NameError, SyntaxError, TypeError, ValueError) as error:
-        raise InputError(f"--config: {type(error).__name__}: {_one_line(str(error))}") from None
-
-
-def _one_line(message: str) -> str:
-    """The last thing a message says: ml_collections wraps a config file's own error in a traceback."""
-    *_, last = re.split(r"\w+(?:\.\w+)*\.InputError: ", message)
-    return " ".join(last.split())
-
-
-def entry_point() -> None:
-    """The command line: exit code 0, or 2 with one line on standard error for bad input."""
-    logging.set_verbosity(logging.WARNING)  # Orbax reports every file it writes
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # compiled programs are kept for the next start
-        jax.config.update("jax_compilation_cache_dir", str(cache.directory() / "xla"))
-
-    def fail(error: InputError) -> int:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-
-    def main(argv: Sequence[str]) -> int:
-        try:
-            return _main(argv)
-        except InputError as error:
-            return fail(error)
-
-    try:
-        app.run(main, flags_parser=_parse)
-    except InputError as error:
-        sys.exit(fail(error))
+def _main(rest: Sequence[str]) -> None:
+    if rest:
+        raise InputError(f"{rest[0]}: not a flag; settings are given as --config.NAME=VALUE")
+    run(commandline.resolved_config(), _WORKDIR.value)
 
 
 if __name__ == "__main__":
-    entry_point()
+    commandline.entry_point(_main)

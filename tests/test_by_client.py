@@ -53,9 +53,8 @@ class TestFEMNIST:
         assert (dataset.train.inputs.dtype, dataset.input_shape, dataset.num_classes) == (np.uint8, (28, 28, 1), 62)
         white = np.full((1, 28, 28, 1), 255, np.uint8)
         np.testing.assert_allclose(dataset.normalise(white), -1)  # (0.5 - x) / 0.5 of LEAF's 1.0
-        shares = partition.divide(
-            "natural", dataset.train.labels, dataset.client_ids, num_clients=None, seed=1, min_samples=3
-        )
+        settings = {"name": "natural", "min_samples": 3}
+        shares = partition.divide(settings, dataset.train.labels, dataset.client_ids, num_clients=None, seed=1)
         assert shares.sizes.tolist() == [7, 5]
 
     def test_is_found_again_without_the_source(self, leaf, tmp_path, monkeypatch):

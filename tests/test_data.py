@@ -161,8 +161,11 @@ class TestPartition:
             lambda seed: partition.iid(LABELS, 70, seed),
             lambda seed: partition.class_balanced(LABELS, 20, seed),
             lambda seed: partition.dirichlet(LABELS, 20, 0.5, seed),
+            lambda seed: partition.shards(LABELS, 20, 2, seed),
+            lambda seed: partition.gamma_similarity(LABELS, 20, 0.5, seed),
+            lambda seed: partition.quantity_skew(LABELS, 20, 5.0, seed),
         ],
-        ids=["iid", "class_balanced", "dirichlet"],
+        ids=["iid", "class_balanced", "dirichlet", "shards", "gamma_similarity", "quantity_skew"],
     )
     def test_disjoint_and_a_function_of_the_seed(self, make):
         first, same, other = make(1), make(1), make(2)
@@ -196,6 +199,70 @@ class TestPartition:
     def test_dirichlet_out_of_reach(self):
         with pytest.raises(InputError, match=r"min_samples = 200: not reached"):
             partition.dirichlet(LABELS, 20, 0.1, 1, min_samples=200)
+
+    @pytest.mark.parametrize("classes", [1, 2, 5])
+    def test_shards(self, classes):
+        indices, sizes = partition.shards(LABELS, 20, classes, 1)
+        found = [len(np.unique(LABELS[row])) for row in indices]
+        assert (sizes == 3000 // (20 * classes) * classes).all()
+        assert 0.8 * classes <= np.median(found) <= 2 * classes  # two shards of one class; a shard across two classes
+
+    def test_gamma_similarity_goes_from_sorted_to_iid(self):
+        def classes(gamma):
+            indices, sizes = partition.gamma_similarity(LABELS, 20, gamma, 1)
+            assert (sizes == 150).all()
+            return np.mean([len(np.unique(LABELS[row])) for row in indices])
+
+        assert classes(0.0) <= 2
+        assert 2 < classes(0.03) < classes(0.2) <= classes(1.0) == 10
+
+    def test_quantity_skew(self):
+        def largest(alpha):
+            indices, sizes = partition.quantity_skew(LABELS, 20, alpha, 1, min_samples=10)
+            assert (sizes.sum(), sizes.min() >= 10) == (3000, True)
+            assert indices.shape[1] == min(1 << (int(sizes.max()) - 1).bit_length(), 3000)
+            return sizes.max()
+
+        assert largest(0.2) > 2 * largest(2.0) > 2 * largest(200.0)
+        with pytest.raises(InputError, match="min_samples = 200: allowed are 0 to 150"):
+            partition.quantity_skew(LABELS, 20, 1.0, 1, min_samples=200)
+
+    def test_shards_need_examples(self):
+        with pytest.raises(InputError, match="classes_per_client = 200: allowed are 1 to 150"):
+            partition.shards(LABELS, 20, 200, 1)
+
+    @pytest.mark.parametrize(
+        ("settings", "labels", "ids", "clients", "message"),
+        [
+            (
+                {"name": "natural", "min_samples": 1},
+                LABELS,
+                None,
+                None,
+                "'natural': the data has no clients of its own",
+            ),
+            ({"name": "iid"}, LABELS, None, None, "config.num_clients: must be set for the partition 'iid'"),
+            (
+                {"name": "shards", "classes_per_client": 2},
+                np.zeros((50, 4), np.int32),
+                None,
+                5,
+                "every position of a sequence has a label; allowed are iid, natural, quantity_skew",
+            ),
+            ({"name": "natural", "min_samples": 1}, LABELS, LABELS, 11, "config.num_clients = 11: allowed are 1 to 10"),
+        ],
+    )
+    def test_what_cannot_be_divided(self, settings, labels, ids, clients, message):
+        with pytest.raises(InputError, match=message):
+            partition.divide(settings, labels, ids, num_clients=clients, seed=1)
+
+    def test_some_of_the_natural_clients(self):
+        settings = {"name": "natural", "min_samples": 1}
+        whole = partition.divide(settings, LABELS, LABELS, num_clients=None, seed=1)
+        some, other = (partition.divide(settings, LABELS, LABELS, num_clients=4, seed=seed) for seed in (1, 2))
+        assert len(whole.sizes) == 10
+        assert some.indices.shape == other.indices.shape == (4, whole.indices.shape[1])
+        assert not np.array_equal(some.indices, other.indices)
 
     def test_natural(self):
         ids = np.array([7, 3, 7, 7, 5, 3])

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lasa_jax import aggregators, attacks
+from lasa_jax import aggregators, attacks, data
 from lasa_jax import config as configs
+from lasa_jax.data import partition
 from tests import test_battery_aggregators as battery
 from tests import test_battery_attacks as attack_battery
 from tests.test_links import LINKS
@@ -62,6 +63,13 @@ class TestSkeletonsOfTheGuide:
     def test_rule(self, names, check):
         check(case=names["case"])
 
+    def test_link(self, names):
+        updates = battery.honest()
+        for x in updates.values():
+            x[4] *= 100
+        _, info = battery.run(names["rule"], updates)
+        assert np.asarray(info.weight["bias"]).tolist() == [0 if i == 4 else np.float32(1 / 15) for i in range(16)]
+
     def test_attack(self, names):
         attack = names["shrink"](factor=0.5)
         attack_battery.test_absent_rows_are_neither_read_nor_written(attack)
@@ -77,6 +85,20 @@ def test_every_method_is_in_the_readme():
     text = (ROOT / "README.md").read_text()
     for name in (*aggregators.names(), *attacks.names(), *LINKS):
         assert f"`{name}`" in text, name
+
+
+def test_links_between_pages_lead_somewhere():
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_dataset_and_partition_is_documented():
+    text = (ROOT / "docs" / "datasets.md").read_text()
+    for name in (*data.names(), *partition.SETTINGS):
+        assert f"`{name}`" in text, name
+    for path in (ROOT / "configs").glob("*.py"):
+        assert f"configs/{path.name}" in (ROOT / "README.md").read_text()
 
 
 def test_every_setting_is_documented():

@@ -282,3 +282,25 @@ def test_three_kills_change_no_bit(tmp_path):
     assert summaries[0]["parameters_sha256"] == summaries[1]["parameters_sha256"]
     assert summaries[0]["best_test_accuracy"] == summaries[1]["best_test_accuracy"]
     assert summaries[0]["detection"] == summaries[1]["detection"]
+
+
+def test_natural_clients_from_a_source_to_a_summary(tmp_path):
+    """FEMNIST's own path: LEAF files, all writers, unequal sizes; the second run needs no source."""
+    from tests.test_by_client import leaf_user, write_json
+
+    writers = {f"w{index}": leaf_user(index, 3 + 5 * index) for index in range(6)}
+    write_json(tmp_path / "leaf" / "train" / "all.json", writers)
+    write_json(tmp_path / "leaf" / "test" / "all.json", {"w1": leaf_user(9, 4)})
+    settings = {"clients_per_round": 4, "rounds": 2, "client.batch_size": 8, "data_dir": str(tmp_path / "tfds")}
+    config = configs.paper("femnist")
+    config.update_from_flattened_dict({**settings, "attack.name": "label_flip", "aggregator.name": "bulyan"})
+    config.source = str(tmp_path / "leaf")
+    lines = []
+    summary = run(configs.resolve(config), tmp_path / "run", on_line=lines.append)
+    assert (summary["status"], summary["assumed_malicious"]) == ("finished", 0)
+    assert [line["step_waste"] for line in lines] == [1.0, 1.0]
+    config.source = None
+    config.clients_per_round = 7
+    with pytest.raises(InputError, match=r"clients_per_round = 7: allowed are 1 to config\.num_clients = 6"):
+        run(configs.resolve(config), tmp_path / "other")
+    assert not (tmp_path / "other").exists()

@@ -4,7 +4,8 @@ Every partition ends as a matrix of example indices, one row a client, padded to
 settings but not on the seed (`quantity_skew` says where it may), so that runs with different seeds share one program.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -181,43 +182,44 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "quantity_skew": ("alpha", "min_samples"),
     "shards": ("classes_per_client",),
 }
-_BY_CLASS = {
+_BY_CLASS: dict[str, Callable[..., Partition]] = {
     "class_balanced": class_balanced,
     "dirichlet": dirichlet,
     "gamma_similarity": gamma_similarity,
     "shards": shards,
 }
+_BY_COUNT: dict[str, Callable[..., Partition]] = {"iid": iid, "quantity_skew": quantity_skew}
 
 
 def divide(
-    name: str,
+    settings: Mapping[str, Any],
     labels: np.ndarray,
     client_ids: np.ndarray | None,
     *,
     num_clients: int | None,
     seed: int,
-    **settings: float,
 ) -> Partition:
-    """The partition of that name.
+    """The partition that the settings name.
 
     Args:
-      name: a key of `SETTINGS`.
+      settings: `config.partition`, resolved: "name", a key of `SETTINGS`, and what is listed there.
       labels: of the training examples, `(num_examples,)`, or `(num_examples, time)` for sequences.
       client_ids: who owns each example, where somebody does.
       num_clients: None only for "natural", which then takes all.
       seed: decides everything random.
-      settings: those that `SETTINGS` lists.
 
     Raises:
       InputError: if the examples cannot be divided like that.
     """
+    numbers = {key: value for key, value in settings.items() if key != "name"}
+    name = settings["name"]
     if name == "natural":
         if client_ids is None:
             others = ", ".join(other for other in SETTINGS if other != "natural")
             raise InputError(
                 f"config.partition.name = 'natural': the data has no clients of its own; allowed are {others}"
             )
-        return natural(client_ids, num_clients=num_clients, seed=seed, **settings)  # type: ignore[arg-type]
+        return natural(client_ids, num_clients=num_clients, seed=seed, **numbers)
     if num_clients is None:
         raise InputError(
             f"config.num_clients: must be set for the partition {name!r}; only 'natural' has its own number"
@@ -228,5 +230,5 @@ def divide(
                 f"config.partition.name = {name!r}: every position of a sequence has a label; allowed are iid, natural, "
                 f"quantity_skew"
             )
-        return _BY_CLASS[name](labels, num_clients, seed=seed, **settings)  # type: ignore[operator]
-    return {"iid": iid, "quantity_skew": quantity_skew}[name](labels, num_clients, seed=seed, **settings)  # type: ignore[operator]
+        return _BY_CLASS[name](labels, num_clients, seed=seed, **numbers)
+    return _BY_COUNT[name](labels, num_clients, seed=seed, **numbers)
