@@ -17,7 +17,7 @@ MUTANTS = [
     ("aggregators/krum.py", "rows.count - f - 2 - fewer)", "rows.count - f - 1 - fewer)", "one neighbour more"),
     ("aggregators/krum.py", "center - ordered > after - center", "center - ordered < after - center", "wrong side"),
     ("aggregators/krum.py", "jnp.isfinite(score) & (place < count)", "(place < count)", "missing guard"),
-    ("aggregators/geometric_median.py", "a / jnp.maximum", "a * jnp.maximum", "inverse weights"),
+    ("aggregators/geometric_median.py", "a / jnp.maximum(distances", "a * jnp.maximum(distances", "inverse weights"),
     ("aggregators/dnc.py", "usable & (place < kept_count)", "usable & (place >= rows.count - kept_count)", "wrong end"),
     ("aggregators/signguard.py", "in_band & in_cluster, in_band)", "in_band | in_cluster, in_band)", "or for and"),
     ("aggregators/sparsefed.py", "jnp.abs(x) < threshold", "jnp.abs(x) <= threshold", "off by one in k"),
@@ -31,6 +31,7 @@ MUTANTS = [
     ("attacks/base.py", '"benign": ~malicious', '"benign": malicious', "wrong knowledge"),
     ("attacks/adaptive.py", "gain > layers[0]", "gain < layers[0]", "worst for best"),
     ("attacks/naive.py", "num_classes - 1 - labels", "num_classes - labels", "off by one"),
+    ("attacks/mimic.py", "jnp.argmax(jnp.where(known, along", "jnp.argmin(jnp.where(known, along", "the least extreme"),
     ("attacks/mimic.py", "(1.0 + state.rounds)", "(2.0 + state.rounds)", "wrong running mean"),
 ]
 TESTS = ("test_battery_aggregators.py", "test_battery_attacks.py", "test_golden.py", "test_links.py", "test_rules.py")

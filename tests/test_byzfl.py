@@ -1,7 +1,9 @@
 """Agreement with ByzFL 0.0.11 where it has the same rule or attack: `python -m pip install -e ".[bench]"`, else skipped.
 
 Known differences, which the comparisons below allow for: its Krum and Multi-Krum count one neighbour more than Blanchard
-et al., so its f is our f + 1; its Lie adds deviations where ours, as LASA's paper, subtracts them.
+et al., so its f is our f + 1; its Lie adds deviations where ours, as LASA's paper, subtracts them; its SignFlipping sends
+the mean turned around, our `ipm(1.0)`, where `sign_flip` turns each client's own update. Its Mimic copies a client that
+the caller names.
 """
 
 import warnings
@@ -72,6 +74,7 @@ def test_bucketing():
     ("theirs", "attack"),
     [
         (lambda: byzfl.InnerProductManipulation(tau=2.0), attacks.ipm(epsilon=2.0)),
+        (lambda: byzfl.SignFlipping(), attacks.ipm(epsilon=1.0)),
         (lambda: byzfl.ALittleIsEnough(tau=-1.5), attacks.lie(z=1.5)),
     ],
 )

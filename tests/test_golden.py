@@ -193,7 +193,7 @@ def test_krum_family(recording: Recording, key: str):
     """The published variants. Between identical rows the pick is arbitrary, so aggregates are compared."""
     variant, rule, k, _ = key.split("/")
     if recording[key].ndim == 0 or not np.isfinite(recording[key]).all():
-        return
+        pytest.skip("the published code raises or gives NaN here: n is too small for its fixed f")
     make = aggregators.RULES[rule]
     actual, info = aggregated(recording, variant, make, {"assumed_malicious": int(k[1:])}, variant="published")
     np.testing.assert_allclose(actual, recording[key], atol=1e-6)
