@@ -8,15 +8,13 @@
 
 from ml_collections import ConfigDict
 
-from lasa_jax.config import default, parse_argument
+from lasa_jax.config import paper, parse_argument
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
     """The embedded default. Takes no argument."""
     parse_argument(argument, {})
-    config = default()
+    config = paper("digits")
     config.fidelity = "published"
     config.attack.name = "byzmean"
-    config.client.batch_size = 32  # more than a client has: five full-batch steps
-    config.aggregator.lasa.magnitude_radius = 2.0
     return config

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import json
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -38,10 +39,18 @@ def make_program(config: ConfigDict, dataset: Dataset, shares: Partition) -> Pro
     """
     num_clients = len(shares.sizes)
     configs.check_clients_per_round(config.clients_per_round, num_clients)
+    rank = models.input_rank(config.model)
+    if rank != len(dataset.input_shape):
+        raise InputError(
+            f"config.model = {config.model!r}: takes {'images' if rank == 3 else 'sequences'}, and an example of "
+            f"{config.dataset!r} has the shape {dataset.input_shape}"
+        )
     model = models.create(config.model, num_classes=dataset.num_classes, input_shape=dataset.input_shape)
     client = config.client
     return Program(
-        local_training=LocalTraining(model, dataset, client.epochs, client.batch_size, client.decay_every),
+        local_training=LocalTraining(
+            model, dataset, client.epochs, client.batch_size, client.decay_every, config.batch_stats == "separate"
+        ),
         num_clients=num_clients,
         clients_per_round=config.clients_per_round,
         client_chunk=config.client_chunk,
@@ -120,6 +129,45 @@ def _words(parameters: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in parameters.items() if not _is_number(name, value)}
 
 
+def program_key(config: ConfigDict) -> str:
+    """Twelve hexadecimal digits that two resolved configs share if they differ in nothing but the numbers of a `Point`.
+
+    Runs of the same key go through the same executable, where their arrays have the same shapes.
+    """
+    kept = {name: value for name, value in configs.as_json(config).items() if name not in configs.UNIDENTIFYING}
+    for name in ("seed", "attack_ratio", "source_id"):
+        kept.pop(name, None)
+    client = kept["client"]
+    for name in ("learning_rate", "momentum", "learning_rate_decay"):
+        del client[name]
+    client["clip_norm"] = client["clip_norm"] is not None
+    kept["aggregator"].pop("assumed_malicious")
+    for kind in ("aggregator", "attack"):
+        kept[kind]["parameters"] = _words(config[kind].parameters)
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
+
+
+class Executables:
+    """The compiled programs of this process, so that runs that differ in numbers only compile once."""
+
+    def __init__(self) -> None:
+        self._compiled: dict[Any, Any] = {}
+
+    def __len__(self) -> int:
+        return len(self._compiled)
+
+    def get(
+        self, key: str, simulation: Simulation, arguments: tuple[State, Point, FederatedDataset]
+    ) -> tuple[Any, float]:
+        """The executable of a program, and the seconds that it took to compile now: 0 if it was there."""
+        shapes = jax.tree.map(lambda x: (x.shape, str(x.dtype)), arguments)
+        whole = (key, simulation.mesh, jax.tree.structure(arguments), tuple(jax.tree.leaves(shapes)))
+        if whole in self._compiled:
+            return self._compiled[whole], 0.0
+        self._compiled[whole], seconds = simulation.compile(*arguments)
+        return self._compiled[whole], seconds
+
+
 @dataclasses.dataclass
 class _Clock:
     """Seconds of this process, for the summary."""
@@ -133,6 +181,7 @@ def run(
     path: str | Path,
     *,
     mesh: Mesh | None = None,
+    executables: Executables | None = None,
     on_line: Progress | None = None,
     log: Callable[[str], None] = print,
 ) -> dict[str, Any]:
@@ -142,6 +191,7 @@ def run(
       config: from `config.resolve`.
       path: the directory; made if it is not there, once everything that can be wrong with the input was checked.
       mesh: the devices; all of them for the clients of one run if None.
+      executables: programs compiled before, and to be shared with runs to come.
       on_line: called with each new line of metrics.jsonl.
       log: called with what a user should know: that a run goes on, that a checkpoint is damaged.
 
@@ -156,6 +206,9 @@ def run(
         return _finished(config, Workdir(path, lock=False), log)
     versions = _versions()
     dataset = data.load(config.dataset, data_dir=config.data_dir, source=config.source)
+    config = ConfigDict(config.to_dict())
+    if dataset.source_id is not None:
+        config.source_id = dataset.source_id
     shares = make_partition(config, dataset)
     simulation = make_simulation(config, dataset, shares, make_mesh() if mesh is None else mesh)
     points = jax.tree.map(lambda x: x[None], make_point(config, simulation.program))
@@ -168,8 +221,9 @@ def run(
         fed = FederatedDataset(dataset.train, dataset.test, jax.tree.map(lambda x: x[None], shares))
         states, points, fed = simulation.place(states, points, fed)
         if done < config.rounds:
+            known = Executables() if executables is None else executables
             log(f"{path}: compiling for {_device()}")
-            executable, clock.compile_seconds = simulation.compile(states, points, fed)
+            executable, clock.compile_seconds = known.get(program_key(config), simulation, (states, points, fed))
         layers = _layer_names(states.variables)
 
         status, saved = "finished", done
@@ -202,7 +256,10 @@ def _finished(config: ConfigDict, workdir: Workdir, log: Callable[[str], None]) 
     summary = workdir.summary()
     if workdir.config() is None or summary is None or not {"status", "detection"} <= summary.keys():
         raise InputError(f"--workdir={workdir.path}: holds a summary.json of something else; choose another directory")
-    _claim(config, workdir)
+    # The data, and with it the id of its source, is not read for a run that is finished.
+    stored = {name: value for name, value in (workdir.config() or {}).items() if name != "source_id"}
+    asked = {name: value for name, value in configs.as_json(config).items() if name != "source_id"}
+    _refuse_another(stored, asked, workdir)
     log(f"{workdir.path}: finished already")
     return summary
 
@@ -219,7 +276,12 @@ def _claim(config: ConfigDict, workdir: Workdir) -> None:
             raise InputError(f"--workdir={workdir.path}: holds results without a config.json; choose another directory")
         workdir.write_config(configs.to_json(config))
         return
-    difference = configs.first_difference(stored, configs.as_json(config))
+    _refuse_another(stored, configs.as_json(config), workdir)
+
+
+def _refuse_another(stored: Mapping[str, Any], asked: Mapping[str, Any], workdir: Workdir) -> None:
+    """Raises InputError if two configs differ, naming the first field."""
+    difference = configs.first_difference(stored, asked)
     if difference is not None:
         raise InputError(f"--workdir={workdir.path}: holds another run, {difference}; choose another directory")
 

@@ -23,7 +23,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run; runs/<wha
 
 def default_workdir(config: ConfigDict) -> Path:
     """`runs/digits_lasa_byzmean_1a2b3c4d5e6f`: the same settings give the same directory."""
-    return Path("runs") / f"{config.dataset}_{config.aggregator.name}_{config.attack.name}_{configs.identity(config)}"
+    return Path("runs") / configs.run_name(config)
 
 
 def print_summary(summary: dict[str, Any], path: Path, console: Console) -> None:

@@ -109,6 +109,7 @@ BAD = {
     "pixels out of range": (lambda u: u["w1"]["x"][0].__setitem__(0, 255), "'w1': x must lie between 0 and 1"),
     "pixels that are NaN": (lambda u: u["w1"]["x"][0].__setitem__(0, float("nan")), "'w1': x must lie between 0 and 1"),
     "words for pixels": (lambda u: u["w1"]["x"][0].__setitem__(0, "a"), "'w1': x must be images"),
+    "numbers without end": (lambda u: u["w1"]["x"][0].__setitem__(0, 10**400), "'w1': x must be images"),
     "no x": (lambda u: u["w1"].pop("x"), "'w1' has no x and y in user_data"),
 }
 
@@ -134,7 +135,11 @@ def test_truncated_files(name, leaf, tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("[]", "must hold an object with a list 'users'"), ('{"users": ["a"], "user_data": {}}', "client 'a' has no x")],
+    [
+        ("[]", "must hold an object with a list 'users'"),
+        ('{"users": ["a", "a"], "user_data": {}}', "a client is listed twice"),
+        ('{"users": ["a"], "user_data": {}}', "client 'a' has no x"),
+    ],
 )
 def test_other_json(content, message, leaf, tmp_path):
     (leaf / "train" / "a.json").write_text(content)
@@ -189,6 +194,10 @@ class TestShakespeare:
     def test_speeches(self):
         assert shakespeare.speeches(PLAYS)["A Play/ANNE"] == ["To be, or not to be.", "To suffer."]
         assert shakespeare.speeches(PLAYS)["A Play/BOB"] == ["Whether 'tis nobler\nin the mind."]
+
+    def test_speeches_without_blank_lines(self):
+        text = "== A ==\nANNE.\nTo be.\nI.\nBOB SMITH.\nNo.\nANNE.\nYes."
+        assert shakespeare.speeches(text) == {"A/ANNE": ["To be.\nI.", "Yes."], "A/BOB SMITH": ["No."]}
 
     def test_plays(self, tmp_path):
         """The last tenth of each role's speeches is for testing; a role with one speech is left out."""
@@ -262,15 +271,54 @@ class TestRealFiles:
     def test_shakespeare(self, folder):
         dataset = data.load("shakespeare", data_dir=folder, source=str(RAW / "shakespeare" / "plays.txt.gz"))
         assert len(np.unique(dataset.client_ids)) == 1_128
-        assert len(dataset.train.labels) == 62_062
+        assert len(dataset.train.labels) == 62_061
         assert (dataset.train.labels == shakespeare.OTHER).mean() < 1e-5
 
 
 def test_the_identity_of_a_source_is_its_content(tmp_path):
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "x.json").write_text("1")
-    first = by_client.source_id(tmp_path / "a")
-    os.utime(tmp_path / "a" / "x.json", (0, 0))
-    assert by_client.source_id(tmp_path / "a") == first
-    (tmp_path / "a" / "x.json").write_text("2")
-    assert by_client.source_id(tmp_path / "a") != first
+    file = tmp_path / "x.json"
+    file.write_text("1")
+    first = by_client.source_id(tmp_path, [file])
+    os.utime(file, (0, 0))
+    assert by_client.source_id(tmp_path, [file]) == first
+    file.write_text("2")
+    assert by_client.source_id(tmp_path, [file]) != first
+
+
+def test_linked_folders_and_files_that_do_not_count(leaf, tmp_path):
+    """LEAF keeps other folders beside the two; and these may be links."""
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for part in ("train", "test"):
+        (linked / part).symlink_to(leaf / part)
+    first = by_client.source_id(leaf, femnist.leaf.files(leaf))
+    assert by_client.source_id(linked, femnist.leaf.files(linked)) == first
+    (leaf / "all_data").mkdir()
+    (leaf / "all_data" / "more.json").write_text("{}")
+    assert by_client.source_id(leaf, femnist.leaf.files(leaf)) == first
+    (leaf / "test" / "a.json").write_text("{}")
+    assert by_client.source_id(linked, femnist.leaf.files(linked)) != first
+
+
+def test_another_process_that_was_faster_is_no_error(leaf, tmp_path, monkeypatch):
+    folder = str(tmp_path / "tfds")
+    make = by_client._builder
+
+    def slow(*arguments):
+        make(*arguments).download_and_prepare()  # the other one
+        return Slow()
+
+    class Slow:
+        def download_and_prepare(self):
+            raise OSError(39, "Directory not empty")
+
+    monkeypatch.setattr(by_client, "_builder", slow)
+    assert len(data.load("femnist", data_dir=folder, source=str(leaf)).train.labels) == 14
+
+
+def test_a_damaged_description_is_one_line(leaf, tmp_path):
+    data.load("femnist", data_dir=str(tmp_path / "tfds"), source=str(leaf))
+    (file,) = (tmp_path / "tfds").rglob("dataset_info.json")
+    file.write_bytes(file.read_bytes()[:-30])
+    with pytest.raises(InputError, match=r"cannot be read: JSONDecodeError.*remove it"):
+        data.load("femnist", data_dir=str(tmp_path / "tfds"))

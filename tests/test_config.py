@@ -3,10 +3,12 @@ import inspect
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lasa_jax import aggregators, attacks
 from lasa_jax import config as configs
+from lasa_jax.data import partition
 from lasa_jax.errors import InputError
 
 FOLDER = Path(__file__).parents[1] / "configs"
@@ -57,6 +59,29 @@ def test_the_papers_settings(name, settings):
     assert sgd == {"shakespeare": (1.0, 0.5, 10), "femnist": (0.1, 0.9, 10)}.get(name, (0.1, 0.9, 1))
     assert config.attack_ratio == 0.25
     assert config.fidelity == "paper"
+
+
+def test_the_number_of_natural_clients_can_be_set():
+    """From the command line too, where an override must have the type of the field."""
+    config = load("femnist")
+    assert config.num_clients is None
+    assert config.get_type("num_clients") is int
+    assert resolved("femnist", num_clients=50, clients_per_round=20).num_clients == 50
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10", "cifar100"])
+@pytest.mark.parametrize("argument", ["alpha=0.5", "shards=2", "gamma=0.5", "quantity=1.0"])
+def test_every_argument_of_a_config_divides_the_papers_clients(name, argument):
+    config = configs.resolve(load(name, argument))
+    count = 100 if name == "cifar100" else 10
+    labels = np.random.default_rng(0).integers(0, count, 60_000 if "mnist" in name else 50_000)
+    shares = partition.divide(config.partition, labels, None, num_clients=config.num_clients, seed=1)
+    assert len(shares.sizes) == config.num_clients
+    sizes, classes = shares.sizes, [len(np.unique(labels[r[:s]])) for r, s in zip(*shares, strict=True)]
+    if argument.startswith(("alpha", "quantity")):
+        assert sizes.max() > 1.5 * sizes.min()
+    if argument == "shards=2" and name != "cifar100":
+        assert np.median(classes) <= 4
 
 
 def test_what_fidelity_decides():

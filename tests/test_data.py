@@ -197,7 +197,9 @@ class TestPartition:
         assert spread(0.1) > 1.5 * spread(1.0) > 3 * spread(100.0)
 
     def test_dirichlet_out_of_reach(self):
-        with pytest.raises(InputError, match=r"min_samples = 200: not reached"):
+        with pytest.raises(InputError, match=r"min_samples = 149: not reached"):
+            partition.dirichlet(LABELS, 20, 0.1, 1, min_samples=149)
+        with pytest.raises(InputError, match=r"min_samples = 200: allowed are 0 to 150"):
             partition.dirichlet(LABELS, 20, 0.1, 1, min_samples=200)
 
     @pytest.mark.parametrize("classes", [1, 2, 5])

@@ -299,8 +299,25 @@ def test_natural_clients_from_a_source_to_a_summary(tmp_path):
     summary = run(configs.resolve(config), tmp_path / "run", on_line=lines.append)
     assert (summary["status"], summary["assumed_malicious"]) == ("finished", 0)
     assert [line["step_waste"] for line in lines] == [1.0, 1.0]
-    config.source = None
+    moved = tmp_path / "moved"
+    (tmp_path / "leaf").rename(moved)
+    for source in (None, str(moved)):  # the run is of the data, wherever it came from
+        config.source = source
+        assert run(configs.resolve(config), tmp_path / "run") == summary
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["source_id"]
+    unfinished = tmp_path / "unfinished"
+    shutil.copytree(tmp_path / "run", unfinished)
+    (unfinished / "summary.json").unlink()
+    write_json(moved / "test" / "all.json", {"w1": leaf_user(8, 4)})
+    with pytest.raises(InputError, match=r"holds another run, config\.source_id is"):
+        run(configs.resolve(config), unfinished)
     config.clients_per_round = 7
     with pytest.raises(InputError, match=r"clients_per_round = 7: allowed are 1 to config\.num_clients = 6"):
         run(configs.resolve(config), tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+def test_a_model_that_does_not_fit_the_data(tmp_path):
+    with pytest.raises(InputError, match=r"config.model = 'lstm': takes sequences, and an example of 'digits'"):
+        run(small(model="lstm"), tmp_path / "new")
+    assert not (tmp_path / "new").exists()

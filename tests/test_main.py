@@ -56,6 +56,10 @@ BAD = {
     "unknown attack": (["--config.attack.name=nosuch"], "attack 'nosuch' is not known: allowed are adaptive"),
     "attack_ratio": (["--config.attack_ratio=1.2"], "config.attack_ratio = 1.2: allowed is 0 <="),
     "clients_per_round": (["--config.clients_per_round=61"], "allowed are 1 to config.num_clients = 60"),
+    "natural clients": (
+        ["--config.partition.name=natural", "--config.num_clients=40"],
+        "config.partition.name = 'natural': the data has no clients of its own",
+    ),
     "no such parameter": (["--config.aggregator.lasa.nosuch=1"], "config.aggregator.lasa.nosuch is not a setting"),
     "not selected": (["--config.attack.lie.z=1"], "attack 'lie' is not selected"),
     "sparsity_level": (["--config.aggregator.lasa.sparsity_level=1.5"], "sparsity_level = 1.5: allowed is 0 <="),

@@ -5,6 +5,7 @@ the source's files, and is read like every TFDS set from then on. No TensorFlow 
 """
 
 import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,24 +26,27 @@ class ClientExamples(NamedTuple):
 
 class FederatedSet(NamedTuple):
     """name: in the registry and as a TFDS builder. version: changes when the same source gives other examples.
-    input_shape, label_shape: of one example. read: from the source's path to the clients of "train" and "test"."""
+    input_shape, label_shape: of one example. files: those of a source that count. read: from the source's path to the
+    clients of "train" and "test". Both raise InputError where a path is no source."""
 
     name: str
     version: str
     input_shape: tuple[int, ...]
     label_shape: tuple[int, ...]
+    files: Callable[[Path], list[Path]]
     read: Callable[[Path], dict[str, list[ClientExamples]]]
 
 
 class Arrays(NamedTuple):
     """What a prepared set holds: inputs and labels of both splits, and the client of each training example as its place
-    among the sorted names."""
+    among the sorted names. source_id: see there."""
 
     train_inputs: np.ndarray
     train_labels: np.ndarray
     train_clients: np.ndarray
     test_inputs: np.ndarray
     test_labels: np.ndarray
+    source_id: str
 
 
 def load(spec: FederatedSet, data_dir: str | None, source: str | None) -> Arrays:
@@ -59,15 +63,16 @@ def load(spec: FederatedSet, data_dir: str | None, source: str | None) -> Arrays
     root, setting = tfds_images.resolve_data_dir(data_dir)
     folder = _find(spec, root, setting) if source is None else _prepared(spec, root, Path(source).expanduser())
     files = [path for path in folder.iterdir() if path.is_file()]
-    key = {"format": 1, "files": cache.fingerprint(files)}
-    return Arrays(**cache.cached(spec.name, key, Arrays._fields, lambda: _read(spec, folder)))
+    identity, version = folder.parts[-2:]
+    key = {"format": 1, "source": identity, "version": version, "files": cache.fingerprint(files)}
+    fields = tuple(field for field in Arrays._fields if field != "source_id")
+    return Arrays(**cache.cached(spec.name, key, fields, lambda: _read(spec, folder)), source_id=identity)
 
 
-def source_id(source: Path) -> str:
-    """Twelve hexadecimal digits of the SHA-256 of a file, or of a folder's files with their names."""
+def source_id(source: Path, files: list[Path]) -> str:
+    """Twelve hexadecimal digits of the SHA-256 of a source's files and their names below it."""
     digest = hashlib.sha256()
-    files = [source] if source.is_file() else sorted(path for path in source.rglob("*") if path.is_file())
-    for file in files:
+    for file in sorted(files):
         digest.update(file.relative_to(source).as_posix().encode())
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
@@ -94,10 +99,11 @@ def _find(spec: FederatedSet, root: Path, setting: str) -> Path:
 
 def _prepared(spec: FederatedSet, root: Path, source: Path) -> Path:
     """The set made from this source, made now if it is not there."""
-    if not source.exists():
+    if not source.name or not source.exists():
         raise InputError(f"config.source = '{source}': no such file or folder")
+    files = spec.files(source)
     try:
-        identity = source_id(source)
+        identity = source_id(source, files)
     except OSError as error:
         raise InputError(f"config.source = '{source}': cannot be read ({error.strerror})") from None
     folder = root / spec.name / identity / spec.version
@@ -106,9 +112,11 @@ def _prepared(spec: FederatedSet, root: Path, source: Path) -> Path:
         try:
             _builder(spec, root, identity, clients).download_and_prepare()
         except OSError as error:
-            raise InputError(
-                f"config.data_dir: {spec.name} cannot be written in {root} ({error.strerror}); choose another directory"
-            ) from None
+            if not (folder / "dataset_info.json").is_file():  # else another process was faster
+                raise InputError(
+                    f"config.data_dir: {spec.name} cannot be written in {root} ({error.strerror or error}); choose another "
+                    f"directory"
+                ) from None
     return folder
 
 
@@ -161,6 +169,7 @@ def _read(spec: FederatedSet, folder: Path) -> dict[str, np.ndarray]:
     arrays: dict[str, np.ndarray] = {}
     names: dict[str, list[str]] = {}
     try:
+        json.loads((folder / "dataset_info.json").read_text())  # TFDS's own error is of another kind
         builder = tfds.builder_from_directory(folder)
         for split in ("train", "test"):
             source = builder.as_data_source(split)

@@ -38,6 +38,7 @@ class Dataset:
       crop: None, or how training images are cropped at random after a padding of 4 pixels and flipped at random:
         `"constant"` pads with zeros, `"reflect"` mirrors.
       client_ids: the natural owner of each training example, int `(num_examples,)`, or None.
+      source_id: of the raw files that the set was made from, see `by_client.source_id`, or None.
       padding_label: the label of positions that are padding and count neither in losses nor in accuracies, or None.
     """
 
@@ -49,6 +50,7 @@ class Dataset:
     std: tuple[float, ...]
     crop: str | None = None
     client_ids: np.ndarray | None = None
+    source_id: str | None = None
     padding_label: int | None = None
 
     @property

@@ -18,10 +18,11 @@ _SIDE = 28
 def _convert(x: list[Any], y: list[Any]) -> tuple[np.ndarray, np.ndarray]:
     """Images of a user as uint8 and labels, from LEAF's floats; ValueError if they are no such thing."""
     try:
-        pixels = np.asarray(x, np.float64)
-        labels = np.asarray(y)
+        pixels, labels = np.asarray(x), np.asarray(y)
     except (TypeError, ValueError):
         raise ValueError(f"x must be images of {_SIDE * _SIDE} numbers") from None
+    if pixels.dtype.kind not in "fiu":
+        raise ValueError(f"x must be images of {_SIDE * _SIDE} numbers")
     if pixels.ndim != 2 or pixels.shape[1] != _SIDE * _SIDE:
         raise ValueError(f"x has the shape {pixels.shape}, must be (count, {_SIDE * _SIDE})")
     if not ((pixels >= 0) & (pixels <= 1)).all():
@@ -35,7 +36,7 @@ def _read(source: Path) -> dict[str, list[by_client.ClientExamples]]:
     return leaf.read(source, _convert)
 
 
-SET = by_client.FederatedSet("femnist", "1.0.0", (_SIDE, _SIDE, 1), (), _read)
+SET = by_client.FederatedSet("femnist", "1.0.0", (_SIDE, _SIDE, 1), (), leaf.files, _read)
 
 
 def load(data_dir: str | None = None, source: str | None = None) -> Dataset:
@@ -49,4 +50,5 @@ def load(data_dir: str | None = None, source: str | None = None) -> Dataset:
         mean=(127.5,),
         std=(-127.5,),  # ink is dark here and bright in MNIST
         client_ids=arrays.train_clients,
+        source_id=arrays.source_id,
     )

@@ -23,6 +23,26 @@ def is_leaf(source: Path) -> bool:
     return (source / "train").is_dir() and (source / "test").is_dir()
 
 
+def files(source: Path) -> list[Path]:
+    """The files that are read, of both parts.
+
+    Raises:
+      InputError: if the folder is not in LEAF's layout, or a part has none.
+    """
+    if not is_leaf(source):
+        raise InputError(
+            f"config.source = '{source}': must be a folder with train/*.json and test/*.json, as LEAF writes"
+        )
+    return [file for part in ("train", "test") for file in _files(source / part)]
+
+
+def _files(folder: Path) -> list[Path]:
+    found = sorted([*folder.glob("*.json"), *folder.glob("*.json.gz")])
+    if not found:
+        raise InputError(f"config.source: {folder} holds no *.json or *.json.gz")
+    return found
+
+
 def read(source: Path, convert: Convert) -> dict[str, list[ClientExamples]]:
     """All users of all files of both parts; the examples of a user who is in several files are joined.
 
@@ -33,20 +53,15 @@ def read(source: Path, convert: Convert) -> dict[str, list[ClientExamples]]:
     Raises:
       InputError: one line that names the file, and the user where it is about one.
     """
-    if not is_leaf(source):
-        raise InputError(
-            f"config.source = '{source}': must be a folder with train/*.json and test/*.json, as LEAF writes"
-        )
     return {part: _read_part(source / part, convert) for part in ("train", "test")}
 
 
 def _read_part(folder: Path, convert: Convert) -> list[ClientExamples]:
-    files = sorted([*folder.glob("*.json"), *folder.glob("*.json.gz")])
-    if not files:
-        raise InputError(f"config.source: {folder} holds no *.json or *.json.gz")
     parts: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
-    for file in files:
+    for file in _files(folder):
         content = _parse(file)
+        if len(set(map(str, content["users"]))) < len(content["users"]):
+            raise InputError(f"{file}: a client is listed twice in 'users'")
         for user in content["users"]:
             try:
                 examples = content["user_data"][user]
@@ -57,7 +72,7 @@ def _read_part(folder: Path, convert: Convert) -> list[ClientExamples]:
                 raise InputError(f"{file}: client {user!r} must have as many y as x, and at least one")
             try:
                 parts.setdefault(str(user), []).append(convert(x, y))
-            except ValueError as error:
+            except (ValueError, OverflowError) as error:
                 raise InputError(f"{file}: client {user!r}: {error}") from None
     if not parts:
         raise InputError(f"{folder}: no client in any file")

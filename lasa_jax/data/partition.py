@@ -64,6 +64,8 @@ def dirichlet(labels: np.ndarray, num_clients: int, alpha: float, seed: int, *, 
     """
     rng = np.random.default_rng([seed, 3])
     num_examples = len(labels)
+    if min_samples * num_clients > num_examples:
+        raise _too_many(min_samples, num_clients, num_examples)
     share = num_examples / num_clients
     classes = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     for _ in range(_MAX_DRAWS):
@@ -134,15 +136,19 @@ def quantity_skew(labels: np.ndarray, num_clients: int, alpha: float, seed: int,
     rng = np.random.default_rng([seed, 6])
     rest = len(labels) - num_clients * min_samples
     if rest < 0:
-        raise InputError(
-            f"config.partition.min_samples = {min_samples}: allowed are 0 to {len(labels) // num_clients}, {len(labels)} "
-            f"examples over {num_clients} clients"
-        )
+        raise _too_many(min_samples, num_clients, len(labels))
     ends = (np.cumsum(rng.dirichlet(np.full(num_clients, alpha))) * rest + 1e-6).astype(int)
     cuts = ends + min_samples * np.arange(1, num_clients + 1)
     groups = np.split(rng.permutation(len(labels)), cuts[:-1])
     largest = max(len(group) for group in groups)
     return _pack(groups, min(1 << (largest - 1).bit_length(), len(labels)))
+
+
+def _too_many(min_samples: int, num_clients: int, num_examples: int) -> InputError:
+    return InputError(
+        f"config.partition.min_samples = {min_samples}: allowed are 0 to {num_examples // num_clients}, {num_examples} "
+        f"examples over {num_clients} clients"
+    )
 
 
 def natural(

@@ -2,8 +2,9 @@
 
 An example is 80 tokens and, at each position, the token that follows. A source is one of
 
-* a plain text of plays: `== title ==` before a play, `SPEAKER.` on a line, the speech below it, a blank line between
-  speeches. Of every role's speeches the last tenth, and at least one, is for testing; roles with one speech are left out.
+* a plain text of plays: `== title ==` before a play, `SPEAKER.` on a line and the speech below it, up to a blank line or
+  the next speaker. Of every role's speeches the last tenth, and at least one, is for testing; roles with one speech are
+  left out.
 * LEAF's JSON: strings of 80 characters with the one that follows.
 * TensorFlow Federated's HDF5: `shakespeare_train.h5` and `shakespeare_test.h5` with `examples/ROLE/snippets`.
 
@@ -31,6 +32,9 @@ NUM_TOKENS = 90
 _TOKENS = {character: index + 1 for index, character in enumerate(CHARACTERS)}
 _TITLE = re.compile(r"==\s*(\S.*?)\s*==\s*")
 _SPEAKER = re.compile(r"([A-Z][^a-z]*)\.\s*")
+_SPEAKER_INSIDE = re.compile(
+    r"([A-Z]{2}[A-Z ,'-]*)\.\s*"
+)  # without a blank line before it: more than the "I." of a verse
 
 
 def encode(text: str) -> list[int]:
@@ -69,13 +73,10 @@ def speeches(text: str) -> dict[str, list[str]]:
             title, speech = heading[1], None
         elif not line.strip():
             speech = None
-        elif speech is None:
-            speaker = _SPEAKER.fullmatch(line)
-            if speaker is None:
-                continue  # stage directions, tables of contents
+        elif speaker := (_SPEAKER if speech is None else _SPEAKER_INSIDE).fullmatch(line):
             speech = roles.setdefault(f"{title}/{speaker[1]}", [])
             speech.append("")
-        else:
+        elif speech is not None:  # else stage directions, tables of contents
             speech[-1] += line if not speech[-1] else "\n" + line
     return roles
 
@@ -126,20 +127,26 @@ def _read_hdf5(folder: Path) -> dict[str, list[ClientExamples]]:
     return parts
 
 
-def _read(source: Path) -> dict[str, list[ClientExamples]]:
+def _files(source: Path) -> list[Path]:
     if source.is_file():
-        return _read_plays(source)
+        return [source]
     if leaf.is_leaf(source):
-        return leaf.read(source, _convert)
+        return leaf.files(source)
     if (source / "shakespeare_train.h5").is_file():
-        return _read_hdf5(source)
+        return sorted(source.glob("shakespeare_t*.h5"))
     raise InputError(
         f"config.source = '{source}': must be a text of plays, a folder with train/*.json and test/*.json (LEAF), or one "
         f"with shakespeare_train.h5 and shakespeare_test.h5 (TensorFlow Federated)"
     )
 
 
-SET = by_client.FederatedSet("shakespeare", "1.0.0", (LENGTH,), (LENGTH,), _read)
+def _read(source: Path) -> dict[str, list[ClientExamples]]:
+    if source.is_file():
+        return _read_plays(source)
+    return leaf.read(source, _convert) if leaf.is_leaf(source) else _read_hdf5(source)
+
+
+SET = by_client.FederatedSet("shakespeare", "1.0.0", (LENGTH,), (LENGTH,), _files, _read)
 
 
 def load(data_dir: str | None = None, source: str | None = None) -> Dataset:
@@ -153,5 +160,6 @@ def load(data_dir: str | None = None, source: str | None = None) -> Dataset:
         mean=(),
         std=(),
         client_ids=arrays.train_clients,
+        source_id=arrays.source_id,
         padding_label=PADDING,
     )

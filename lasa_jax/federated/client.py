@@ -40,7 +40,8 @@ class LocalTraining:
     """Local training as a pure function of one client. What is fixed at compile time is an attribute.
 
     model: see `models`. dataset: how examples are normalised and augmented. epochs: passes over the client's examples.
-    batch_size: examples a step; the last, shorter batch of an epoch is kept. decay_every: see `SGD`.
+    batch_size: examples a step; the last, shorter batch of an epoch is kept. decay_every: see `SGD`. clips_parameters_only:
+    running statistics neither count in the norm that is clipped nor are scaled with it.
     """
 
     model: Model
@@ -48,6 +49,7 @@ class LocalTraining:
     epochs: int
     batch_size: int
     decay_every: int
+    clips_parameters_only: bool = False
 
     def __call__(
         self,
@@ -123,5 +125,6 @@ class LocalTraining:
         local, _, loss = jax.lax.fori_loop(0, self.epochs, epoch, start)
         update = jax.tree.map(jnp.subtract, local, variables)
         if sgd.clip_norm is not None:
-            update = clip_update(update, sgd.clip_norm)
+            part = {"params": update["params"]} if self.clips_parameters_only else update
+            update = {**update, **clip_update(part, sgd.clip_norm)}
         return update, loss[0] / loss[1]

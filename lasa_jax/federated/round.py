@@ -16,7 +16,7 @@ from lasa_jax.models import Variables
 # Every random draw is a function of (seed, round, client): the run's key, folded with the round, then with its use, then
 # with the client or, for crafted rows, the place among the clients of the round, which the seed and round decide.
 _SAMPLE, _TRAIN, _ATTACK, _AGGREGATE, _REHEARSE = range(5)
-_GROUPS = 8  # of ragged clients of like size: with FEMNIST's sizes under a tenth of the steps is waste
+_GROUPS = 8  # of ragged clients of like size: with sizes like FEMNIST's about a tenth of the steps is waste
 
 
 class State(NamedTuple):
@@ -47,9 +47,10 @@ class RoundMetrics(NamedTuple):
 
     train_loss: mean over the clients of the round, malicious ones included (they train honestly first).
     malicious, benign: how many took part. malicious_filtered, benign_filtered: int32 `(layers,)`, how many of them had
-    weight 0 in each layer, layers in the order of the flattened variables. update_norm: of the aggregate. step_waste:
-    steps of local training that were computed over those that were needed, since clients that train together all take
-    as many as the longest of them. assumed_malicious: the f that the rule used after its own limit, -1 if it has none.
+    weight 0 in each layer, layers in the order of the flattened variables. update_norm: of what the rule returned.
+    step_waste: steps of local training that were computed over those that were needed, since clients that train together
+    all take as many as the longest of them. assumed_malicious: the f that the rule used after its own limit, -1 if it has
+    none.
     """
 
     train_loss: jax.Array
@@ -166,13 +167,13 @@ def train_clients(
 
 def _step_waste(steps: jax.Array, at_once: int | None, ragged: bool) -> jax.Array:
     """Steps that the groups of `ops.map_rows` take, all as long as their longest, over the steps that are needed."""
-    shards = ops.num_shards()
-    on_device = steps.reshape(shards, -1)
+    if not ragged:
+        return jnp.float32(1)
+    on_device = steps.reshape(ops.num_shards(), -1)
     rows = on_device.shape[1]
     batch = ops.rows_at_once(rows, at_once)
-    ordered = jnp.sort(on_device, axis=1) if ragged else on_device
     starts = jnp.minimum(jnp.arange(-(-rows // batch)) * batch, rows - batch)
-    longest = jnp.max(ordered[:, starts[:, None] + jnp.arange(batch)[None, :]], axis=2)
+    longest = jnp.sort(on_device, axis=1, descending=True)[:, starts]
     return batch * jnp.sum(longest) / jnp.maximum(jnp.sum(steps), 1)
 
 
@@ -197,27 +198,29 @@ def one_round(
 
     def aggregate(updates: Any, use: int = _AGGREGATE) -> Any:
         update, rule_state, info = rule.aggregate(
-            program.ruled(updates),
+            updates,
             state.aggregator,
             key=jax.random.fold_in(key, use),
             num_malicious=point.assumed_malicious,
             present=present,
         )
         used = jnp.asarray(getattr(info, "num_malicious", -1), jnp.int32)
-        if program.batch_stats == "separate" and "batch_stats" in updates:
-            stats, weight = _averaged_statistics(updates["batch_stats"], info.weight)
-            return {**update, "batch_stats": stats}, rule_state, {**info.weight, "batch_stats": weight}, used
         return update, rule_state, info.weight, used
 
-    updates, attack_state = attack.craft(
-        updates,
+    # Where statistics are separate, malicious clients send those of their honest training.
+    crafted, attack_state = attack.craft(
+        program.ruled(updates),
         state.attack,
         malicious,
         key=jax.random.fold_in(key, _ATTACK),
         present=present,
         aggregate=lambda updates: aggregate(updates, _REHEARSE)[0],  # the attacker cannot foresee the server's draws
     )
-    update, rule_state, weights, used = aggregate(updates)
+    update, rule_state, weights, used = aggregate(crafted)
+    update_norm = ops.tree_norm(update)
+    if program.batch_stats == "separate" and "batch_stats" in updates:
+        stats, shares = _averaged_statistics(updates["batch_stats"], weights)
+        update, weights = {**update, "batch_stats": stats}, {**weights, "batch_stats": shares}
     variables = jax.tree.map(jnp.add, state.variables, update)
 
     filtered = jnp.stack([weight == 0 for weight in jax.tree.leaves(weights)])  # (layers, n)
@@ -228,7 +231,7 @@ def one_round(
         benign=jnp.sum(benign, dtype=jnp.int32),
         malicious_filtered=jnp.sum(filtered & malicious, axis=1, dtype=jnp.int32),
         benign_filtered=jnp.sum(filtered & benign, axis=1, dtype=jnp.int32),
-        update_norm=ops.tree_norm(update),
+        update_norm=update_norm,
         step_waste=waste,
         assumed_malicious=used,
     )

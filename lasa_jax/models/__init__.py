@@ -48,6 +48,11 @@ def names() -> list[str]:
     return sorted(_MODULES)
 
 
+def input_rank(name: str) -> int:
+    """Dimensions of one example that a model takes: 3 for images, 1 for sequences."""
+    return 1 if name == "lstm" else 3
+
+
 def create(name: str, *, num_classes: int, input_shape: tuple[int, ...]) -> Model:
     """Builds a model by name.
 

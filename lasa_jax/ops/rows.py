@@ -84,7 +84,7 @@ def map_rows(
             return jax.vmap(lambda *rows: fn(*rows, *shared))(*stacks)
         if batch == 1 or cost is None:
             return lax.map(lambda rows: fn(*rows, *shared), stacks, batch_size=None if batch == 1 else batch)
-        return _map_groups(lambda rows: fn(*rows, *shared), stacks, jnp.argsort(cost, stable=True), batch)
+        return _map_groups(lambda rows: fn(*rows, *shared), stacks, jnp.argsort(-cost, stable=True), batch)
 
     sharded = (True,) * count + (False,) * len(shared) + (True,)
     return on_each_shard(local, (*stacks, *shared, cost), PartitionSpec(CLIENTS), sharded)
@@ -103,7 +103,7 @@ def _map_groups(fn: Callable[[PyTree], PyTree], stacks: PyTree, order: jax.Array
     out = jax.tree.map(lambda x: jnp.zeros((n, *x.shape), x.dtype), one)
 
     def group(index: jax.Array, out: PyTree) -> PyTree:
-        # The last group overlaps the one before, which computes some rows twice, to the same result.
+        # The last group, of the cheapest rows, overlaps the one before: some are computed twice, to the same result.
         members = lax.dynamic_slice(order, (jnp.minimum(index * batch, n - batch),), (batch,))
         return jax.tree.map(lambda x, y: x.at[members].set(y), out, jax.vmap(fn)(pick(members)))
 

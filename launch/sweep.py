@@ -1,0 +1,95 @@
+"""Runs a sweep on this machine: `python -m launch.sweep --config=configs/sweeps/figure1.py:digits --workdir=DIR`.
+
+Prints the plan first; `--dry_run` stops there. Started again, it runs what is missing. Exit code 0 if every point has a
+result, 1 if one failed, 2 for bad input, 130 after Ctrl-C.
+"""
+
+import argparse
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from lasa_jax import grid
+from lasa_jax.data import cache
+from lasa_jax.errors import InputError
+
+
+def load(config: str) -> grid.Grid:
+    """The grid of `FILE.py:DATASET`, from the file's `get_grid(dataset)`.
+
+    Raises:
+      InputError: if there is no such file or function, or the file fails.
+    """
+    path, _, dataset = config.partition(":")
+    if not Path(path).is_file():
+        raise InputError(f"--config={path}: no sweep of that name")
+    spec = importlib.util.spec_from_file_location("sweep", path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"--config={path}: is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        return module.get_grid(dataset or "digits")
+    except InputError:
+        raise
+    except (AttributeError, ImportError, KeyError, NameError, SyntaxError, TypeError, ValueError) as error:
+        raise InputError(f"--config={path}: {type(error).__name__}: {' '.join(str(error).split())}") from None
+
+
+def sweep(config: str, workdir: Path, *, dry_run: bool, console: Console) -> int:
+    """Plans and runs a sweep; returns the exit code."""
+    declared = load(config)
+    points = grid.points(declared)
+    for line in grid.plan(declared, workdir).lines():
+        print(line, flush=True)
+    if dry_run:
+        return 0
+    failed: list[grid.Outcome] = []
+    columns = (TextColumn("point"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[last]}"))
+    with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
+        task = progress.add_task("", total=len(points), last="")
+
+        def show(outcome: grid.Outcome) -> None:
+            if outcome.summary is None:
+                failed.append(outcome)
+                progress.console.print(f"{outcome.path}: failed: {outcome.error}", highlight=False, soft_wrap=True)
+            last = f"{outcome.config.aggregator.name} {outcome.config.attack.name}"
+            if outcome.summary is not None and outcome.summary["final_test_accuracy"] is not None:
+                last += f" {100 * outcome.summary['final_test_accuracy']:.1f} %"
+            progress.update(task, advance=1, last=last)
+
+        compiled = grid.run(points, workdir, on_outcome=show, log=lambda text: None)
+    print(f"results: {len(points) - len(failed)} of {len(points)} in {workdir}; compiled programs: {len(compiled)}")
+    return 1 if failed else 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, help="FILE.py:DATASET, see configs/sweeps/")
+    parser.add_argument("--workdir", required=True, type=Path, help="directory of the sweep")
+    parser.add_argument("--dry_run", action="store_true", help="only print the plan")
+    given = parser.parse_args(argv)
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # compiled programs are kept for the next start
+        jax.config.update("jax_compilation_cache_dir", str(cache.directory() / "xla"))
+    try:
+        return sweep(given.config, given.workdir, dry_run=given.dry_run, console=Console(stderr=True))
+    except grid.GridError as error:
+        for fault in error.faults:
+            print(f"error: {fault}", file=sys.stderr)
+        return 2
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

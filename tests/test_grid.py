@@ -1,0 +1,285 @@
+"""Grids: their points, programs and faults, and sweeps that are stopped and started again."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import pytest
+
+from lasa_jax import config as configs
+from lasa_jax import experiment, grid
+from lasa_jax.errors import InputError
+from lasa_jax.federated import Simulation
+from launch import sweep
+
+ROOT = Path(__file__).parents[1]
+SWEEPS = ROOT / "configs" / "sweeps"
+
+
+def base(**settings):
+    """A light run of the digits."""
+    config = configs.paper("digits")
+    light = {"rounds": 4, "num_clients": 20, "clients_per_round": 6, "client.epochs": 1, "block_rounds": 2}
+    config.update_from_flattened_dict({**light, "checkpoint_every": 2, "attack.name": "lie", **settings})
+    return config
+
+
+SMALL = [{"aggregator.name": ["fedavg", "median"]}, {"attack_ratio": [0.1, 0.3]}, {"seed": [1, 2]}]
+
+
+@pytest.mark.parametrize(
+    ("name", "points", "programs"),
+    [("figure1", 363, 21), ("table1", 243, 81), ("table2", 63, 3), ("table3", 42, 2), ("ablation", 54, 9)],
+)
+@pytest.mark.parametrize("dataset", ["digits", "mnist", "femnist", "cifar10"])
+def test_the_papers_sweeps(name, points, programs, dataset):
+    """The supplement's experiments, exactly: how many runs, and how many compiled programs."""
+    found = grid.points(sweep.load(f"{SWEEPS / name}.py:{dataset}"))
+    assert len(found) == points
+    assert len(grid.programs(found)) == programs
+    assert {config.dataset for config in found} == {dataset}
+    assert {config.fidelity for config in found} == {"published"}
+    assert f"configs/sweeps/{name}.py:digits" in (SWEEPS / f"{name}.py").read_text()
+
+
+def test_points_are_the_product_and_tied_fields_change_together():
+    radii = {"aggregator.lasa.magnitude_radius": [1.0, 2.0], "aggregator.lasa.direction_radius": [3.0, 4.0]}
+    found = grid.points(grid.Grid(base(), [radii, {"seed": [1, 2, 3]}], [{"seed": 9}]))
+    parameters = [config.aggregator.parameters for config in found]
+    pairs = [(p.magnitude_radius, p.direction_radius) for p in parameters]
+    assert pairs == [(1.0, 3.0)] * 3 + [(2.0, 4.0)] * 3 + [(2.0, 1.0)]
+    assert [config.seed for config in found] == [1, 2, 3, 1, 2, 3, 9]
+
+
+def test_nothing_is_counted_twice():
+    found = grid.points(grid.Grid(base(), [{"seed": [1, 1, 2]}], [{"seed": 2}, {"data_dir": "elsewhere", "seed": 1}]))
+    assert [config.seed for config in found] == [1, 2]
+
+
+NUMBERS = {
+    "seed": 7,
+    "attack_ratio": 0.1,
+    "client.learning_rate": 0.05,
+    "client.momentum": 0.5,
+    "client.learning_rate_decay": 0.9,
+    "aggregator.assumed_malicious": 3,
+    "aggregator.lasa.sparsity_level": 0.7,
+    "aggregator.lasa.magnitude_radius": float("inf"),
+    "attack.lie.z": 1.5,
+    "checkpoint_every": 7,
+}
+WORDS = {
+    "aggregator.lasa.granularity": "model",
+    "attack.lie.knowledge": "all",
+    "client.epochs": 2,
+    "client.clip_norm": 1.0,
+    "rounds": 5,
+    "num_clients": 30,
+    "batch_stats": "separate",
+}
+
+
+def test_numbers_share_a_program_and_words_do_not():
+    plain = experiment.program_key(configs.resolve(base()))
+    for field, value in NUMBERS.items():
+        assert experiment.program_key(grid.resolve(base(), {field: value})) == plain, field
+    for field, value in WORDS.items():
+        assert experiment.program_key(grid.resolve(base(), {field: value})) != plain, field
+
+
+def test_all_faults_are_named_before_the_first_run():
+    faulty = grid.Grid(
+        base(),
+        [
+            {"sead": [1]},
+            {"seed": []},
+            {"attack_ratio": [0.1, 0.2], "client.momentum": [0.5]},
+        ],
+    )
+    with pytest.raises(grid.GridError) as error:
+        grid.points(faulty)
+    assert error.value.faults == [
+        "axis seed: is empty",
+        "axis attack_ratio, client.momentum: tied fields must have as many values as each other (attack_ratio 2, "
+        "client.momentum 1)",
+        "config.sead is not a setting (did you mean config.seed?)",
+    ]
+    with pytest.raises(grid.GridError) as error:
+        grid.points(grid.Grid(base(), [{"attack_ratio": [0.1, 1.5]}, {"aggregator.name": ["lasa", "lassa"]}]))
+    assert len(error.value.faults) == 2
+    assert any("attack_ratio = 1.5" in fault for fault in error.value.faults)
+    with pytest.raises(grid.GridError, match="Could not override field 'seed'"):
+        grid.points(grid.Grid(base(), [{"seed": ["x"]}]))
+
+
+def run(points, path, **options) -> tuple[list, experiment.Executables]:
+    outcomes: list[grid.Outcome] = []
+    shared = grid.run(points, path, on_outcome=outcomes.append, log=lambda text: None, **options)
+    return outcomes, shared
+
+
+def results(path: Path) -> dict[str, str]:
+    """The hash of the final model of every finished run."""
+    return {file.parent.name: json.loads(file.read_text())["parameters_sha256"] for file in path.glob("*/summary.json")}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """A small sweep, and how often a program was traced."""
+    path = tmp_path_factory.mktemp("sweep")
+    traces = []
+    patch = pytest.MonkeyPatch()
+    block = Simulation.block
+    patch.setattr(Simulation, "block", lambda *arguments: (traces.append(1), block(*arguments))[1])
+    outcomes, shared = run(grid.points(grid.Grid(base(), SMALL)), path)
+    patch.undo()
+    return path, outcomes, shared, len(traces)
+
+
+def test_runs_of_a_program_share_one_executable(undisturbed):
+    path, outcomes, shared, traces = undisturbed
+    assert len(outcomes) == len(results(path)) == 8
+    assert len(set(results(path).values())) == 8
+    assert len(shared) == traces == 2
+    assert all(outcome.summary["status"] == "finished" for outcome in outcomes)
+
+
+def test_a_point_alone_is_the_point_in_the_sweep(undisturbed, tmp_path):
+    path, outcomes, *_ = undisturbed
+    config = outcomes[5].config
+    summary = experiment.run(config, tmp_path, log=lambda text: None)
+    assert summary["parameters_sha256"] == results(path)[configs.run_name(config)]
+
+
+def test_only_missing_points_run(undisturbed, tmp_path):
+    path, *_ = undisturbed
+    found = grid.points(grid.Grid(base(), SMALL))
+    run(found[:3], tmp_path)
+    before = {name: (tmp_path / name / "summary.json").stat().st_mtime_ns for name in results(tmp_path)}
+    run(found, tmp_path)
+    assert results(tmp_path) == results(path)
+    assert all((tmp_path / name / "summary.json").stat().st_mtime_ns == at for name, at in before.items())
+
+
+def test_a_failed_point_does_not_stop_the_others(tmp_path):
+    found = grid.points(grid.Grid(base(), [{"seed": [1, 2, 3]}]))
+    (tmp_path / configs.run_name(found[1])).mkdir()
+    (tmp_path / configs.run_name(found[1]) / "metrics.jsonl").write_text("{}")  # somebody else's
+    outcomes, _ = run(found, tmp_path)
+    assert [outcome.error is None for outcome in outcomes] == [True, False, True]
+    assert outcomes[1].error.startswith("InputError: --workdir=")
+
+
+def test_divergence_is_a_result(tmp_path):
+    found = grid.points(grid.Grid(base(**{"attack.name": "nan", "aggregator.name": "fedavg"}), [{"seed": [1]}]))
+    outcomes, _ = run(found, tmp_path)
+    assert outcomes[0].summary["status"] == "diverged"
+
+
+def test_plan_counts_without_compiling(undisturbed, tmp_path, monkeypatch):
+    path, *_ = undisturbed
+    monkeypatch.setattr(Simulation, "compile", None)
+    declared = grid.Grid(base(), [*SMALL[:2], {"seed": [1, 2, 3]}])
+    new = grid.plan(declared, tmp_path)
+    assert (new.points, new.finished, new.programs, new.runs_a_program) == (12, 0, 2, (6, 6))
+    assert new.lines()[0] == "points: 12"
+    d = 13_706
+    assert new.bytes_a_program > 4 * d * 6
+    assert new.seconds > 0
+    assert grid.plan(declared, path).finished == 8
+
+
+SWEEP_FILE = """
+from lasa_jax.config import paper
+from lasa_jax.grid import Grid
+
+
+def get_grid(dataset):
+    base = paper(dataset)
+    light = {"rounds": 4, "num_clients": 20, "clients_per_round": 6, "client.epochs": 1, "block_rounds": 2}
+    base.update_from_flattened_dict({**light, "checkpoint_every": 2, "attack.name": "lie"})
+    axes = [{"aggregator.name": ["fedavg", "median"]}, {"attack_ratio": [0.1, 0.3]}, {"seed": [1, 2]}]
+    return Grid(base, axes)
+"""
+
+
+def command(*arguments: str, **options) -> subprocess.Popen:
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": "",
+        "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
+    }
+    return subprocess.Popen(
+        [sys.executable, "-m", "launch.sweep", *arguments],
+        **{
+            "cwd": ROOT,
+            "env": environment,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+            "text": True,
+            **options,
+        },
+    )
+
+
+def test_killed_and_started_again(tmp_path):
+    """SIGKILL at random moments: the sweep ends with every result once, and the bits of one that was left alone."""
+    (tmp_path / "small.py").write_text(SWEEP_FILE)
+    arguments = (f"--config={tmp_path / 'small.py'}:digits",)
+    whole = command(*arguments, f"--workdir={tmp_path / 'whole'}")
+    out, error = whole.communicate(timeout=600)
+    assert whole.returncode == 0, error
+    assert "results: 8 of 8" in out
+    assert "compiled programs: 2" in out
+    clock = random.Random(0)
+    for _ in range(3):
+        process = command(*arguments, f"--workdir={tmp_path / 'killed'}")
+        time.sleep(clock.uniform(4, 14))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    last = command(*arguments, f"--workdir={tmp_path / 'killed'}")
+    out, error = last.communicate(timeout=600)
+    assert last.returncode == 0, error
+    assert results(tmp_path / "killed") == results(tmp_path / "whole")
+    assert len(list((tmp_path / "killed").iterdir())) == 8
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no sweep of that name"),
+        ("x = 1", "AttributeError: module 'sweep' has no attribute 'get_grid'"),
+        ("def get_grid(d):\n    return 1 / 0 if d == 'x' else int('a')", "ValueError: invalid literal"),
+        (SWEEP_FILE.replace('"seed": [1, 2]', '"seed": []'), "axis seed: is empty"),
+    ],
+)
+def test_bad_sweeps_are_one_line(content, message, tmp_path, capsys):
+    path = tmp_path / "bad.py"
+    if content is not None:
+        path.write_text(content)
+    assert sweep.main([f"--config={path}:digits", f"--workdir={tmp_path / 'out'}"]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_dry_run_writes_nothing(tmp_path, capsys):
+    path = tmp_path / "small.py"
+    path.write_text(SWEEP_FILE)
+    assert sweep.main([f"--config={path}", f"--workdir={tmp_path / 'out'}", "--dry_run"]) == 0
+    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == [
+        *("points", "finished", "programs", "runs a program", "memory a program", "estimated time")
+    ]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dataset_that_is_not_known(tmp_path):
+    with pytest.raises(InputError, match="dataset = 'imagenet': allowed are digits"):
+        sweep.load(f"{SWEEPS / 'figure1.py'}:imagenet")
