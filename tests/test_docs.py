@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lasa_jax import aggregators, attacks, data
+from lasa_jax import aggregators, attacks, data, grid
 from lasa_jax import config as configs
 from lasa_jax.data import partition
 from tests import test_battery_aggregators as battery
@@ -88,9 +88,25 @@ def test_every_method_is_in_the_readme():
 
 
 def test_links_between_pages_lead_somewhere():
-    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]:
+    for page in [
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        ROOT / "launch" / "README.md",
+        *(ROOT / "docs").rglob("*.md"),
+    ]:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_guides_sweep():
+    (code,) = blocks("launch/README.md")
+    names: dict = {}
+    exec(code, names)
+    found = grid.points(names["get_grid"]("digits"))
+    assert (len(found), len(grid.programs(found))) == (18, 2)
+    text = (ROOT / "launch" / "README.md").read_text()
+    for path in (ROOT / "configs" / "sweeps").glob("*.py"):
+        assert f"`{path.name}`" in text
 
 
 def test_every_dataset_and_partition_is_documented():
