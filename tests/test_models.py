@@ -86,6 +86,24 @@ LAYERS = {  # FIDELITY, section 6: what LASA scores on its own
 }
 
 
+def test_layers_of_resnet18():
+    """A stem, four stages of two blocks, projected shortcuts in three of them; two statistics a norm."""
+    norms, convolutions = ["norm"], ["conv"]
+    for stage in range(1, 5):
+        for block in (1, 2):
+            at = f"stage{stage}_block{block}"
+            projected = ["shortcut"] if stage > 1 and block == 1 else []
+            norms += [f"{at}/norm1", f"{at}/norm2", *(f"{at}/{name}_norm" for name in projected)]
+            convolutions += [f"{at}/conv1", f"{at}/conv2", *(f"{at}/{name}_conv" for name in projected)]
+    wanted = [f"batch_stats/{name}/{part}" for name in norms for part in ("mean", "var")]
+    wanted += [f"params/{name}/{part}" for name in norms for part in ("bias", "scale")]
+    wanted += [f"params/{name}/kernel" for name in convolutions] + ["params/dense/bias", "params/dense/kernel"]
+    variables = jax.eval_shape(models.create("resnet18", num_classes=10, input_shape=(32, 32, 3)).init, KEY)
+    paths = jax.tree_util.tree_flatten_with_path(variables)[0]
+    assert sorted(jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths) == sorted(wanted)
+    assert len(wanted) == 102
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_layers(name):
     shape, classes = {"cnn": ((28, 28, 1), 10), "lstm": ((80,), 90)}[name]
