@@ -239,6 +239,15 @@ def test_min_max_is_within_its_bound_and_tight():
     assert np.linalg.norm(benign - on_the_line(row, benign, 1.001), axis=1).max() > bound
 
 
+def test_min_max_searches_far_enough():
+    """Ten benign rows at 0 and one at each end: the crafted row reaches the end, at 2.3 deviations."""
+    x = np.zeros((N, 1), np.float32)
+    x[4], x[5] = 10, -10
+    crafted = attacks.min_max().craft({"w": x}, (), np.arange(N) < 4, key=KEY)[0]["w"]
+    np.testing.assert_allclose(crafted[0], -10, rtol=1e-5)
+    assert 10 / x[4:].std(ddof=1) > 2
+
+
 @pytest.mark.parametrize(
     ("name", "power", "choose"),
     [
