@@ -120,7 +120,15 @@ def num_kept_entries(params: PyTree, sparsity_level: float) -> int:
       params: one update's worth of arrays or shapes.
       sparsity_level: share of the m entries that is zeroed.
     """
-    return int(sum(math.prod(x.shape) for x in jax.tree.leaves(params) if _is_masked(x)) * (1 - sparsity_level))
+    m = sum(math.prod(x.shape) for x in jax.tree.leaves(params) if _is_masked(x))
+    return int(share_kept(m, float(sparsity_level)))
+
+
+def share_kept(count: int, sparsity_level: Scalar) -> Count:
+    """`int(count * (1 - sparsity_level))`, in double precision for a Python number, in float32 for a traced one."""
+    if isinstance(sparsity_level, jax.Array):
+        return jnp.floor(count * (1 - sparsity_level)).astype(jnp.int32)
+    return int(count * (1 - sparsity_level))
 
 
 def keep_top_k(sparsity_level: Scalar = 0.3, num_kept: Count | None = None) -> Link:
@@ -146,13 +154,7 @@ def keep_top_k(sparsity_level: Scalar = 0.3, num_kept: Count | None = None) -> L
     def link(rows: Rows, *, key: jax.Array, num_malicious: Count) -> Rows:
         params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), rows.stack)
         m = num_kept_entries(params, 0)
-        k: Count
-        if num_kept is not None:
-            k = num_kept
-        elif isinstance(sparsity_level, jax.Array):
-            k = jnp.floor(m * (1 - sparsity_level)).astype(jnp.int32)
-        else:
-            k = num_kept_entries(params, sparsity_level)
+        k = share_kept(m, sparsity_level) if num_kept is None else num_kept
         if m == 0:
             return rows
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from lasa_jax import ops
 from lasa_jax.aggregators.base import Aggregator, Count, Diagnostics, PyTree, Rows, Scalar, equal_weights
+from lasa_jax.aggregators.links import share_kept
 from lasa_jax.errors import check_choice, check_number
 
 
@@ -61,13 +62,7 @@ def sparsefed(
             momenta = jax.tree.map(lambda u, x: momentum * u + x, state.momentum, total)
             total = jax.tree.map(jnp.add, state.error, momenta)
         d = sum(x.size for x in jax.tree.leaves(total))
-        k: Count
-        if num_kept is not None:
-            k = num_kept
-        elif isinstance(sparsity_level, jax.Array):
-            k = jnp.floor(d * (1 - sparsity_level)).astype(jnp.int32)
-        else:
-            k = num_kept_of_all(total, sparsity_level)
+        k = share_kept(d, sparsity_level) if num_kept is None else num_kept
         flat = jnp.concatenate([x.ravel() for x in jax.tree.leaves(total)]).astype(jnp.float32)
         threshold = ops.magnitude_threshold(flat, k)
         update = jax.tree.map(lambda x: jnp.where(jnp.abs(x) < threshold, 0, x), total)
@@ -80,4 +75,4 @@ def sparsefed(
 
 def num_kept_of_all(params: PyTree, sparsity_level: float) -> int:
     """`int(d * (1 - sparsity_level))` in double precision, d all entries of one update's worth of arrays or shapes."""
-    return int(sum(math.prod(x.shape) for x in jax.tree.leaves(params)) * (1 - sparsity_level))
+    return int(share_kept(sum(math.prod(x.shape) for x in jax.tree.leaves(params)), float(sparsity_level)))
