@@ -26,7 +26,7 @@ def _parse(argv: list[str]) -> list[str]:
     for argument in argv[1:]:
         match = re.fullmatch(r"--?config\.([^=]+)(=.*)?", argument)
         if match:
-            configs.check_field(match[1])
+            configs.check_fields([match[1]])
     try:
         rest = flags.FLAGS(argv)
         if flags.FLAGS["config"].value is None:

@@ -154,10 +154,12 @@ def set_partition(config: ConfigDict, argument: str | None) -> None:
         config.partition[setting] = value
 
 
-def check_field(field: str) -> None:
-    """Raises InputError if no config has this field, given as `"client.epochs"`."""
+def check_fields(fields: Iterable[str]) -> None:
+    """Raises InputError for the first field that no config has; they are given as `"client.epochs"`."""
     known = dict(flatten(default().to_dict()))
-    if field not in known:
+    for field in fields:
+        if field in known:
+            continue
         close = difflib.get_close_matches(field, list(known), 1)
         hint = f" (did you mean config.{close[0]}?)" if close else ""
         raise InputError(f"config.{field} is not a setting{hint}")
@@ -275,8 +277,7 @@ def _check_fields(config: ConfigDict) -> None:
     reference = default()
     known = dict(flatten(reference.to_dict()))
     given = dict(flatten(config.to_dict()))
-    for field in given:
-        check_field(field)
+    check_fields(given)
     for field, value in known.items():
         if field not in given:
             raise InputError(f"config.{field} is missing: start the config from lasa_jax.config.default()")

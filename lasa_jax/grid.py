@@ -68,7 +68,7 @@ def points(grid: Grid) -> list[ConfigDict]:
             faults[f"axis {fields}: tied fields must have as many values as each other ({found})"] = None
     for field in [field for settings in (*grid.axes, *grid.points) for field in settings]:
         try:
-            configs.check_field(field)
+            configs.check_fields([field])
         except InputError as error:
             faults[str(error)] = None
     if faults:

@@ -20,6 +20,7 @@ import os
 import re
 import shutil
 import socket
+import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ import orbax.checkpoint as ocp
 from lasa_jax.errors import InputError
 
 PyTree = Any
+_orbax = threading.Lock()  # Orbax numbers its operations per process: saved side by side, two checkpoints lose files
 
 
 def _replace(path: Path, text: str) -> None:
@@ -204,7 +206,7 @@ class Workdir:
         self._checkpoints.mkdir(exist_ok=True)
         folder = self._folder(last_round)
         self._remove(last_round)
-        with ocp.StandardCheckpointer() as checkpointer:
+        with _orbax, ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(folder.absolute(), state)
         manifest = {"round": last_round, "files": _digests(folder)}
         _replace(folder.with_suffix(".json"), json.dumps(manifest, indent=2) + "\n")
@@ -224,7 +226,7 @@ class Workdir:
             if manifest["round"] != last_round or manifest["files"] != _digests(folder):
                 return None
             shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
-            with ocp.StandardCheckpointer() as checkpointer:
+            with _orbax, ocp.StandardCheckpointer() as checkpointer:
                 return checkpointer.restore(folder.absolute(), shapes)
         except (OSError, ValueError, KeyError, TypeError):
             return None
