@@ -149,15 +149,22 @@ def program_key(config: ConfigDict) -> str:
 
 
 class Executables:
-    """The compiled programs of this process, so that runs that differ in numbers only compile once."""
+    """The compiled programs of this process, so that runs that differ in numbers only compile once.
 
-    def __init__(self) -> None:
-        self._compiled: dict[Any, Any] = {}
+    The eight that were used last are kept: on a CPU a program takes about a thousand of the 65,530 memory maps that Linux
+    allows a process, and a sweep may have more programs than that.
+    """
+
+    def __init__(self, keep: int = 8) -> None:
+        self._keep = keep
+        self._count = 0
+        self._compiled: dict[Any, Any] = {}  # the one used last comes last
         self._locks: dict[Any, threading.Lock] = {}
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        return len(self._compiled)
+        """How many were compiled, those that were let go included."""
+        return self._count
 
     def get(
         self, key: str, simulation: Simulation, arguments: tuple[State, Point, FederatedDataset]
@@ -171,10 +178,15 @@ class Executables:
         with self._lock:
             lock = self._locks.setdefault(whole, threading.Lock())
         with lock:
-            if whole in self._compiled:
-                return self._compiled[whole], 0.0
-            self._compiled[whole], seconds = simulation.compile(*arguments)
-            return self._compiled[whole], seconds
+            executable, seconds = self._compiled.pop(whole, None), 0.0
+            if executable is None:
+                executable, seconds = simulation.compile(*arguments)
+            with self._lock:
+                self._count += seconds > 0
+                self._compiled[whole] = executable
+                for oldest in list(self._compiled)[: -self._keep]:
+                    del self._compiled[oldest]
+            return executable, seconds
 
 
 class Stopped(Exception):  # noqa: N818  (nothing is wrong)
@@ -256,7 +268,7 @@ def run_batch(
     with contextlib.ExitStack() as locks:
         for index, (config, path) in enumerate(runs):
             try:
-                if is_finished(path):
+                if _is_leader() and is_finished(path):
                     outcomes[index] = _finished(config, Workdir(path, lock=False), log)
                     continue
                 dataset = load(config.dataset, data_dir=config.data_dir, source=config.source)
@@ -358,6 +370,8 @@ def _run_blocks(
         started = time.perf_counter()
         states, metrics = executable(states, points, fed, np.int32(done))
         metrics = jax.device_get(metrics)  # the one host copy of the block
+        # Arrays that lie on other processes too can only be read whole.
+        held = states if jax.process_count() == 1 else jax.device_get(states)
         count = min(simulation.block_rounds, rounds - done)
         seconds = (time.perf_counter() - started) / (count * len(batch))
         for position, (index, one) in enumerate(batch.items()):
@@ -371,7 +385,7 @@ def _run_blocks(
             try:
                 if one.workdir is not None:
                     lines = record.lines(own, done, count, simulation, layers, seconds)
-                    state = jax.tree.map(lambda x, position=position: x[position], states)
+                    state = jax.tree.map(lambda x, position=position: x[position], held)
                     one.record(lines, done + count, state, diverged=diverged)
                     if on_line is not None:
                         for line in lines:

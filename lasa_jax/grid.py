@@ -227,7 +227,7 @@ class Plan:
         ]
 
 
-def plan(grid: Grid, workdir: Path, *, batch: int | None = None, threads: int | None = None) -> Plan:
+def plan(found: Sequence[ConfigDict], workdir: Path, sizes: Mapping[str, int], *, threads: int | None = None) -> Plan:
     """Counts and estimates without compiling anything.
 
     Memory is the data and, for each run of a batch, a stack of updates, one update more a client that trains at a time, and
@@ -236,11 +236,9 @@ def plan(grid: Grid, workdir: Path, *, batch: int | None = None, threads: int | 
     is. Small models take longer than that. Compiling is not counted.
 
     Args:
-      grid, workdir: the sweep. batch, threads: as of `run`.
+      found: from `points`. workdir, sizes, threads: as of `run`.
     """
-    found = points(grid)
     groups = programs(found)
-    batch_of = batch_sizes(found, workdir, batch=batch)
     left = [config for config in found if not is_finished(workdir / configs.run_name(config))]
     measured = [
         summary["seconds_per_round"] * summary["rounds"]
@@ -252,15 +250,15 @@ def plan(grid: Grid, workdir: Path, *, batch: int | None = None, threads: int | 
     at_once = min((cost.threads(config) for config in left[:1]), default=1) if threads is None else threads
     for config in left:
         one = cost.of(config)
-        memory = max(memory, one.data + batch_of[experiment.program_key(config)] * one.run)
+        memory = max(memory, one.data + sizes[experiment.program_key(config)] * one.run)
         seconds += sum(measured) / len(measured) / at_once if measured else 2 * one.operations / rate
-    sizes = [len(group) for group in groups.values()]
+    members, together = [len(group) for group in groups.values()], [sizes[program] for program in groups]
     return Plan(
         points=len(found),
         finished=len(found) - len(left),
         programs=len(groups),
-        runs_a_program=(min(sizes), max(sizes)) if sizes else (0, 0),
-        runs_in_a_batch=(min(batch_of.values()), max(batch_of.values())) if batch_of else (0, 0),
+        runs_a_program=(min(members, default=0), max(members, default=0)),
+        runs_in_a_batch=(min(together, default=0), max(together, default=0)),
         bytes_a_program=memory,
         seconds=seconds,
     )
@@ -284,9 +282,9 @@ class Outcome:
 def run(
     configs_of_points: Sequence[ConfigDict],
     workdir: Path,
+    sizes: Mapping[str, int],
     *,
     on_outcome: Callable[[Outcome], None],
-    batch: int | None = None,
     threads: int | None = None,
     log: Callable[[str], None] = print,
 ) -> experiment.Executables:
@@ -299,18 +297,14 @@ def run(
     Args:
       configs_of_points: from `points`.
       workdir: the directory of the sweep; each run is in `workdir / config.run_name(config)`.
+      sizes: from `batch_sizes`.
       on_outcome: called after each point, finished ones included. A point that fails is an outcome too.
-      batch: runs in a batch, see `batch_sizes`.
       threads: batches side by side. If None, one on accelerators and where a CPU is several devices, else the cores.
       log: as of `experiment.run`.
 
     Returns:
       The programs that were compiled.
-
-    Raises:
-      InputError: if the sweep was begun with another size of batches.
     """
-    sizes = batch_sizes(configs_of_points, workdir, batch=batch)
     todo = batches(configs_of_points, workdir, sizes)
     for outcome in finished(configs_of_points, workdir, log=log):
         on_outcome(outcome)

@@ -4,10 +4,12 @@ Any setting can be given on the command line: `--config.aggregator.name=fedavg -
 `--workdir`; the same command again goes on where it stopped. docs/configs.md lists the settings.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from absl import flags
 from ml_collections import ConfigDict
 from rich.console import Console
@@ -19,6 +21,12 @@ from lasa_jax import config as configs
 from lasa_jax.errors import InputError
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run; runs/<what>_<config hash> by default")
+_DISTRIBUTED = flags.DEFINE_string(
+    "distributed",
+    None,
+    "one run over several processes, each started with this command: 'auto' under SLURM and the like, or "
+    "ADDRESS:PORT,PROCESSES,ID of the first process, their number, and this one's, counted from 0",
+)
 
 
 def default_workdir(config: ConfigDict) -> Path:
@@ -59,6 +67,9 @@ def print_summary(summary: dict[str, Any], path: Path, console: Console) -> None
 def run(config: ConfigDict, workdir: str | None) -> None:
     """Runs a resolved config, with a progress bar."""
     path = Path(workdir) if workdir else default_workdir(config)
+    if jax.process_index() > 0:  # the first process owns the directory and the terminal
+        experiment.run(config, path, log=lambda text: None)
+        return
     console = Console()
     columns = (
         TextColumn("round"),
@@ -90,10 +101,36 @@ def run(config: ConfigDict, workdir: str | None) -> None:
     print_summary(summary, path, console)
 
 
+def join(processes: str) -> None:
+    """Joins the processes of one run, before JAX is used: `"auto"`, or `"ADDRESS:PORT,PROCESSES,ID"`.
+
+    Raises:
+      InputError: if it is neither, or the others cannot be found.
+    """
+    match = re.fullmatch(r"([^,]+:\d+),(\d+),(\d+)", processes)
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+        if processes == "auto":
+            jax.distributed.initialize()
+        elif match and int(match[3]) < int(match[2]):
+            jax.distributed.initialize(match[1], int(match[2]), int(match[3]))
+        else:
+            raise InputError(
+                f"--distributed={processes}: allowed are 'auto' and ADDRESS:PORT,PROCESSES,ID with ID below PROCESSES"
+            )
+    except InputError:
+        raise
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"--distributed={processes}: {' '.join(str(error).split())}") from None
+
+
 def _main(rest: Sequence[str]) -> None:
     if rest:
         raise InputError(f"{rest[0]}: not a flag; settings are given as --config.NAME=VALUE")
-    run(commandline.resolved_config(), _WORKDIR.value)
+    config = commandline.resolved_config()
+    if _DISTRIBUTED.value is not None:
+        join(_DISTRIBUTED.value)
+    run(config, _WORKDIR.value)
 
 
 if __name__ == "__main__":

@@ -62,6 +62,17 @@ def _digests(folder: Path) -> dict[str, str]:
     }
 
 
+def _checkpointer() -> ocp.StandardCheckpointer:
+    """Orbax for this process alone: where several share a run, it would wait for the others."""
+    if jax.process_count() == 1:
+        return ocp.StandardCheckpointer()
+    here = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=here, active_processes={here}, barrier_sync_key_prefix="lasa_jax"
+    )
+    return ocp.StandardCheckpointer(multiprocessing_options=alone)
+
+
 def is_finished(path: str | os.PathLike[str]) -> bool:
     """Whether a directory holds a finished run; takes no lock."""
     return (Path(path) / "summary.json").is_file()
@@ -206,7 +217,7 @@ class Workdir:
         self._checkpoints.mkdir(exist_ok=True)
         folder = self._folder(last_round)
         self._remove(last_round)
-        with _orbax, ocp.StandardCheckpointer() as checkpointer:
+        with _orbax, _checkpointer() as checkpointer:
             checkpointer.save(folder.absolute(), state)
         manifest = {"round": last_round, "files": _digests(folder)}
         _replace(folder.with_suffix(".json"), json.dumps(manifest, indent=2) + "\n")
@@ -226,7 +237,7 @@ class Workdir:
             if manifest["round"] != last_round or manifest["files"] != _digests(folder):
                 return None
             shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
-            with _orbax, ocp.StandardCheckpointer() as checkpointer:
+            with _orbax, _checkpointer() as checkpointer:
                 return checkpointer.restore(folder.absolute(), shapes)
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -262,7 +273,9 @@ def read_batch_sizes(workdir: Path) -> dict[str, int]:
 
 
 def write_batch_sizes(workdir: Path, sizes: Mapping[str, int]) -> None:
-    """Keeps the sizes of a sweep's batches beside those that are there, in `sweep.json`."""
+    """Keeps the sizes of a sweep's batches in `sweep.json`; one that is there already stays as it is."""
     workdir.mkdir(parents=True, exist_ok=True)
-    known = {**read_batch_sizes(workdir), **sizes}
-    _replace(workdir / "sweep.json", json.dumps({"batch": known}, indent=2, sort_keys=True) + "\n")
+    with open(workdir / ".sweep.lock", "a") as lock:  # the jobs of a cluster start together
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        known = {**sizes, **read_batch_sizes(workdir)}
+        _replace(workdir / "sweep.json", json.dumps({"batch": known}, indent=2, sort_keys=True) + "\n")

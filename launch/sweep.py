@@ -1,7 +1,8 @@
-"""Runs a sweep on this machine: `python -m launch.sweep --config=configs/sweeps/figure1.py:digits --workdir=DIR`.
+"""Runs a sweep: `python -m launch.sweep --config=configs/sweeps/figure1.py:digits --workdir=DIR`.
 
-Prints the plan first; `--dry_run` stops there. Started again, it runs what is missing. Exit code 0 if every point has a
-result, 1 if one failed, 2 for bad input, 130 after Ctrl-C.
+On this machine, or with `--backend=ray` or `--backend=slurm` on a cluster. Prints the plan first; `--dry_run` stops there.
+Started again, it runs what is missing. Exit code 0 if every point has a result or was submitted, 1 if one failed, 2 for bad
+input, 130 after Ctrl-C.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from lasa_jax import grid
 from lasa_jax.data import cache
 from lasa_jax.errors import InputError
+from launch import ray_cluster, slurm
 
 
 def load(config: str) -> grid.Grid:
@@ -41,15 +43,19 @@ def load(config: str) -> grid.Grid:
         raise InputError(f"--config={path}: {type(error).__name__}: {' '.join(str(error).split())}") from None
 
 
-def sweep(
-    config: str, workdir: Path, *, dry_run: bool, console: Console, batch: int | None, threads: int | None
-) -> int:
+def sweep(given: argparse.Namespace, console: Console) -> int:
     """Plans and runs a sweep; returns the exit code."""
-    declared = load(config)
-    points = grid.points(declared)
-    for line in grid.plan(declared, workdir, batch=batch, threads=threads).lines():
+    points, workdir = grid.points(load(given.config)), given.workdir
+    if given.backend == "ray":
+        jax.config.update("jax_platforms", "cpu")  # the accelerators are the workers'
+    sizes = grid.batch_sizes(points, workdir, batch=given.batch)
+    for line in grid.plan(points, workdir, sizes, threads=given.threads).lines():
         print(line, flush=True)
-    if dry_run:
+    if given.dry_run:
+        return 0
+    if given.backend == "slurm":
+        jobs = slurm.submit(given.config, points, workdir, jobs=given.jobs, batch=given.batch, parameters=given.slurm)
+        print(f"submitted: {len(jobs)} jobs, {', '.join(job.job_id for job in jobs)}; logs in {workdir / 'slurm'}")
         return 0
     failed: list[grid.Outcome] = []
     columns = (TextColumn("point"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[last]}"))
@@ -65,9 +71,21 @@ def sweep(
                 last += f" {100 * outcome.summary['final_test_accuracy']:.1f} %"
             progress.update(task, advance=1, last=last)
 
-        options = {"batch": batch, "threads": threads}
-        compiled = grid.run(points, workdir, on_outcome=show, log=lambda text: None, **options)
-    print(f"results: {len(points) - len(failed)} of {len(points)} in {workdir}; compiled programs: {len(compiled)}")
+        if given.backend == "ray":
+            compiled = ray_cluster.run(
+                points,
+                workdir,
+                address=given.address,
+                gpus=given.gpus,
+                batch=given.batch,
+                on_outcome=show,
+                log=lambda text: progress.console.print(text, highlight=False, soft_wrap=True),
+            )
+        else:
+            compiled = len(
+                grid.run(points, workdir, sizes, on_outcome=show, threads=given.threads, log=lambda text: None)
+            )
+    print(f"results: {len(points) - len(failed)} of {len(points)} in {workdir}; compiled programs: {compiled}")
     return 1 if failed else 0
 
 
@@ -86,18 +104,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dry_run", action="store_true", help="only print the plan")
     parser.add_argument("--batch", type=_count, help="runs in one dispatch; 1 on a CPU, else what the memory holds")
     parser.add_argument("--threads", type=_count, help="dispatches side by side; on a CPU the cores, else 1")
+    parser.add_argument("--backend", choices=("local", "ray", "slurm"), default="local", help="see launch/README.md")
+    parser.add_argument("--address", help="of a Ray cluster; the one of this machine's environment if not given")
+    parser.add_argument("--gpus", type=float, help="of a Ray worker; 1, or 0 where the cluster has none")
+    parser.add_argument("--jobs", type=_count, default=1, help="SLURM array tasks that share the points")
+    parser.add_argument("--slurm", default="", help="NAME=VALUE,... for submitit: slurm_partition=gpu,timeout_min=600")
     given = parser.parse_args(argv)
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # compiled programs are kept for the next start
         jax.config.update("jax_compilation_cache_dir", str(cache.directory() / "xla"))
     try:
-        return sweep(
-            given.config,
-            given.workdir,
-            dry_run=given.dry_run,
-            console=Console(stderr=True),
-            batch=given.batch,
-            threads=given.threads,
-        )
+        return sweep(given, Console(stderr=True))
     except grid.GridError as error:
         for fault in error.faults:
             print(f"error: {fault}", file=sys.stderr)

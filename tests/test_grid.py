@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 from lasa_jax import config as configs
@@ -121,7 +122,8 @@ def test_all_faults_are_named_before_the_first_run():
 
 def run(points, path, **options) -> tuple[list, experiment.Executables]:
     outcomes: list[grid.Outcome] = []
-    shared = grid.run(points, path, on_outcome=outcomes.append, log=lambda text: None, **options)
+    sizes = grid.batch_sizes(points, path, batch=options.pop("batch", None))
+    shared = grid.run(points, path, sizes, on_outcome=outcomes.append, log=lambda text: None, **options)
     return outcomes, shared
 
 
@@ -149,6 +151,23 @@ def test_runs_of_a_program_share_one_executable(undisturbed):
     assert len(set(results(path).values())) == 8
     assert len(shared) == traces == 2
     assert all(outcome.summary["status"] == "finished" for outcome in outcomes)
+
+
+def test_programs_that_are_not_used_are_let_go():
+    class Simulated:
+        mesh = None
+
+        def compile(self, name):
+            return object(), 1.0
+
+    known = experiment.Executables(keep=2)
+    first, _ = known.get("a", Simulated(), (np.zeros(1),))
+    known.get("b", Simulated(), (np.zeros(1),))
+    assert known.get("a", Simulated(), (np.zeros(1),)) == (first, 0.0)
+    known.get("c", Simulated(), (np.zeros(1),))  # b goes
+    assert known.get("a", Simulated(), (np.zeros(1),)) == (first, 0.0)
+    assert known.get("b", Simulated(), (np.zeros(1),))[1] > 0
+    assert len(known) == 4
 
 
 def test_a_point_alone_is_the_point_in_the_sweep(undisturbed, tmp_path):
@@ -187,13 +206,15 @@ def test_plan_counts_without_compiling(undisturbed, tmp_path, monkeypatch):
     path, *_ = undisturbed
     monkeypatch.setattr(Simulation, "compile", None)
     declared = grid.Grid(base(), [*SMALL[:2], {"seed": [1, 2, 3]}])
-    new = grid.plan(declared, tmp_path)
+    found = grid.points(declared)
+    sizes = grid.batch_sizes(found, tmp_path)
+    new = grid.plan(found, tmp_path, sizes)
     assert (new.points, new.finished, new.programs, new.runs_a_program) == (12, 0, 2, (6, 6))
     assert new.lines()[0] == "points: 12"
     d = 13_706
     assert new.bytes_a_program > 4 * d * 6
     assert new.seconds > 0
-    assert grid.plan(declared, path).finished == 8
+    assert grid.plan(found, path, sizes).finished == 8
 
 
 def test_a_batch_on_a_mesh_is_its_runs(undisturbed, tmp_path):

@@ -5,7 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
+from benchmarks import collectives
 from lasa_jax import config as configs
 from lasa_jax import data, experiment
 from lasa_jax.data import FederatedDataset
@@ -122,27 +124,53 @@ def test_two_runs_in_one_program():
     assert not np.array_equal(metrics.rounds.train_loss[0], metrics.rounds.train_loss[1])
 
 
-def test_a_mesh_of_runs_and_clients():
-    """Two runs on 2 x 4 devices: each as on one device."""
-    simulation, point, fed = setup(8)
-    simulation = dataclasses.replace(simulation, mesh=make_mesh(runs=2))
-    other = point._replace(key=jax.random.key(9))
-    both = jax.tree.map(lambda *x: jnp.stack(x), point, other)
-    states = simulation.init(both)
-    two = FederatedDataset(fed.train, fed.test, jax.tree.map(lambda x: jnp.stack([x, x]), fed.partition))
-    states, both, two = simulation.place(states, both, two)
-
-    def step(state, point, shares):
-        return one_round(simulation.program, state, point, FederatedDataset(fed.train, fed.test, shares), 1)[0]
-
-    with jax.set_mesh(simulation.mesh):
-        together = jax.device_get(jax.jit(jax.vmap(step))(states, both, two.partition))
-    on_one = jax.jit(step)
-    for run, alone in enumerate((point, other)):
-        wanted = on_one(simulation.program.init(alone), alone, fed.partition)
+@pytest.mark.parametrize("rows", [8, 2, 1])
+def test_meshes_of_runs_and_clients_agree(rows):
+    """Eight runs of 25 clients on 8 x 1, 2 x 4 and 1 x 8 devices: each round as on one device, from the same state."""
+    one, point, fed = setup(1, clients_per_round=25, rounds=2)
+    runs = [point._replace(key=jax.random.key(seed)) for seed in range(8)]
+    points = jax.tree.map(lambda *x: jnp.stack(x), *runs)
+    states = one.init(points)
+    eight = FederatedDataset(fed.train, fed.test, jax.tree.map(lambda x: jnp.stack([x] * 8), fed.partition))
+    simulation = dataclasses.replace(one, mesh=make_mesh(runs=rows), block_rounds=1)
+    placed = simulation.place(states, points, eight)
+    executable, _ = simulation.compile(*placed)
+    together, metrics = jax.device_get(executable(*placed, np.int32(0)))
+    if rows == 8:  # runs do not know of each other
+        assert not collectives.count(executable.as_text())
+    step = jax.jit(functools.partial(one_round, one.program))
+    for run, alone in enumerate(runs):
+        wanted, wanted_metrics = step(one.program.init(alone), alone, fed, jnp.int32(1))
         jax.tree.map(
-            lambda a, b, r=run: np.testing.assert_allclose(a[r], b, atol=2e-5), together.variables, wanted.variables
+            lambda a, b, r=run: np.testing.assert_allclose(a[r], b, atol=1e-4), together.variables, wanted.variables
         )
+        np.testing.assert_array_equal(metrics.rounds.malicious_filtered[run, 0], wanted_metrics.malicious_filtered)
+
+
+def test_lasa_exchanges_one_model_and_a_small_table():
+    """4 d bytes, and for each client and layer a few numbers: as plain averaging."""
+    n, layers = 32, 2
+    for d in (1 << 16, 1 << 17):
+        kinds = collectives.of_rule("lasa", n, d)
+        assert kinds.keys() == {"all-reduce", "all-gather"}
+        assert not any(looped for _, looped in kinds.values())
+        assert 0 <= sum(size for size, _ in kinds.values()) - 4 * d <= 16 * n * layers
+    assert collectives.of_rule("fedavg", n, d) == {"all-reduce": (4 * d, False)}
+
+
+def test_collectives_are_counted():
+    """By hand: an all-reduce of 3 x 4 floats, and another in a loop."""
+
+    def reduce(x):
+        total = functools.partial(jax.lax.psum, axis_name="clients")
+        return jax.shard_map(total, in_specs=PartitionSpec("clients"), out_specs=PartitionSpec())(x)
+
+    def loop(x):
+        return jax.lax.fori_loop(0, 3, lambda i, x: x + jnp.sum(reduce(x)), x)
+
+    x = jax.ShapeDtypeStruct((24, 4), jnp.float32)
+    assert collectives.count(collectives.compiled(reduce, x)) == {"all-reduce": (4 * 3 * 4, False)}
+    assert collectives.count(collectives.compiled(loop, x))["all-reduce"][1]
 
 
 def test_clients_are_drawn_without_replacement():

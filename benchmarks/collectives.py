@@ -1,0 +1,131 @@
+"""Bytes that devices exchange in a round, by rule and by attack: `python -m benchmarks.collectives [--output=FILE]`.
+
+Compiles every rule, and every attack, for stacks of two sizes on eight host devices, adds up what the collectives of
+the optimised HLO deliver to a device, and writes it as a multiple of 4 d (one float32 model) and the rest. What stands in a
+loop is counted once, and marked.
+"""
+
+import argparse
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from lasa_jax import aggregators, attacks, ops
+from lasa_jax.federated import make_mesh
+
+_BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
+_BYTES |= {"s64": 8, "u64": 8, "f64": 8}
+_COLLECTIVE = re.compile(
+    r"^\s*(?:ROOT )?%?\S+ = (.+?) (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
+)
+
+
+def count(hlo: str) -> dict[str, tuple[int, bool]]:
+    """For each kind of collective in the text of a compiled program: bytes of its results on a device, and whether some
+    stand in a computation that is the body of a loop."""
+    bodies = set(re.findall(r"body=%?([\w.\-]+)", hlo))
+    found: dict[str, tuple[int, bool]] = {}
+    computation = ""
+    for line in hlo.splitlines():
+        if header := re.match(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$", line):
+            computation = header[1]
+        if match := _COLLECTIVE.match(line):
+            shapes = re.findall(r"(\w+)\[([\d,]*)\]", match[1])
+            size = sum(_BYTES[kind] * int(np.prod([int(x) for x in dims.split(",") if x])) for kind, dims in shapes)
+            before, looped = found.get(match[2], (0, False))
+            found[match[2]] = (before + size, looped or computation in bodies)
+    return found
+
+
+def stack(n: int, d: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """A stack of n updates of two layers, d entries in all."""
+    return {
+        "kernel": jax.ShapeDtypeStruct((n, d - 64), jnp.float32),
+        "bias": jax.ShapeDtypeStruct((n, 64), jnp.float32),
+    }
+
+
+def compiled(fn: Callable[..., Any], *arguments: Any, stacked: int = 1) -> str:
+    """The optimised HLO of a function on a mesh of all devices; its first `stacked` arguments are sharded over clients."""
+    mesh = make_mesh()
+    rows, everywhere = NamedSharding(mesh, PartitionSpec(ops.CLIENTS)), NamedSharding(mesh, PartitionSpec())
+
+    def place(argument: Any, sharding: NamedSharding) -> Any:
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), argument)
+
+    placed = [place(x, rows if i < stacked else everywhere) for i, x in enumerate(arguments)]
+    with jax.set_mesh(mesh):
+        return jax.jit(fn).lower(*placed).compile().as_text() or ""
+
+
+def of_rule(name: str, n: int, d: int) -> dict[str, tuple[int, bool]]:
+    """Collectives of one aggregation."""
+    rule = aggregators.create(name)
+    updates = stack(n, d)
+    state = jax.eval_shape(rule.init, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), updates))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    present = jax.ShapeDtypeStruct((n,), jnp.bool_)
+
+    def aggregate(updates: Any, state: Any, key: Any, present: Any) -> Any:
+        return rule.aggregate(updates, state, key=key, num_malicious=n // 5, present=present)[0]
+
+    return count(compiled(aggregate, updates, state, key, present))
+
+
+def of_attack(name: str, n: int, d: int) -> dict[str, tuple[int, bool]]:
+    """Collectives of crafting, the crafted stack staying where it is. `adaptive` is given plain averaging."""
+    attack, rule = attacks.create(name), aggregators.fedavg()
+    updates = stack(n, d)
+    state = jax.eval_shape(attack.init, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), updates))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    mask = jax.ShapeDtypeStruct((n,), jnp.bool_)
+
+    def craft(updates: Any, state: Any, malicious: Any, key: Any, present: Any) -> Any:
+        def aggregate(updates: Any) -> Any:
+            return rule.aggregate(updates, (), key=key, num_malicious=n // 5, present=present)[0]
+
+        crafted = attack.craft(updates, state, malicious, key=key, present=present, aggregate=aggregate)[0]
+        return jax.lax.with_sharding_constraint(crafted, PartitionSpec(ops.CLIENTS))
+
+    return count(compiled(craft, updates, state, mask, key, mask))
+
+
+def row(name: str, of: Callable[[str, int, int], dict[str, tuple[int, bool]]], n: int, d: int) -> str:
+    """A line of the table: the slope in d of all bytes, what is left, and which collectives."""
+    small, large = of(name, n, d), of(name, n, 2 * d)
+    total = [sum(size for size, _ in found.values()) for found in (small, large)]
+    slope = (total[1] - total[0]) / (4 * d)
+    kinds = ", ".join(f"{kind}{' (in a loop)' if looped else ''}" for kind, (_, looped) in sorted(small.items()))
+    return f"| {name} | {slope:.2f} | {total[0] - slope * 4 * d:,.0f} | {kinds or '-'} |"
+
+
+def main() -> None:
+    """Prints the two tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clients", type=int, default=32)
+    parser.add_argument("--entries", type=int, default=1 << 16)
+    parser.add_argument("--output", type=Path)
+    given = parser.parse_args()
+    lines = []
+    for kind, names, of in (("rule", aggregators.names(), of_rule), ("attack", attacks.names(), of_attack)):
+        lines += [f"| {kind} | bytes / 4 d | other bytes | collectives |", "| --- | --- | --- | --- |"]
+        for name in names:
+            lines.append(row(name, of, given.clients, given.entries))
+            print(lines[-1], flush=True)
+        lines.append("")
+    if given.output is not None:
+        given.output.write_text("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

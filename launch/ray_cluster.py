@@ -1,0 +1,175 @@
+"""A sweep on a Ray cluster: one worker a GPU, each takes batches of the program that it has compiled.
+
+Ray places the workers and notices those that are lost; which batch comes next is `grid.Queue`'s business, as on one machine.
+"""
+
+import os
+import socket
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from lasa_jax import config as configs
+from lasa_jax import experiment, grid
+from lasa_jax.errors import InputError
+from lasa_jax.workdir import read_batch_sizes, write_batch_sizes
+
+_LOSSES = 3  # of its worker, after which a batch counts as failed: perhaps it is what kills them
+_PASSED_ON = ("TFDS_DATA_DIR", "XDG_CACHE_HOME", "JAX_", "XLA_", "LASA_JAX_")
+
+
+class Worker:
+    """What runs in a Ray actor: the programs that it compiled."""
+
+    def __init__(self, workdir: Path) -> None:
+        self._workdir = workdir
+        self._executables = experiment.Executables()
+
+    def sizes(self, points: Sequence[dict[str, Any]], batch: int | None) -> dict[str, int]:
+        """`grid.batch_sizes` where the accelerator is."""
+        return grid.batch_sizes([ConfigDict(point) for point in points], self._workdir, batch=batch)
+
+    def run(self, program: str, points: Sequence[dict[str, Any]], size: int) -> list[tuple[dict | None, str | None]]:
+        """Summary or error of each point of a batch."""
+        if program not in read_batch_sizes(self._workdir):
+            host = os.uname().nodename
+            raise InputError(
+                f"--workdir={self._workdir}: on {host} this is not the directory that the sweep was started in"
+            )
+        batch = grid.Batch(program, [ConfigDict(point) for point in points], size)
+        outcomes = grid.run_batch(batch, self._workdir, executables=self._executables, log=lambda text: None)
+        return [(outcome.summary, outcome.error) for outcome in outcomes]
+
+    def compiled(self) -> int:
+        """How many programs."""
+        return len(self._executables)
+
+
+def run(
+    points: Sequence[ConfigDict],
+    workdir: Path,
+    *,
+    address: str | None,
+    gpus: float | None,
+    batch: int | None,
+    on_outcome: Callable[[grid.Outcome], None],
+    log: Callable[[str], None],
+) -> int:
+    """Runs the points that are not finished on the workers of a cluster.
+
+    A worker that is lost is replaced, and its batch goes on elsewhere from its last checkpoints. A worker for which there
+    is nothing left is ended, so that it holds no GPU.
+
+    Args:
+      points: from `grid.points`.
+      workdir: a directory that all machines of the cluster see under this path.
+      address: of the cluster, as of `ray.init`.
+      gpus: of each worker; 1 if None, or none where the cluster has none.
+      batch: as of `grid.batch_sizes`.
+      on_outcome: called after each point, finished ones included.
+      log: called when a worker is lost.
+
+    Returns:
+      How many programs the workers compiled; those of lost workers are not known.
+
+    Raises:
+      InputError: if Ray is not installed, there is no cluster, or it has no such GPU.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise InputError("--backend=ray: needs Ray, pip install 'lasa_jax[cluster]'") from None
+    workdir = workdir.absolute()
+    if address is not None and address != "auto":
+        _check_listening(address)
+    passed_on = {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}
+    try:
+        ray.init(address=address or "auto", runtime_env={"env_vars": passed_on}, log_to_driver=False)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise InputError(f"--address={address}: {' '.join(str(error).split())}") from None
+    try:
+        total = ray.cluster_resources()
+        gpus = min(1.0, total.get("GPU", 0.0)) if gpus is None else gpus
+        count = int(total.get("GPU", 0) // gpus if gpus else total.get("CPU", 0))
+        if count < 1:
+            raise InputError(f"--gpus={gpus}: the cluster has {total.get('GPU', 0):g}")
+        return _run(ray, points, workdir, count, gpus, batch, on_outcome, log)
+    finally:
+        ray.shutdown()
+
+
+def _check_listening(address: str) -> None:
+    """Raises InputError unless something listens at `HOST:PORT`: Ray tries for minutes before it says so."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, ValueError) as error:
+        raise InputError(f"--address={address}: no Ray cluster answers there ({error})") from None
+
+
+def _run(
+    ray: Any,
+    points: Sequence[ConfigDict],
+    workdir: Path,
+    count: int,
+    gpus: float,
+    batch: int | None,
+    on_outcome: Callable[[grid.Outcome], None],
+    log: Callable[[str], None],
+) -> int:
+    for outcome in grid.finished(points, workdir, log=lambda text: None):
+        on_outcome(outcome)
+    actor = ray.remote(num_cpus=1, num_gpus=gpus)(Worker)
+    first = actor.remote(workdir)
+    sizes = ray.get(first.sizes.remote([point.to_dict() for point in points], batch))
+    todo = grid.batches(points, workdir, sizes)
+    write_batch_sizes(workdir, sizes)
+    waiting, losses, compiled = grid.Queue(todo), Counter[str](), 0
+    # What each worker is at: a batch, or None while it starts.
+    busy: dict[Any, tuple[Any, grid.Batch | None]] = {}
+
+    def start(worker: Any) -> None:
+        busy[worker.compiled.remote()] = (worker, None)
+
+    def fail(lost: grid.Batch, error: str) -> None:
+        for config in lost.configs:
+            on_outcome(grid.Outcome(config, workdir / configs.run_name(config), None, error))
+
+    start(first)
+    for _ in range(min(count, len(todo)) - 1):
+        start(actor.remote(workdir))
+    while any(taken is not None for _, taken in busy.values()) or len(waiting):
+        (ready, *_), _ = ray.wait(list(busy))
+        worker, taken = busy.pop(ready)
+        try:
+            answer = ray.get(ready)
+        except ray.exceptions.RayActorError:
+            if taken is not None:
+                name = configs.run_name(taken.configs[0])
+                losses[name] += 1
+                log(f"{workdir / name}: its worker was lost")
+                if losses[name] < _LOSSES:
+                    waiting.put_back(taken)
+                else:
+                    fail(taken, f"its worker was lost {_LOSSES} times")
+            start(actor.remote(workdir))
+            continue
+        except ray.exceptions.RayTaskError as error:
+            if taken is None:
+                raise
+            fail(taken, " ".join(str(error.cause).split()))
+            answer = []
+        if taken is not None:
+            for config, (summary, error) in zip(taken.configs, answer, strict=False):
+                on_outcome(grid.Outcome(config, workdir / configs.run_name(config), summary, error))
+        following = waiting.take(None if taken is None else taken.program)
+        if following is None:
+            compiled += ray.get(worker.compiled.remote())
+            ray.kill(worker)
+        else:
+            given = [config.to_dict() for config in following.configs]
+            busy[worker.run.remote(following.program, given, following.size)] = (worker, following)
+    return compiled

@@ -1,0 +1,95 @@
+"""Sweeps on clusters: two local Ray nodes, one of them lost in the middle, and submitit's local executors for SLURM."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from lasa_jax import config as configs
+from lasa_jax import grid
+from lasa_jax.errors import InputError
+from launch import ray_cluster, slurm, sweep
+from tests.test_grid import SWEEP_FILE, command, results
+
+cluster_utils = pytest.importorskip("ray.cluster_utils", reason="pip install 'lasa_jax[cluster]'")
+pytestmark = pytest.mark.filterwarnings("ignore")  # of Ray's and submitit's own
+
+
+@pytest.fixture
+def small(tmp_path) -> str:
+    """The sweep of eight points and two programs."""
+    (tmp_path / "small.py").write_text(SWEEP_FILE)
+    return f"{tmp_path / 'small.py'}:digits"
+
+
+def counted(path: Path) -> int:
+    return len(list(path.glob("*/summary.json")))
+
+
+def test_a_lost_node_loses_no_point(small, tmp_path, monkeypatch):
+    cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        first, second = (cluster.add_node(num_cpus=1) for _ in range(2))
+        assert first is not second
+        arguments = (f"--config={small}", f"--workdir={tmp_path / 'out'}")
+        process = command(*arguments, "--backend=ray", f"--address={cluster.address}")
+        deadline = time.monotonic() + 300
+        while counted(tmp_path / "out") < 2 and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert process.poll() is None, process.communicate()
+        cluster.remove_node(second, allow_graceful=False)
+        output, error = process.communicate(timeout=300)
+        assert process.returncode == 0, error
+        assert "results: 8 of 8" in output
+    finally:
+        process.kill()
+        cluster.shutdown()
+    alone = command(f"--config={small}", f"--workdir={tmp_path / 'alone'}")
+    _, error = alone.communicate(timeout=300)
+    assert alone.returncode == 0, error
+    assert results(tmp_path / "out") == results(tmp_path / "alone")
+
+
+def test_slurm_tasks_share_the_points(small, tmp_path):
+    """Two tasks of submitit's local executor, each a process of its own; started again, there is nothing to submit."""
+    points = grid.points(sweep.load(small))
+    options = {"jobs": 2, "batch": None, "parameters": "timeout_min=10", "cluster": "local"}
+    jobs = slurm.submit(small, points, tmp_path / "out", **options)
+    errors = [job.result() for job in jobs]
+    assert [len(part) for part in errors] == [4, 4]
+    assert not any(error for part in errors for error in part.values())
+    assert counted(tmp_path / "out") == 8
+    assert not slurm.submit(small, points, tmp_path / "out", **options)
+    assert json.loads((tmp_path / "out" / "sweep.json").read_text())["batch"].keys() == grid.programs(points).keys()
+
+
+def test_a_task_that_is_stopped_is_submitted_again():
+    task = slurm.Task("sweep.py:digits", Path("out"), ["a"], None)
+    assert task.checkpoint().function is task
+
+
+@pytest.mark.parametrize(("count", "parts", "lengths"), [(8, 3, [3, 2, 3]), (2, 5, [1, 1]), (0, 2, [])])
+def test_shares_are_even_and_in_order(count, parts, lengths):
+    names = [str(index) for index in range(count)]
+    shares = slurm._shares(names, parts)
+    assert [len(share) for share in shares] == lengths
+    assert [name for share in shares for name in share] == names
+
+
+def test_what_is_wrong_with_a_cluster_is_one_line(small, tmp_path):
+    points = grid.points(sweep.load(small))
+    with pytest.raises(InputError, match=r"--backend=slurm: .*nonsense"):
+        slurm.submit(small, points, tmp_path, jobs=1, batch=None, parameters="nonsense=1", cluster="local")
+    for address in ("127.0.0.1:1", "nowhere"):
+        with pytest.raises(InputError, match=f"--address={address}: no Ray cluster answers there"):
+            ray_cluster.run(
+                points, tmp_path, address=address, gpus=None, batch=None, on_outcome=lambda _: None, log=lambda _: None
+            )
+    assert not list(tmp_path.glob("*/config.json"))
+
+
+def test_a_directory_that_is_not_shared(tmp_path):
+    config = configs.resolve(configs.paper("digits"))
+    with pytest.raises(InputError, match="this is not the directory that the sweep was started in"):
+        ray_cluster.Worker(tmp_path).run("0" * 12, [config.to_dict()], 1)
