@@ -370,7 +370,7 @@ def _heatmap(
             color="black" if light else "white",
         )
     axes.set_xticks(range(len(columns)), columns)
-    if 0.09 * max(map(len, columns)) > width:
+    if 0.08 * max(map(len, columns)) > width:
         axes.tick_params("x", rotation=25)
         for name in axes.get_xticklabels():
             name.set(ha="right", rotation_mode="anchor")
