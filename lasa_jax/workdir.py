@@ -34,11 +34,12 @@ PyTree = Any
 _orbax = threading.Lock()  # Orbax numbers its operations per process: saved side by side, two checkpoints lose files
 
 
-def _replace(path: Path, text: str) -> None:
+def replace_file(path: Path, content: str | bytes) -> None:
     """Writes a file so that at every moment it is either as before or whole."""
     part = path.with_name(f".{path.name}.part")
-    with open(part, "w") as file:
-        file.write(text)
+    part.unlink(missing_ok=True)  # of a crash, or a link that somebody left
+    with open(part, "xb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(part, path)
@@ -149,7 +150,7 @@ class Workdir:
 
     def write_config(self, text: str) -> None:
         """Stores the resolved config, JSON text."""
-        _replace(self.path / "config.json", text)
+        replace_file(self.path / "config.json", text)
 
     def summary(self) -> dict[str, Any] | None:
         """The summary of a finished run, None before."""
@@ -157,7 +158,7 @@ class Workdir:
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Stores the summary; from then on the run is finished."""
-        _replace(self.path / "summary.json", json.dumps(_finite(summary), indent=2) + "\n")
+        replace_file(self.path / "summary.json", json.dumps(_finite(summary), indent=2) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl; what follows a line that a crash cut off is not read."""
@@ -187,7 +188,7 @@ class Workdir:
         """Drops the lines of rounds after `last_round`: rounds that will be computed again."""
         kept = [line for line in self.metrics() if line["round"] <= last_round]
         if (self.path / "metrics.jsonl").exists():
-            _replace(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+            replace_file(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
 
     def write_figure(self, name: str, figure: Any) -> None:
         """Stores a matplotlib figure under a file name."""
@@ -220,7 +221,7 @@ class Workdir:
         with _orbax, _checkpointer() as checkpointer:
             checkpointer.save(folder.absolute(), state)
         manifest = {"round": last_round, "files": _digests(folder)}
-        _replace(folder.with_suffix(".json"), json.dumps(manifest, indent=2) + "\n")
+        replace_file(folder.with_suffix(".json"), json.dumps(manifest, indent=2) + "\n")
         for old in self.checkpoint_rounds()[:-keep]:
             self._remove(old)
 

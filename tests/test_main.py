@@ -136,7 +136,7 @@ def test_report_partition(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["partitions", "--config=configs/digits.py"], "python -m lasa_jax.report partitions: allowed is partition"),
+        (["partitions", "--config=configs/digits.py"], "partitions: is not a directory, and no command"),
         (["partition"], "--config: is missing"),
         (
             ["partition", "--config=configs/digits.py", "--output=/nosuch/a.png"],

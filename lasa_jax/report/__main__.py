@@ -1,11 +1,18 @@
 """The command line of reports.
 
+python -m lasa_jax.report DIR                            tables and figures of the runs below DIR, written to DIR/report
+python -m lasa_jax.report compare DIR                    the paper's numbers beside those of DIR
 python -m lasa_jax.report partition --config=configs/cifar10.py:alpha=0.1 --output=partition.png
 """
 
+import argparse
+import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
 
 from absl import flags
+from rich.console import Console
 
 from lasa_jax import commandline, data
 from lasa_jax.data import partition
@@ -13,9 +20,79 @@ from lasa_jax.errors import InputError
 from lasa_jax.report import partition as picture
 
 _OUTPUT = flags.DEFINE_string("output", "partition.png", "file of the picture")
+_PIPED_WIDTH = 200  # characters, where there is no terminal to fit
 
 
-def _partition() -> None:
+def _say(text: str) -> None:
+    """One line beside the report."""
+    print(text, file=sys.stderr)
+
+
+def _tables(given: argparse.Namespace) -> None:
+    """Prints the tables of the runs below a directory, and writes tables and figures."""
+    from lasa_jax.report import figures, output, tables
+
+    path = output.folder(Path(given.directory), given.output)
+    found = _groups(given)
+    made = {group.folder: tables.tables(group) for group in found}
+    console = _console()
+    for group in found:
+        for table in made[group.folder]:
+            console.print(tables.as_rich(table))
+        if idle := figures.left_out_of_detection(group):
+            _say(f"not in detection.png, since they filter nobody: {', '.join(idle)}")
+    files, missing = output.make(found, made)
+    for line in missing:
+        _say(line)
+    output.write(path, files)
+    print(f"report: {path}: {', '.join(sorted(files))}")
+
+
+def _compare(given: argparse.Namespace) -> None:
+    """Prints and writes the paper's numbers beside those of the runs below a directory."""
+    from lasa_jax.report import compare, output, tables
+
+    path = output.folder(Path(given.directory), given.output)
+    found = _groups(given)
+    console = _console()
+    files: dict[str, str | bytes] = {}
+    for group in found:
+        try:
+            compared = compare.compare(group)
+        except InputError as error:
+            if len(found) == 1:
+                raise
+            _say(str(error))
+            continue
+        table = compare.as_table(group, compared)
+        console.print(tables.as_rich(table))
+        place = f"{group.folder}/" if group.folder else ""
+        files[f"{place}compare.md"] = tables.as_markdown(table)
+        files[f"{place}compare.csv"] = compared.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    if not files:
+        raise InputError(f"{given.directory}: none of its runs is in the paper's tables")
+    output.write(path, files, own=("compare.md", "compare.csv"))
+    print(f"report: {path}: {', '.join(sorted(files))}")
+
+
+def _groups(given: argparse.Namespace) -> list:
+    """The groups of the selected runs; what was left out, and what tells groups apart, is a line each."""
+    from lasa_jax.report import groups, results
+
+    found = results.load(given.directory)
+    for line in found.left_out:
+        _say(line)
+    made, difference = groups.split(results.select(found, given.where))
+    if difference is not None:
+        _say(difference)
+    return made
+
+
+def _console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH, highlight=False)
+
+
+def _draw_partition() -> None:
     """Draws how a config divides its examples, and prints a few numbers."""
     config = commandline.resolved_config()
     dataset = data.load(config.dataset, data_dir=config.data_dir, source=config.source)
@@ -33,11 +110,65 @@ def _partition() -> None:
     print(f"picture: {_OUTPUT.value}")
 
 
-def _main(rest: Sequence[str]) -> None:
+def _partition(rest: Sequence[str]) -> None:
     if list(rest) != ["partition"]:
         raise InputError(f"python -m lasa_jax.report {' '.join(rest)}: allowed is partition")
-    _partition()
+    _draw_partition()
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{self.prog}: {message}")
+
+
+def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
+    """The command line, and the names of its commands; that of `tables` may be left out."""
+    parser = _Parser(
+        prog="python -m lasa_jax.report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, run in (("tables", _tables), ("compare", _compare)):
+        command = commands.add_parser(name, help=run.__doc__, description=run.__doc__, allow_abbrev=False)
+        command.add_argument("directory", metavar="DIR", help="of runs and sweeps, at any depth")
+        command.add_argument("--output", metavar="DIR", help="where to write; DIR/report by default")
+        command.add_argument(
+            *("--where", "-w"),
+            metavar="FIELD=VALUE",
+            action="append",
+            default=[],
+            help="only such runs, as dataset=digits",
+        )
+        command.set_defaults(run=run)
+    commands.add_parser("partition", help=_draw_partition.__doc__, add_help=False)
+    return parser, list(commands.choices)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs a command; exit code 0, or 2 with one line on standard error for bad input."""
+    parser, names = _parser()
+    if not argv or argv[0] not in (*names, "-h", "--help"):
+        argv = ["tables", *argv]
+    try:
+        given, rest = parser.parse_known_args(argv)
+        if not Path(given.directory).is_dir():
+            others = ", ".join(name for name in names if name != "tables")
+            raise InputError(f"{given.directory}: is not a directory, and no command: allowed are DIR, {others}")
+        if rest:
+            raise InputError(f"{rest[0]}: is not an option of {given.command}; see --help")
+        given.run(given)
+    except InputError as error:
+        _say(f"error: {error}")
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    commandline.entry_point(_main)
+    if sys.argv[1:2] == ["partition"]:  # settings of a config are flags of absl
+        commandline.entry_point(_partition)
+    else:
+        sys.exit(main(sys.argv[1:]))

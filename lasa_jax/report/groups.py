@@ -1,0 +1,184 @@
+"""Runs that may stand in one table, and the names of their rows and columns.
+
+Runs differ in their rule and attack with their parameters, in the attack ratio and in the seed. Where they differ in
+anything else (data, rounds, clients), their accuracies do not compare: they are groups, each with tables of its own.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from lasa_jax.config import UNIDENTIFYING
+from lasa_jax.report.results import Results
+
+# As the paper writes them and in its order; what is not here comes after, by its own name, and LASA last.
+RULES = {
+    "fedavg": "FedAvg",
+    "trimmed_mean": "TrMean",
+    "median": "Median",
+    "geometric_median": "GeoMed",
+    "krum": "Krum",
+    "multi_krum": "Multi-Krum",
+    "bulyan": "Bulyan",
+    "dnc": "DnC",
+    "signguard": "SignGuard",
+    "sparsefed": "SparseFed",
+}
+ATTACKS = {
+    "none": "No Attack",
+    "random": "Random",
+    "noise": "Noise",
+    "sign_flip": "Sign-flip",
+    "label_flip": "Label-flip",
+    "tailored_trmean": "TailoredTrmean",
+    "tailored_krum": "TailoredKrum",
+    "min_max": "Min-Max",
+    "min_sum": "Min-Sum",
+    "min_sum_stealthy": "Min-Sum (stealthy)",
+    "lie": "Lie",
+    "alie": "ALIE",
+    "ipm": "IPM",
+    "byzmean": "ByzMean",
+}
+_LAST_RULE = {"lasa": "LASA"}
+
+# Settings that come with a method or do not change what is computed. The clip is set by rule, see docs/fidelity.md.
+_WITH_THE_RULE = ("client.clip_norm",)
+_NOT_COMPARED = (*UNIDENTIFYING, "attack_ratio", "seed", "block_rounds", "client_chunk", "eval_batch_size")
+_TITLE = ("dataset", "model", "rounds", "fidelity")
+_FIRST = ("dataset", "fidelity", "rounds", "model")
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Runs that compare.
+
+    title: what all of them have in common. folder: a name for its files, empty if there is no other group.
+    results: `runs` have the columns `rule` and `attack` beside their fields: the names that tables show, with the parameters
+      that tell variants of one method apart. rules, attacks: those names in order.
+    variants: for each name in `rules` its rule and the parameters in which it differs from the most central variant.
+    """
+
+    title: str
+    folder: str
+    results: Results
+    rules: tuple[str, ...]
+    attacks: tuple[str, ...]
+    variants: Mapping[str, tuple[str, Mapping[str, Any]]]
+
+    @property
+    def runs(self) -> pd.DataFrame:
+        """The runs, a row each."""
+        return self.results.runs
+
+    @property
+    def ratio(self) -> float:
+        """The ratio of what is drawn at one attack ratio: with the most pairs of a rule and an attack, then the largest."""
+        pairs = self.runs.groupby("attack_ratio")[["rule", "attack"]].apply(lambda runs: len(runs.drop_duplicates()))
+        return float(max(pairs.index, key=lambda ratio: (pairs[ratio], ratio)))
+
+
+def split(results: Results) -> tuple[list[Group], str | None]:
+    """The groups of the runs in the order of their settings, and a line with the fields that tell them apart."""
+    shared = [field for field in results.fields if field not in _NOT_COMPARED and not _of_a_method(field)]
+    texts = results.runs[shared].map(str)
+    differing: list[str] = []  # without those that follow from the others, as the model from the dataset
+    for field in sorted(shared, key=lambda field: (_FIRST.index(field) if field in _FIRST else len(_FIRST), field)):
+        counts = texts.groupby(differing)[field].nunique() if differing else texts[[field]].nunique()
+        if counts.max() > 1:
+            differing.append(field)
+    if not differing:
+        return [_group(results, {}, 1)], None
+    groups = []
+    for number, (values, part) in enumerate(texts.groupby(differing), 1):
+        own = dict(zip(differing, values, strict=True))
+        groups.append(_group(results.only(results.runs.loc[part.index]), own, number))
+    found = []
+    for field in differing:
+        counts = texts[field].value_counts().sort_index()
+        found.append(f"{field} is " + ", ".join(f"{value} in {count}" for value, count in counts.items()))
+    example = f"--where={differing[0]}={groups[0].runs.iloc[0][differing[0]]}"
+    return (
+        groups,
+        f"runs that do not compare: {'; '.join(found)}: a report for each of {len(groups)} groups, {example} takes one",
+    )
+
+
+def _of_a_method(field: str) -> bool:
+    return field.startswith(("aggregator.", "attack.")) or field in _WITH_THE_RULE
+
+
+def _group(results: Results, own: Mapping[str, str], number: int) -> Group:
+    """A group of the runs, where `own` tells it apart from the others."""
+    runs = results.runs.copy()
+    parameters = [field for field in results.fields if _of_a_method(field) and not field.endswith(".name")]
+    of_rules = [field for field in parameters if not field.startswith("attack.")]
+    of_attacks = [field for field in parameters if field.startswith("attack.")]
+    rules, runs["rule"] = _label(runs, "aggregator.name", of_rules, {**RULES, **_LAST_RULE})
+    attacks, runs["attack"] = _label(runs, "attack.name", of_attacks, ATTACKS)
+    first = runs.iloc[0]
+    words = [f"{first['rounds']} rounds" if field == "rounds" else str(first[field]) for field in _TITLE[:-1]]
+    words += [f"fidelity {first['fidelity']}"]
+    words += [f"{field} {value}" for field, value in own.items() if field not in _TITLE]
+    name = re.sub(r"[^\w.=,-]", "_", ",".join(f"{field}={value}" for field, value in own.items()))[:100]
+    return Group(
+        title=", ".join(words),
+        folder=f"{number}_{name}" if own else "",
+        results=results.only(runs),
+        rules=tuple(rules),
+        attacks=tuple(attacks),
+        variants=rules,
+    )
+
+
+def _label(
+    runs: pd.DataFrame, field: str, parameters: Sequence[str], names: Mapping[str, str]
+) -> tuple[dict[str, tuple[str, dict[str, Any]]], pd.Series]:
+    """The labels in order, each with its method and what is special about the variant, and the label of every run.
+
+    Of a method with several variants the central one, with the fewest differences to the others, has the method's name
+    alone, and the others add their differences to it: `LASA (sparsity_level 0.5)`.
+    """
+    labels: dict[str, tuple[str, dict[str, Any]]] = {}
+    column = pd.Series("", index=runs.index, dtype=object)
+    known = list(names)
+    for method in sorted(set(runs[field]), key=lambda name: _place(name, known)):
+        own = runs[runs[field] == method]
+        keys = own[list(parameters)].map(lambda value: "unset" if pd.isna(value) else value)
+        variants = [
+            dict(zip(parameters, values, strict=True)) for values in keys.drop_duplicates().itertuples(index=False)
+        ]
+        variants.sort(key=lambda variant: [_sortable(value) for value in variant.values()])
+        centre = min(variants, key=lambda one: sum(len(_differences(one, other)) for other in variants))
+        variants.sort(key=lambda variant: [_sortable(item) for item in _differences(centre, variant).items()])
+        for variant in variants:
+            special = _differences(centre, variant)
+            short = ", ".join(f"{name.rpartition('.')[2]} {_text(value)}" for name, value in special.items())
+            label = names.get(method, method) + (f" ({short})" if short else "")
+            labels[label] = (method, special)
+            column[own.index[(keys == pd.Series(variant)).all(axis=1)]] = label
+    return labels, column
+
+
+def _place(name: str, known: Sequence[str]) -> tuple[int, str]:
+    """Known names in their order, then the others, then LASA."""
+    return (len(known) + 1 if name in _LAST_RULE else known.index(name) if name in known else len(known)), name
+
+
+def _differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields in which two variants differ, with the values of the other."""
+    return {field: value for field, value in other.items() if value != one[field]}
+
+
+def _sortable(value: Any) -> tuple:
+    """Numbers by size, then text."""
+    if isinstance(value, tuple):
+        return tuple(_sortable(item) for item in value)
+    return (0, value, "") if isinstance(value, int | float) else (1, 0, str(value))
+
+
+def _text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,317 @@
+"""Run directories to data frames: every run below a directory, read through `workdir` and checked before it is believed."""
+
+import dataclasses
+import json
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from lasa_jax.config import UNIDENTIFYING, flatten
+from lasa_jax.errors import InputError
+from lasa_jax.workdir import Workdir
+
+_FILES = ("config.json", "metrics.jsonl", "summary.json")
+_LARGEST_FILE = 2**28  # bytes; a hundred times what a long run writes
+_LARGEST_COUNT = 2**53
+_TEXT = re.compile(r"[\w.:+ -]{0,100}")  # what names of methods, datasets and variants are made of
+_REQUIRED = ("dataset", "model", "fidelity", "aggregator.name", "attack.name", "attack_ratio", "seed", "rounds")
+_LINE_NUMBERS = ("test_accuracy", "test_loss", "train_loss", "seconds_per_round")
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """The finished runs below a directory.
+
+    runs: a row a run: `run` (its path below the directory), every field of its config by the config's own name (a parameter
+      of the selected method as `aggregator.sparsity_level`), and of its summary `status`, `best_test_accuracy`,
+      `final_test_accuracy`, `last_round`, `seconds_per_round`, `device`, `malicious_filtered`, `benign_kept` and, where it
+      is known, `num_parameters`. Shares are in [0, 1].
+    lines: a row a run and evaluated round: `run`, `round`, `test_accuracy`, `test_loss`, `train_loss`,
+      `seconds_per_round`, and since the line before, counted in pairs of a client and a layer: `malicious`, `benign`,
+      `malicious_filtered`, `benign_filtered`.
+    layers: a row a run and layer: `run`, `layer`, and over all rounds the shares `malicious_filtered`, `benign_kept`.
+    fields: the columns of `runs` that are settings.
+    left_out: one line for everything that was found and could not be used, or only in part.
+    """
+
+    runs: pd.DataFrame
+    lines: pd.DataFrame
+    layers: pd.DataFrame
+    fields: tuple[str, ...]
+    left_out: tuple[str, ...]
+
+    def only(self, runs: pd.DataFrame) -> "Results":
+        """The results of some of the runs."""
+        lines = self.lines[self.lines["run"].isin(runs["run"])]
+        layers = self.layers[self.layers["run"].isin(runs["run"])]
+        return dataclasses.replace(self, runs=runs, lines=lines, layers=layers)
+
+
+def load(directory: str | os.PathLike[str]) -> Results:
+    """Reads every finished run at or below a directory, in the order of their paths.
+
+    A run that is not finished, or of which a file is damaged, is left out with one line, and the others are read. Links are
+    not followed, and those that lead outside of the directory are named. A run that is there twice counts once.
+
+    Raises:
+      InputError: if there is no such directory, or no finished run in it.
+    """
+    root = Path(directory)
+    if not root.is_dir():
+        raise InputError(f"{root}: is not a directory")
+    left_out: list[str] = []
+    runs: list[dict[str, Any]] = []
+    lines: list[dict[str, Any]] = []
+    layers: list[dict[str, Any]] = []
+    seen: dict[str, str] = {}
+    fields: dict[str, None] = {}  # a set that keeps its order
+    for path in _run_directories(root.resolve(), left_out):
+        name = one_line(str(path.relative_to(root.resolve())))
+        try:
+            found = _read_run(path, name)
+        except (InputError, OSError, RecursionError) as error:
+            reason = str(error).replace(f"{path}{os.sep}", "") or type(error).__name__
+            left_out.append(one_line(f"{name}: {reason}, left out"))
+            continue
+        config, summary, its_layers = found
+        identity = json.dumps(
+            {key: str(value) for key, value in config.items() if key not in UNIDENTIFYING}, sort_keys=True
+        )
+        if identity in seen:
+            left_out.append(one_line(f"{name}: is the same run as {seen[identity]}, counted once"))
+            continue
+        seen[identity] = name
+        fields |= dict.fromkeys(config)
+        runs.append({"run": name, **config, **summary})
+        layers += its_layers
+        try:
+            lines += _read_lines(path, name, summary["last_round"])
+        except (InputError, OSError, RecursionError) as error:
+            reason = str(error) or type(error).__name__
+            left_out.append(one_line(f"{name}: metrics.jsonl: {reason}, in the tables but not in what goes by round"))
+    if not runs:
+        why = f" ({len(left_out)} left out; the first: {left_out[0]})" if left_out else ""
+        raise InputError(f"{root}: has no finished run, which is a directory with config.json and summary.json{why}")
+    frame = pd.DataFrame(runs, dtype=object)
+    numbers = ["best_test_accuracy", "final_test_accuracy", "seconds_per_round", "malicious_filtered", "benign_kept"]
+    frame = frame.astype(dict.fromkeys([*numbers, "num_parameters", "attack_ratio"], float))
+    line_columns = ["run", "round", *_LINE_NUMBERS, *_COUNTS]
+    return Results(
+        runs=frame,
+        lines=pd.DataFrame(lines, columns=line_columns),
+        layers=pd.DataFrame(layers, columns=["run", "layer", "malicious_filtered", "benign_kept"]),
+        fields=tuple(fields),
+        left_out=tuple(left_out),
+    )
+
+
+def select(results: Results, conditions: Sequence[str]) -> Results:
+    """The runs that fulfil every condition `field=value`, such as `dataset=digits` or `aggregator.name=lasa`.
+
+    Raises:
+      InputError: if a condition is no such pair, no run has the field, or none has the value.
+    """
+    for condition in conditions:
+        field, equals, text = condition.partition("=")
+        if not equals:
+            raise InputError(f"--where={condition}: allowed is FIELD=VALUE, for instance dataset=digits")
+        if field not in results.fields:
+            raise InputError(
+                f"--where={condition}: no run has the field {field!r}; fields are {', '.join(results.fields)}"
+            )
+        column = results.runs[field]
+        kept = results.runs[column.map(lambda value, text=text: _is(value, text))]
+        if kept.empty:
+            there = ", ".join(sorted({str(value) for value in column[column.notna()]}))
+            raise InputError(f"--where={condition}: no run has that value; there are {there}")
+        results = results.only(kept)
+    return results
+
+
+def one_line(text: str) -> str:
+    """At most 500 printable characters: names of files and damaged contents may hold anything."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))[:500]
+
+
+def _is(value: Any, text: str) -> bool:
+    """Whether a setting has the value that a user typed: `0.30` is 0.3."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        try:
+            return value == float(text)
+        except ValueError:
+            return False
+    return str(value) == text
+
+
+def _run_directories(root: Path, left_out: list[str]) -> Iterator[Path]:
+    """The directories at or below `root` that hold a file of a run, in order. Checkpoints are not searched."""
+
+    def unreadable(error: OSError) -> None:
+        left_out.append(one_line(f"{error.filename}: cannot be read ({error.strerror}), left out"))
+
+    for folder, below, files in os.walk(root, onerror=unreadable):
+        path = Path(folder)
+        for name in sorted(below):
+            if (path / name).is_symlink():  # os.walk does not follow it; what it names inside of root is found anyway
+                if not _is_inside(path / name, root):
+                    place = (path / name).relative_to(root)
+                    left_out.append(one_line(f"{place}: is a link that leads outside of {root}, left out"))
+                below.remove(name)
+        below[:] = sorted(name for name in below if name != "checkpoints")
+        here = [name for name in _FILES if name in files or name in below]
+        outside = [name for name in here if not _is_inside(path / name, root)]
+        for name in outside:
+            place = (path / name).relative_to(root)
+            left_out.append(one_line(f"{place}: is a link that leads outside of {root}, its run is left out"))
+        if here and not outside:
+            yield path
+
+
+def _is_inside(path: Path, root: Path) -> bool:
+    try:
+        return path.resolve().is_relative_to(root)
+    except (OSError, RuntimeError):  # a link in a circle
+        return False
+
+
+def _read_run(path: Path, name: str) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]:
+    """The flat config of a run, what its summary says, and the detection rates of its layers.
+
+    Raises:
+      InputError: if the run is not finished or a file is not as it must be.
+    """
+    for file in _FILES:
+        if (path / file).exists() and not (path / file).is_file():
+            raise InputError(f"{file} is not a file")
+        if (path / file).exists() and (path / file).stat().st_size > _LARGEST_FILE:
+            raise InputError(f"{file} is larger than {_LARGEST_FILE / 2**20:.0f} MiB")
+    workdir = Workdir(path, lock=False)
+    summary = workdir.summary()
+    if summary is None:
+        rounds = (workdir.config() or {}).get("rounds")
+        done = max((line["round"] for line in workdir.metrics()), default=0)
+        raise InputError(f"is not finished (round {done} of {rounds})")
+    stored = workdir.config()
+    if stored is None:
+        raise InputError("has a summary.json but no config.json")
+    config = _flat(stored)
+    if summary.get("status") not in ("finished", "diverged"):
+        raise InputError(f"summary.json: status = {summary.get('status')!r}: allowed are finished, diverged")
+    detection = summary.get("detection")
+    if not isinstance(detection, Mapping) or not isinstance(detection.get("layers"), Mapping):
+        raise InputError("summary.json: has no detection rates")
+    device = summary.get("device", "unknown")
+    if not isinstance(device, str):
+        raise InputError(f"summary.json: device = {device!r}: allowed is text")
+    result = {
+        "status": summary["status"],
+        "best_test_accuracy": _share(summary, "best_test_accuracy"),
+        "final_test_accuracy": _share(summary, "final_test_accuracy"),
+        "last_round": int(_number(summary, "rounds", high=_LARGEST_COUNT, whole=True)),
+        "seconds_per_round": _number(summary, "seconds_per_round", optional=True),
+        "num_parameters": _number(summary, "num_parameters", high=_LARGEST_COUNT, optional=True),
+        "device": one_line(device),
+        "malicious_filtered": _share(detection, "malicious_filtered"),
+        "benign_kept": _share(detection, "benign_kept"),
+    }
+    layers = []
+    for layer, rates in detection["layers"].items():
+        if not isinstance(rates, Mapping):
+            raise InputError(f"summary.json: detection of layer {layer!r} is {rates!r}")
+        shares = {kind: _share(rates, kind) for kind in ("malicious_filtered", "benign_kept")}
+        layers.append({"run": name, "layer": one_line(layer), **shares})
+    return config, result, layers
+
+
+def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    """`{"aggregator.sparsity_level": 0.3, ...}` of a stored config.
+
+    Raises:
+      InputError: if a field that every run has is missing, or a value is not what a config may hold.
+    """
+    flat = {}
+    for field, value in flatten(config):
+        if value in ("inf", "-inf"):
+            value = float(value)
+        if isinstance(value, Mapping):  # the parameters of a method that has none
+            continue
+        if isinstance(value, list):
+            value = " ".join(map(str, value))
+        if isinstance(value, str) and field not in (*UNIDENTIFYING, "source_id") and not _TEXT.fullmatch(value):
+            raise InputError(f"config.json: {field} = {value!r}: allowed are letters, digits and . : + - _")
+        if not _TEXT.fullmatch(field):
+            raise InputError(f"config.json: {field!r} is not the name of a setting")
+        flat[field.replace(".parameters.", ".")] = value
+    for field in _REQUIRED:
+        if field not in flat:
+            raise InputError(f"config.json: {field} is missing")
+    for field in ("dataset", "model", "fidelity", "aggregator.name", "attack.name"):
+        if not isinstance(flat[field], str) or not flat[field]:
+            raise InputError(f"config.json: {field} = {flat[field]!r}: allowed is a name")
+    _number(flat, "attack_ratio", high=1, file="config.json")
+    _number(flat, "seed", high=_LARGEST_COUNT, whole=True, file="config.json")
+    _number(flat, "rounds", high=_LARGEST_COUNT, whole=True, file="config.json")
+    return flat
+
+
+_COUNTS = ("malicious", "benign", "malicious_filtered", "benign_filtered")
+
+
+def _read_lines(path: Path, name: str, last_round: int) -> list[dict[str, Any]]:
+    """The metrics of a finished run as rows of `Results.lines`.
+
+    Raises:
+      InputError: if a line lacks something or lines are missing at the end.
+    """
+    rows = []
+    for line in Workdir(path, lock=False).metrics():
+        row: dict[str, Any] = {"run": name, "round": line["round"]}
+        for kind in _LINE_NUMBERS:
+            value = line.get(kind)
+            row[kind] = (
+                math.nan
+                if value is None
+                else _number(line, kind, high=1 if kind == "test_accuracy" else math.inf, file=f"round {line['round']}")
+            )
+        for kind in ("malicious", "benign"):
+            filtered = line.get(f"{kind}_filtered")
+            if not isinstance(filtered, Mapping):
+                raise InputError(f"round {line['round']}: has no {kind}_filtered")
+            count = _number(line, kind, high=_LARGEST_COUNT, whole=True, file=f"round {line['round']}")
+            row[kind] = count * len(filtered)
+            row[f"{kind}_filtered"] = sum(
+                _number(filtered, layer, high=count, whole=True, file=f"round {line['round']}") for layer in filtered
+            )
+        rows.append(row)
+    if last_round and (not rows or rows[-1]["round"] != last_round):
+        raise InputError(f"ends at round {rows[-1]['round'] if rows else 0} of {last_round}")
+    return rows
+
+
+def _number(
+    values: Mapping[str, Any],
+    name: str,
+    *,
+    high: float = math.inf,
+    whole: bool = False,
+    optional: bool = False,
+    file: str = "summary.json",
+) -> float:
+    """The value if it is a number in `[0, high]`, NaN for a null that is allowed."""
+    value = values.get(name)
+    if value is None and optional:
+        return math.nan
+    kinds = int if whole else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds) or not 0 <= value <= high:
+        bound = f" up to {high:g}" if high < _LARGEST_COUNT else ""
+        raise InputError(f"{file}: {name} = {value!r}: allowed is a {'whole ' if whole else ''}number from 0{bound}")
+    return value
+
+
+def _share(values: Mapping[str, Any], name: str) -> float:
+    return _number(values, name, high=1, optional=True)

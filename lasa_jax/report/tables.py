@@ -1,0 +1,255 @@
+"""Tables as in the paper: rules by attacks, LASA's sparsity levels, LASA's radii; for the terminal, Markdown and LaTeX."""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import pandas as pd
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from lasa_jax.report.groups import ATTACKS, Group
+
+NO_ATTACK = ATTACKS["none"]
+_RADII = ("aggregator.direction_radius", "aggregator.magnitude_radius")
+_LEVEL = "aggregator.sparsity_level"
+_FEWEST = 3  # sparsity levels or pairs of radii that make a table of their own
+
+
+class Cell(NamedTuple):
+    """A field of a table. rank: 1 is bold, 2 underlined."""
+
+    text: str
+    rank: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table as text. labels: how many columns at the left name the row. notes: lines below it."""
+
+    caption: str
+    headings: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    labels: int = 1
+    notes: tuple[str, ...] = ()
+
+
+def cells(group: Group) -> pd.DataFrame:
+    """A row for every rule, attack and ratio of a group: best test accuracy over its seeds, in percent.
+
+    Columns: `rule`, `attack`, `attack_ratio`, `mean`, `std` (of the sample, n - 1; NaN for one seed), `min`, `max`, `seeds`,
+    `diverged` (how many of them).
+    """
+    runs = group.runs.assign(
+        accuracy=100 * group.runs["best_test_accuracy"], diverged=(group.runs["status"] == "diverged").astype(int)
+    )
+    by = runs.groupby(["rule", "attack", "attack_ratio"], sort=False)
+    found = by["accuracy"].agg(["mean", "std", "min", "max"])
+    found["seeds"], found["diverged"] = by.size(), by["diverged"].sum()
+    found = found.reset_index()
+    order = [found["rule"].map(group.rules.index), found["attack"].map(group.attacks.index), found["attack_ratio"]]
+    return found.loc[pd.concat(order, axis=1).sort_values(by=["rule", "attack", "attack_ratio"]).index].reset_index(
+        drop=True
+    )
+
+
+def tables(group: Group) -> list[Table]:
+    """The tables that the axes of a group make.
+
+    Rules by attacks for every attack ratio; LASA's sparsity levels or pairs of radii where there are three, and then without
+    the first kind if nothing else would stand in it.
+    """
+    found = cells(group)
+    levels, pairs = _variants(group, (_LEVEL,)), _variants(group, _RADII)
+    special = [
+        table for ratio, part in found.groupby("attack_ratio") for table in _of_lasa(group, part, ratio, levels, pairs)
+    ]
+    covered = {label for variants in (levels, pairs) if len(variants) >= _FEWEST for label in variants}
+    if special and covered >= set(group.rules):
+        return special
+    return [_main(group, part, float(ratio)) for ratio, part in found.groupby("attack_ratio")] + special
+
+
+def as_csv(group: Group) -> str:
+    """The cells of a group, a line each, with the settings of its variants."""
+    found = cells(group)
+    settings = sorted({field for _, special in group.variants.values() for field in special})
+    names = pd.DataFrame(
+        [{"rule": label, "aggregator.name": group.variants[label][0]} for label in group.rules], dtype=object
+    )
+    found = found.merge(names, on="rule", how="left", sort=False)
+    for field in settings:
+        first = group.runs.groupby("rule")[field].first()
+        found[field] = found["rule"].map(first)
+    found.insert(0, "group", group.title)
+    return found.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+
+
+def _main(group: Group, found: pd.DataFrame, ratio: float) -> Table:
+    """Rules by attacks with the average over the attacks, as Table 1 of the paper."""
+    rules = [rule for rule in group.rules if rule in set(found["rule"])]
+    attacks = [attack for attack in group.attacks if attack in set(found["attack"])]
+    grid = {(row.rule, row.attack): row for row in found.itertuples()}
+    real = [attack for attack in attacks if attack != NO_ATTACK]
+    columns = [[grid.get((rule, attack)) for rule in rules] for attack in attacks]
+    texts = [_column(column, found) for column in columns]
+    if len(real) > 1:
+        averages: list[float | None] = []
+        for rule in rules:
+            means = [cell.mean for attack in real if (cell := grid.get((rule, attack))) and not pd.isna(cell.mean)]
+            averages.append(sum(means) / len(means) if len(means) == len(real) else None)
+        ranks = _ranks(averages)
+        column = [Cell("-" if v is None else f"{v:.2f}", r) for v, r in zip(averages, ranks, strict=True)]
+        texts.append(column)
+    headings = ("rule", *attacks, *["Average w/ attacks"] * (len(real) > 1))
+    return Table(
+        f"{group.title}: best test accuracy in %{'' if not real else f', {100 * ratio:g} % malicious'}",
+        headings,
+        tuple((Cell(rule), *row) for rule, row in zip(rules, zip(*texts, strict=True), strict=True)),
+        notes=_notes(found, "column"),
+    )
+
+
+def _variants(group: Group, fields: Sequence[str]) -> list[str]:
+    """The labels of the rule that has these parameters, as far as its variants differ in nothing else."""
+    methods = {method for method, special in group.variants.values() if set(special) & set(fields)}
+    if len(methods) != 1:
+        return []
+    return [
+        label
+        for label, (method, special) in group.variants.items()
+        if method in methods and set(special) <= set(fields)
+    ]
+
+
+def _of_lasa(
+    group: Group, found: pd.DataFrame, ratio: float, levels: Sequence[str], pairs: Sequence[str]
+) -> list[Table]:
+    """Tables 2 and 3 of the paper at one attack ratio."""
+    made = []
+    settings = group.runs.drop_duplicates("rule").set_index("rule")
+    for variants, fields in ((levels, [_LEVEL]), (pairs, list(_RADII))):
+        if len(variants) < _FEWEST:
+            continue
+        part = found[found["rule"].isin(variants)]
+        attacks = [attack for attack in group.attacks if attack in set(part["attack"])]
+        rows = settings.loc[list(variants), fields].astype(float).sort_values(fields)
+        grid = {(row.rule, row.attack): row for row in part.itertuples()}
+        columns = [_column([grid.get((rule, attack)) for rule in rows.index], part) for attack in attacks]
+        caption = f"{group.title}: best test accuracy in %, {100 * ratio:g} % malicious, "
+        rule = variants[0].partition(" (")[0]
+        if fields == [_LEVEL]:
+            headings = ("attack", *(f"{level:g}" for level in rows[_LEVEL]))
+            lines = tuple((Cell(attack), *column) for attack, column in zip(attacks, columns, strict=True))
+            made.append(Table(f"{caption}{rule} by sparsity level", headings, lines, 1, _notes(part, "row")))
+        else:
+            headings = ("direction radius", "magnitude radius", *attacks)
+            lines = tuple(
+                (Cell(f"{pair[0]:g}"), Cell(f"{pair[1]:g}"), *line)
+                for pair, line in zip(rows.itertuples(index=False), zip(*columns, strict=True), strict=True)
+            )
+            made.append(Table(f"{caption}{rule} by filtering radii", headings, lines, 2, _notes(part, "column")))
+    return made
+
+
+def _column(values: Sequence[Any], found: pd.DataFrame) -> list[Cell]:
+    """Cells that are ranked among each other; the values are rows of `cells`, None where no run is."""
+    ranks = _ranks([None if value is None or pd.isna(value.mean) else value.mean for value in values])
+    return [Cell(_accuracy(value, found["seeds"].max()), rank) for value, rank in zip(values, ranks, strict=True)]
+
+
+def _accuracy(value: Any, seeds: int) -> str:
+    """`97.94 ± 0.12`, with a dagger if a run diverged and the number of seeds in brackets if it is less than elsewhere."""
+    if value is None or pd.isna(value.mean):
+        return "-"
+    spread = "" if pd.isna(value.std) else f" ± {value.std:.2f}"
+    mark = " †" if value.diverged else ""
+    fewer = f" ({value.seeds})" if value.seeds < seeds else ""
+    return f"{value.mean:.2f}{spread}{mark}{fewer}"
+
+
+def _ranks(values: Sequence[float | None]) -> list[int]:
+    """1 for the largest as printed, 2 for the second, 0 for the rest; values that print the same share a rank."""
+    printed = [None if value is None else round(value, 2) for value in values]
+    best = sorted({value for value in printed if value is not None}, reverse=True)[:2]
+    alone = sum(value is not None for value in printed) < 2
+    return [0 if value is None or alone or value not in best else best.index(value) + 1 for value in printed]
+
+
+def _notes(found: pd.DataFrame, where: str) -> tuple[str, ...]:
+    most = found["seeds"].max()
+    notes = [f"Bold: best of the {where}; underlined: second."]
+    if most > 1:
+        notes.append(f"Mean over {most} seeds, ± their standard deviation (n - 1), in percentage points.")
+    if (found["seeds"] < most).any():
+        notes.append("(k): only k seeds are there.")
+    if (found["diverged"] > 0).any():
+        notes.append("†: a run diverged; its best accuracy is that before.")
+    return tuple(notes)
+
+
+def as_rich(table: Table) -> RichTable:
+    """For the terminal."""
+    made = RichTable(
+        title=Text(table.caption), title_justify="left", caption=Text(" ".join(table.notes)), caption_justify="left"
+    )
+    for index, heading in enumerate(table.headings):
+        made.add_column(Text(heading), justify="left" if index < table.labels else "right")
+    for row in table.rows:
+        made.add_row(*(Text(cell.text, style=("", "bold", "underline")[cell.rank]) for cell in row))
+    return made
+
+
+def as_markdown(table: Table) -> str:
+    """A pipe table; second best is underlined by HTML, since Markdown has no underline."""
+    marks = (("", ""), ("**", "**"), ("<u>", "</u>"))
+
+    def line(texts: Sequence[str]) -> str:
+        return f"| {' | '.join(texts)} |"
+
+    bars = ["---" if index < table.labels else "---:" for index in range(len(table.headings))]
+    rows = [[f"{marks[cell.rank][0]}{_pipes(cell.text)}{marks[cell.rank][1]}" for cell in row] for row in table.rows]
+    lines = [line([_pipes(heading) for heading in table.headings]), line(bars), *(line(row) for row in rows)]
+    return "\n".join([f"**{_pipes(table.caption)}**", "", *lines, "", *table.notes, ""])
+
+
+def _pipes(text: str) -> str:
+    return re.sub(r"([|*_<>`\\\[])", r"\\\1", text)
+
+
+def as_latex(table: Table) -> str:
+    """A table environment that needs the package booktabs."""
+    marks = ("{}", r"\textbf{{{}}}", r"\underline{{{}}}")
+    rows = [" & ".join(marks[cell.rank].format(_latex(cell.text)) for cell in row) + r" \\" for row in table.rows]
+    columns = "l" * table.labels + "r" * (len(table.headings) - table.labels)
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{_latex(table.caption)}. {_latex(' '.join(table.notes))}}}",
+            rf"\begin{{tabular}}{{{columns}}}",
+            r"\toprule",
+            " & ".join(map(_latex, table.headings)) + r" \\",
+            r"\midrule",
+            *rows,
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "±": r"$\pm$",
+    "†": r"$\dagger$",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+}
+_LATEX |= {character: rf"\{character}" for character in "&%$#_{}"}
+
+
+def _latex(text: str) -> str:
+    return "".join(_LATEX.get(character, character) for character in text)

@@ -1,0 +1,95 @@
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from lasa_jax.errors import InputError
+from lasa_jax.report import compare
+from tests.report.runs import of, write_run
+from tests.report.test_tables import group_of
+
+SHARED = Path(__file__).parents[3] / "shared" / "paper"
+
+
+@pytest.mark.parametrize("name", ["table1", "table2", "table3"])
+def test_published_files_are_the_supplement(name):
+    own = compare._read(name)
+    if not (SHARED / f"{name}.csv").is_file():
+        pytest.skip("../shared/paper is not there")
+    pd.testing.assert_frame_equal(own, pd.read_csv(SHARED / f"{name}.csv"))
+
+
+def published(**where):
+    cells = compare.published()
+    for name, value in where.items():
+        cells = cells[cells[name] == value]
+    return cells
+
+
+def test_published_cells():
+    """Some as printed in the supplement, typed here again."""
+    assert compare.published().groupby("table").size().tolist() == [243 + 18, 84, 42]  # 18: Min-Sum stealthy or not
+    assert published(table=1, dataset="mnist", rule="signguard", attack="byzmean")["published"].tolist() == [97.63]
+    assert published(table=1, dataset="femnist", rule="dnc", attack="min_sum_stealthy")["published"].tolist() == [80.37]
+    assert published(table=1, dataset="mnist", attack="min_sum_stealthy").empty
+    assert published(table=2, dataset="shakespeare", attack="noise", sparsity_level=0.95)["published"].tolist() == [
+        63.546
+    ]
+    radii = {"direction_radius": 3.0, "magnitude_radius": 2.0}
+    assert published(table=3, dataset="fashion_mnist", attack="byzmean", **radii)["published"].tolist() == [67.25]
+
+
+def test_the_tables_agree_where_they_overlap():
+    """The supplement states LASA's default cells in all three tables: our reading of its radii makes them one cell."""
+    cells = published(rule="lasa", attack="byzmean", sparsity_level=0.3)
+    for dataset, (direction, magnitude) in compare._RADII.items():
+        own = cells[(cells["dataset"] == dataset) & (cells["direction_radius"] == direction)]
+        own = own[own["magnitude_radius"] == magnitude]["published"]
+        assert len(own) >= 2
+        assert own.max() - own.min() < 0.01
+
+
+def test_cells_beside_the_papers(tmp_path):
+    for seed, accuracy in ((1, 0.97), (2, 0.98)):
+        write_run(tmp_path, of("signguard", "byzmean", seed), [accuracy], dataset="mnist")
+        write_run(tmp_path, of("lasa", "byzmean", seed, lasa__sparsity_level=0.5), [accuracy], dataset="mnist")
+    write_run(tmp_path, of("lasa", "byzmean"), [0.9], dataset="mnist")
+    write_run(
+        tmp_path, of("lasa", "byzmean", lasa__granularity="model"), [0.1], dataset="mnist"
+    )  # not LASA as published
+    write_run(tmp_path, of("lasa", "byzmean", ratio=0.1), [0.1], dataset="mnist")  # at another ratio
+    write_run(tmp_path, of("median", "byzmean"), [0.1], dataset="mnist")  # not in the paper
+    write_run(tmp_path, of("fedavg", "none", ratio=0.1), [0.9], dataset="mnist")  # without attack no ratio matters
+    group = group_of(tmp_path)
+    compared = compare.compare(group)
+    shown = compared[
+        ["table", "rule", "sparsity_level", "published", "ours", "difference", "in_spreads", "seeds"]
+    ].round(3)
+    assert shown.astype(object).where(shown.notna(), None).to_numpy().tolist() == [
+        [1, "fedavg", None, 97.85, 90.0, -7.85, None, 1],
+        [1, "signguard", None, 97.63, 97.5, -0.13, -0.184, 2],
+        [1, "lasa", 0.3, 97.94, 90.0, -7.94, None, 1],
+        [2, "lasa", 0.3, 97.943, 90.0, -7.943, None, 1],
+        [2, "lasa", 0.5, 97.821, 97.5, -0.321, -0.454, 2],
+        [3, "lasa", 0.3, 97.943, 90.0, -7.943, None, 1],
+    ]
+    table = compare.as_table(group, compared)
+    rows = [[cell.text for cell in row] for row in table.rows]
+    assert rows[1] == ["1", "signguard", "byzmean", "", "97.63", "97.50 ± 0.71", "-0.13", "-0.2", "2"]
+    assert rows[4] == ["2", "lasa", "byzmean", "sparsity level 0.5", "97.82", "97.50 ± 0.71", "-0.32", "-0.5", "2"]
+    assert rows[5][3] == "radii 1, 2"
+    assert table.notes[1] == "Table 1: 3 cells, 5.31 points apart in the mean, at most 7.94 (lasa, byzmean)."
+
+
+def test_datasets_that_the_paper_does_not_have(tmp_path):
+    write_run(tmp_path, of("lasa", "byzmean"), [0.5])
+    with pytest.raises(
+        InputError, match=r"^dataset digits: the paper has no table of it, only of mnist, fashion_mnist, femnist"
+    ):
+        compare.compare(group_of(tmp_path))
+
+
+def test_runs_that_the_paper_does_not_have(tmp_path):
+    write_run(tmp_path, of("lasa", "byzmean", ratio=0.1), [0.5], dataset="mnist")
+    with pytest.raises(InputError, match="no run of it is in the paper's tables, which are at 25 % malicious"):
+        compare.compare(group_of(tmp_path))

@@ -1,0 +1,155 @@
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from lasa_jax.report import figures
+from tests.report.runs import LAYERS, of, write_run
+from tests.report.test_tables import group_of, groups_of
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Two rules, two attacks, two ratios, two seeds, and plain averaging without attack."""
+    root = tmp_path_factory.mktemp("whole")
+    for seed in (1, 2):
+        wiggle = 0.02 * (seed - 1)
+        write_run(root, of("fedavg", "none", seed), [0.5, 0.9 + wiggle])
+        for ratio in (0.1, 0.25):
+            for attack, less in (("noise", 0.0), ("byzmean", 0.2)):
+                write_run(root, of("median", attack, seed, ratio), [0.2, 0.7 - less - ratio + wiggle])
+                write_run(
+                    root,
+                    of("lasa", attack, seed, ratio),
+                    [0.4, 0.85 - less / 10 + wiggle],
+                    filtered=(2 if attack == "noise" else 1, 2),
+                )
+    return group_of(root)
+
+
+def lines(axes):
+    """The lines of a panel: x and y of each."""
+    return [(list(line.get_xdata()), np.round(line.get_ydata(), 6).tolist()) for line in axes.lines]
+
+
+def cells_of(axes):
+    return [text.get_text() for text in axes.texts]
+
+
+def test_ratio(whole):
+    figure = figures.ratio(whole)
+    noise, byzmean = figure.axes
+    assert (noise.get_title(), byzmean.get_title()) == ("Noise", "ByzMean")
+    median, lasa, baseline = lines(byzmean)
+    assert median == ([10.0, 25.0], [41.0, 26.0])
+    assert lasa == ([10.0, 25.0], [84.0, 84.0])
+    assert baseline[1] == [91.0, 91.0]
+    assert byzmean.lines[2].get_linestyle() == "--"
+    band = byzmean.collections[0].get_paths()[0].vertices[:, 1]
+    assert (round(band.min(), 6), round(band.max(), 6)) == (25.0, 42.0)
+    assert byzmean.get_xlabel() == "malicious clients in %"
+    assert noise.get_ylabel() == "best test accuracy in %"
+    assert [text.get_text() for text in figure.legends[0].texts] == ["Median", "LASA", "FedAvg, no attack"]
+
+
+def test_curves(whole):
+    figure = figures.curves(whole)
+    assert [axes.get_title() for axes in figure.axes] == ["No Attack", "Noise", "ByzMean"]
+    assert lines(figure.axes[0])[0] == ([1.0, 2.0], [50.0, 91.0])
+    median, lasa = (line for line in lines(figure.axes[2]) if line[0])
+    assert median == ([1.0, 2.0], [20.0, 26.0])
+    assert lasa == ([1.0, 2.0], [40.0, 84.0])
+    assert "25 % malicious" in figure.get_suptitle()
+
+
+def test_worst_case(whole):
+    axes = figures.worst_case(whole).axes[0]
+    assert cells_of(axes) == ["41.0\nByzMean", "26.0\nByzMean", "84.0\nByzMean", "84.0\nByzMean"]
+    assert [name.get_text() for name in axes.get_yticklabels()] == ["Median", "LASA"]
+    assert [name.get_text() for name in axes.get_xticklabels()] == ["10", "25"]
+
+
+def test_worst_case_of_some_attacks_is_a_bound(tmp_path):
+    write_run(tmp_path, of("median", "noise"), [0.5])
+    write_run(tmp_path, of("median", "lie"), [0.4])
+    write_run(tmp_path, of("lasa", "lie"), [0.6])
+    assert cells_of(figures.worst_case(group_of(tmp_path)).axes[0]) == ["40.0\nLie", "≤ 60.0\nLie"]
+
+
+def test_detection(whole):
+    figure = figures.detection(whole)
+    true, false, layers_true, layers_false, rounds_true, rounds_false = figure.axes[:6]
+    assert cells_of(true) == ["100.0", "50.0"]  # Noise, ByzMean
+    assert cells_of(false) == ["25.0", "25.0"]
+    assert [name.get_text() for name in true.get_yticklabels()] == ["LASA"]  # the median weighs everybody
+    assert cells_of(layers_true) == ["75.0"] * len(LAYERS)
+    assert cells_of(layers_false) == ["25.0"] * len(LAYERS)
+    assert lines(rounds_true) == [([1, 2], [75.0, 75.0])]
+    assert lines(rounds_false) == [([1, 2], [25.0, 25.0])]
+    assert figures.left_out_of_detection(whole) == ["FedAvg", "Median"]
+
+
+def test_cost(whole, tmp_path):
+    axes = figures.cost(whole).axes[0]
+    assert [bar.get_width() for bar in axes.patches] == [0.5, 0.5, 0.5]
+    assert "30 clients a round, 1 x cpu" in axes.figure.get_suptitle()
+    write_run(tmp_path, of("fedavg", "lie", 1), [0.5], summary={"seconds_per_round": 9.0, "device": "1 x gpu"})
+    for seed in (1, 2, 3):
+        write_run(tmp_path, of("lasa", "lie", seed), [0.5], summary={"seconds_per_round": float(seed)})
+    axes = figures.cost(group_of(tmp_path)).axes[0]
+    assert [bar.get_width() for bar in axes.patches] == [2.0]  # one device, that of the most runs
+
+
+def test_cost_by_size(tmp_path):
+    for n in (10, 20):
+        seconds = {"seconds_per_round": n / 10, "num_parameters": 1000}
+        write_run(tmp_path, {**of("lasa", "lie"), "clients_per_round": n}, [0.5], summary=seconds)
+    write_run(
+        tmp_path,
+        {**of("lasa", "lie"), "clients_per_round": 20},
+        [0.5],
+        dataset="mnist",
+        summary={"seconds_per_round": 8.0, "num_parameters": 5000},
+    )
+    found, _ = groups_of(tmp_path)
+    by_n, by_d = figures.cost_by_size(found).axes
+    assert lines(by_n) == [([10.0, 20.0], [1.0, 2.0])]
+    assert lines(by_d) == [([1000.0, 5000.0], [2.0, 8.0])]
+    assert by_n.get_xlabel() == "clients a round n (dataset digits, model small_cnn)"
+    assert by_d.get_xlabel() == "parameters d (clients per round 20)"
+    assert figures.cost_by_size(found[:1]).startswith("cost.png against n and d needs runs that differ in")
+
+
+def test_what_has_no_data_says_why(tmp_path):
+    write_run(tmp_path, of("fedavg", "byzmean"), [0.5], summary={"seconds_per_round": None})
+    group = group_of(tmp_path)
+    said = {name: draw(group) for name, draw in figures.OF_A_GROUP.items()}
+    assert said == {
+        "ratio": "ratio.png needs runs of one attack at two attack ratios",
+        "curves": "curves.png needs two evaluated rounds",
+        "worst_case": "worst_case.png needs runs of two attacks",
+        "detection": "detection.png needs a rule that filters clients",
+        "cost": "cost.png needs runs that were timed",
+    }
+
+
+def test_a_rule_looks_the_same_everywhere_and_unlike_the_others(whole):
+    styles = [(style["color"], str(style["linestyle"])) for style in map(figures._style, range(35))]
+    assert len(set(styles)) == 35
+    (lasa,) = (line for line in figures.detection(whole).axes[4].lines)
+    assert lasa.get_color() == figures.ratio(whole).axes[0].lines[1].get_color()
+
+
+@pytest.mark.parametrize("name", figures.OF_A_GROUP)
+def test_nothing_overlaps_and_bytes_repeat(whole, name):
+    figure = figures.OF_A_GROUP[name](whole)
+    assert isinstance(figure, Figure)
+    figure.draw_without_rendering()
+    frame = figure.bbox
+    labels = [axes.xaxis.label for axes in figure.axes] + [axes.title for axes in figure.axes] + list(figure.legends)
+    boxes = [box for label in labels if (box := label.get_window_extent()).width > 0]
+    assert all(frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1 for box in boxes)
+    assert not [1 for i, one in enumerate(boxes) for other in boxes[:i] if one.overlaps(other)]
+    for kind, start in (("png", b"\x89PNG"), ("svg", b"<?xml")):
+        first = figures.as_bytes(figures.OF_A_GROUP[name](whole), kind)
+        assert first.startswith(start)
+        assert first == figures.as_bytes(figures.OF_A_GROUP[name](whole), kind)
