@@ -1,6 +1,8 @@
 """The bound of equation (14) where its assumptions hold, Lemma 4 where they do not suffice, and (f, kappa)-robustness."""
 
 import itertools
+import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -234,3 +236,16 @@ def test_coefficients_at_the_edges():
     assert robustness.robustness_coefficient(aggregators.fedavg(), same, 0) == 0  # of all clients it is the mean
     with pytest.raises(InputError, match="num_malicious = 3"):
         robustness.robustness_coefficient(aggregators.fedavg(), same, 3)
+
+
+@pytest.mark.slow
+def test_the_code_and_the_numbers_of_the_docs():
+    text = (Path(__file__).parents[2] / "docs" / "theory.md").read_text()
+    names: dict = {}
+    for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(code, names)
+    frame = names["frame"].set_index("sparsity_level")
+    assert frame.enough_kept.all()
+    for level, error, bound in re.findall(r"^\| ([0-9.]+) \| ([0-9.]+) \| ([0-9.]+) \|", text, re.MULTILINE):
+        assert frame.squared_error[float(level)] == pytest.approx(float(error), rel=0.1)
+        assert frame.bound[float(level)] == pytest.approx(float(bound), rel=0.02)
