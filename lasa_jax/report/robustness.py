@@ -268,7 +268,7 @@ def robustness_coefficient(
 
     A rule is (f, kappa)-robust if this is at most kappa for all updates; on one set of updates it is a lower bound of the
     rule's kappa. Infinite where S agrees and F(x) is elsewhere. Source: Allouah, Farhadkhani, Guerraoui, Gupta, Pinot and
-    Stephan, AISTATS 2023, definition 2.
+    Stephan, AISTATS 2023.
 
     All subsets are tried where there are at most 20,000; else swaps of two clients climb from random subsets, so that the
     result is a lower bound of the maximum too.

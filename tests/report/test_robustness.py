@@ -196,7 +196,7 @@ def coefficient_by_definition(x: np.ndarray, result: np.ndarray, f: int) -> floa
     return max(found)
 
 
-# Upper bounds of kappa, Allouah et al. 2023, table 1, with r = f / (n - 2f).
+# Upper bounds of kappa, Allouah et al. 2023, with r = f / (n - 2f).
 KAPPA = {
     "trimmed_mean": lambda r: 6 * r * (1 + r),
     "krum": lambda r: 6 * (1 + r),
