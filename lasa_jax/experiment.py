@@ -1,34 +1,35 @@
-"""From a resolved config to a finished run directory: data, simulation, checkpoints, metrics, resume."""
+"""From resolved configs to finished run directories: data, simulation, checkpoints, metrics, resume."""
 
-import dataclasses
+import contextlib
 import functools
 import hashlib
 import json
-import platform
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from lasa_jax import aggregators, data, models
+from lasa_jax import aggregators, data, models, record
 from lasa_jax import config as configs
 from lasa_jax.data import Dataset, FederatedDataset, partition
 from lasa_jax.data.partition import Partition
 from lasa_jax.errors import InputError, check_number
 from lasa_jax.federated import LocalTraining, Point, Program, Simulation, State, make_mesh
 from lasa_jax.federated.client import SGD
-from lasa_jax.federated.simulation import BlockMetrics
 from lasa_jax.workdir import Workdir, is_finished
 
 PyTree = Any
 Progress = Callable[[Mapping[str, Any]], None]
+Log = Callable[[str], None]
+Outcome = dict[str, Any] | Exception
 
 
 def make_program(config: ConfigDict, dataset: Dataset, shares: Partition) -> Program:
@@ -152,6 +153,8 @@ class Executables:
 
     def __init__(self) -> None:
         self._compiled: dict[Any, Any] = {}
+        self._locks: dict[Any, threading.Lock] = {}
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._compiled)
@@ -159,21 +162,27 @@ class Executables:
     def get(
         self, key: str, simulation: Simulation, arguments: tuple[State, Point, FederatedDataset]
     ) -> tuple[Any, float]:
-        """The executable of a program, and the seconds that it took to compile now: 0 if it was there."""
+        """The executable of a program, and the seconds that it took to compile now: 0 if it was there.
+
+        Threads that ask for the same program wait for the one that compiles it.
+        """
         shapes = jax.tree.map(lambda x: (x.shape, str(x.dtype)), arguments)
         whole = (key, simulation.mesh, jax.tree.structure(arguments), tuple(jax.tree.leaves(shapes)))
-        if whole in self._compiled:
-            return self._compiled[whole], 0.0
-        self._compiled[whole], seconds = simulation.compile(*arguments)
-        return self._compiled[whole], seconds
+        with self._lock:
+            lock = self._locks.setdefault(whole, threading.Lock())
+        with lock:
+            if whole in self._compiled:
+                return self._compiled[whole], 0.0
+            self._compiled[whole], seconds = simulation.compile(*arguments)
+            return self._compiled[whole], seconds
 
 
-@dataclasses.dataclass
-class _Clock:
-    """Seconds of this process, for the summary."""
+class Stopped(Exception):  # noqa: N818  (nothing is wrong)
+    """The run was asked to stop; started again, it goes on from its last checkpoint."""
 
-    began: float
-    compile_seconds: float = 0.0
+
+# What can go wrong in one run without the others being wrong: its input, its files, its memory, its numbers.
+RUN_FAILURES = (InputError, OSError, RuntimeError, ValueError)
 
 
 def run(
@@ -183,9 +192,13 @@ def run(
     mesh: Mesh | None = None,
     executables: Executables | None = None,
     on_line: Progress | None = None,
-    log: Callable[[str], None] = print,
+    log: Log = print,
+    stop: threading.Event | None = None,
 ) -> dict[str, Any]:
     """Runs a resolved config to its end in a run directory, going on from its last good checkpoint.
+
+    Where several processes were started with `jax.distributed`, all of them call this alike and get the same summary; the
+    directory is that of the first one.
 
     Args:
       config: from `config.resolve`.
@@ -194,64 +207,211 @@ def run(
       executables: programs compiled before, and to be shared with runs to come.
       on_line: called with each new line of metrics.jsonl.
       log: called with what a user should know: that a run goes on, that a checkpoint is damaged.
+      stop: once set, the run stops after its block.
 
     Returns:
       The summary, as stored in summary.json; at once if the run is finished already.
 
     Raises:
       InputError: if the directory belongs to another config or another process, or the data is missing.
+      Stopped: if `stop` was set before the end.
     """
-    clock = _Clock(time.perf_counter())
-    if is_finished(path):
-        return _finished(config, Workdir(path, lock=False), log)
-    versions = _versions()
-    dataset = data.load(config.dataset, data_dir=config.data_dir, source=config.source)
-    config = ConfigDict(config.to_dict())
-    if dataset.source_id is not None:
-        config.source_id = dataset.source_id
-    shares = make_partition(config, dataset)
-    simulation = make_simulation(config, dataset, shares, make_mesh() if mesh is None else mesh)
-    points = jax.tree.map(lambda x: x[None], make_point(config, simulation.program))
-    with Workdir(path) as workdir:
-        if workdir.summary() is not None:  # another process finished it in between
-            return _finished(config, workdir, log)
-        _claim(config, workdir)
-        states = simulation.init(points)
-        done, states = _restore(config, workdir, states, log)
-        fed = FederatedDataset(dataset.train, dataset.test, jax.tree.map(lambda x: x[None], shares))
-        states, points, fed = simulation.place(states, points, fed)
-        if done < config.rounds:
-            known = Executables() if executables is None else executables
-            log(f"{path}: compiling for {_device()}")
-            executable, clock.compile_seconds = known.get(program_key(config), simulation, (states, points, fed))
-        layers = _layer_names(states.variables)
+    known = Executables() if executables is None else executables
+    (outcome,) = run_batch([(config, Path(path))], executables=known, mesh=mesh, on_line=on_line, log=log, stop=stop)
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
 
-        status, saved = "finished", done
-        while done < config.rounds and status == "finished":
-            began = time.perf_counter()
-            states, metrics = executable(states, points, fed, jnp.int32(done))
-            metrics = jax.device_get(metrics)  # the one host copy of the block
-            count = min(simulation.block_rounds, config.rounds - done)
-            seconds = (time.perf_counter() - began) / count
-            lines = _lines(jax.tree.map(lambda x: x[0], metrics), done, count, simulation, layers, seconds)
-            done += count
-            workdir.append_metrics(lines)
-            if on_line is not None:
-                for line in lines:
-                    on_line(line)
-            rounds = metrics.rounds
+
+def run_batch(
+    runs: Sequence[tuple[ConfigDict, Path]],
+    *,
+    executables: Executables,
+    size: int = 1,
+    mesh: Mesh | None = None,
+    on_line: Progress | None = None,
+    log: Log = print,
+    stop: threading.Event | None = None,
+) -> list[Outcome]:
+    """Runs configs of one program side by side, all of them in each dispatch, each in its own directory.
+
+    A run's numbers do not depend on the others of its batch, only on the size and the mesh that were compiled.
+
+    Args:
+      runs: resolved configs of the same `program_key`, at most `size`, and their directories.
+      size: runs that the program is compiled for; where fewer are given, copies of the first, which nobody reads, fill it.
+      executables, mesh, on_line, log, stop: as of `run`.
+
+    Returns:
+      For each run its summary, or the error that ended it. A run that fails does not stop the others.
+
+    Raises:
+      Stopped: if `stop` was set before the end.
+    """
+    began = time.perf_counter()
+    mesh = make_mesh() if mesh is None else mesh
+    load = functools.cache(data.load)
+    outcomes: dict[int, Outcome] = {}
+    batch: dict[int, _Run] = {}
+    with contextlib.ExitStack() as locks:
+        for index, (config, path) in enumerate(runs):
+            try:
+                if is_finished(path):
+                    outcomes[index] = _finished(config, Workdir(path, lock=False), log)
+                    continue
+                dataset = load(config.dataset, data_dir=config.data_dir, source=config.source)
+                one = _Run(config, dataset, mesh)
+                if _is_leader():
+                    one.workdir = locks.enter_context(Workdir(path))
+                    if one.workdir.summary() is not None:  # another process finished it in between
+                        outcomes[index] = _finished(one.config, one.workdir, log)
+                        continue
+                    _claim(one.config, one.workdir)
+                batch[index] = one
+            except RUN_FAILURES as error:
+                outcomes[index] = error
+        outcomes = _agreed(outcomes)
+        batch = {index: one for index, one in batch.items() if index not in outcomes}
+        try:
+            if batch:
+                _run_blocks(batch, outcomes, size, executables, on_line, log, stop, began)
+        except RUN_FAILURES as error:
+            outcomes = dict.fromkeys(batch, error) | outcomes
+    return [outcomes[index] for index in range(len(runs))]
+
+
+class _Run:
+    """One run of a batch: what its config makes, and its directory in the process that owns it."""
+
+    def __init__(self, config: ConfigDict, dataset: Dataset, mesh: Mesh) -> None:
+        self.config = ConfigDict(config.to_dict())
+        if dataset.source_id is not None:
+            self.config.source_id = dataset.source_id
+        self.dataset = dataset
+        self.shares = make_partition(config, dataset)
+        self.simulation = make_simulation(config, dataset, self.shares, mesh)
+        self.point = make_point(config, self.simulation.program)
+        self.workdir: Workdir | None = None
+        self.saved = 0
+
+    def record(self, lines: Sequence[Mapping[str, Any]], done: int, state: State, *, diverged: bool) -> None:
+        """Writes what a block brought: lines, and the state once a checkpoint is due."""
+        assert self.workdir is not None
+        self.workdir.append_metrics(lines)
+        if not diverged and (done - self.saved >= self.config.checkpoint_every or done == self.config.rounds):
+            self.workdir.save_checkpoint(done, state, keep=self.config.keep_checkpoints)
+            self.saved = done
+
+
+def _run_blocks(
+    batch: Mapping[int, _Run],
+    outcomes: dict[int, Outcome],
+    size: int,
+    executables: Executables,
+    on_line: Progress | None,
+    log: Log,
+    stop: threading.Event | None,
+    began: float,
+) -> None:
+    """Runs a batch whose directories are open block by block, and enters each run's outcome when it has one."""
+    members = list(batch.values())
+    first, fill = members[0], [members[0]] * (size - len(members))
+    simulation, rounds = first.simulation, first.config.rounds
+    points = _stacked([one.point for one in members + fill])
+    states = simulation.init(points)
+    template = jax.tree.map(lambda x: x[0], states)
+    done, restored = _restore(members, template, log) if _is_leader() else (0, [])
+    done = _from_leader(done)
+    if done:
+        if jax.process_count() > 1:
+            restored = multihost_utils.broadcast_one_to_all(restored or [template] * len(members))
+        states = _stacked(restored + restored[:1] * len(fill))
+    shares = partition.stack([one.shares for one in members + fill])
+    fed = FederatedDataset(first.dataset.train, first.dataset.test, shares)
+    states, points, fed = simulation.place(states, points, fed)
+    layers = record.layer_names(template.variables)
+    compile_seconds = 0.0
+    if done < rounds:
+        if first.workdir is not None:
+            log(f"{first.workdir.path}: compiling for {record.device()}")
+        executable, compile_seconds = executables.get(program_key(first.config), simulation, (states, points, fed))
+
+    def finish(position: int, one: _Run, status: str) -> dict[str, Any]:
+        summary = record.summary(
+            one.workdir.metrics() if one.workdir is not None else [],
+            jax.tree.map(lambda x: x[position], jax.device_get(states.variables)),
+            status=status,
+            seed=one.config.seed,
+            config_id=configs.identity(one.config),
+            compile_seconds=compile_seconds,
+            total_seconds=time.perf_counter() - began,
+        )
+        if one.workdir is not None:
+            one.workdir.write_summary(summary)
+        return _from_leader(summary)
+
+    if done == rounds:  # stopped between the last checkpoint and the summary
+        outcomes |= {index: finish(position, one, "finished") for position, (index, one) in enumerate(batch.items())}
+    while not batch.keys() <= outcomes.keys():
+        if stop is not None and stop.is_set():
+            raise Stopped
+        started = time.perf_counter()
+        states, metrics = executable(states, points, fed, np.int32(done))
+        metrics = jax.device_get(metrics)  # the one host copy of the block
+        count = min(simulation.block_rounds, rounds - done)
+        seconds = (time.perf_counter() - started) / (count * len(batch))
+        for position, (index, one) in enumerate(batch.items()):
+            if index in outcomes:
+                continue
+            own = jax.tree.map(lambda x, position=position: x[position], metrics)
             # The official code gives a run up where the mean training loss is NaN or above 1e8.
-            if not (np.isfinite(rounds.update_norm[0, :count]).all() and (rounds.train_loss[0, :count] <= 1e8).all()):
-                status = "diverged"
-            elif done - saved >= config.checkpoint_every or done == config.rounds:
-                workdir.save_checkpoint(done, jax.tree.map(lambda x: x[0], states), keep=config.keep_checkpoints)
-                saved = done
-        summary = {**_summary(config, workdir, states, status, clock), "versions": versions}
-        workdir.write_summary(summary)
-        return summary
+            diverged = not (
+                np.isfinite(own.rounds.update_norm[:count]).all() and (own.rounds.train_loss[:count] <= 1e8).all()
+            )
+            try:
+                if one.workdir is not None:
+                    lines = record.lines(own, done, count, simulation, layers, seconds)
+                    state = jax.tree.map(lambda x, position=position: x[position], states)
+                    one.record(lines, done + count, state, diverged=diverged)
+                    if on_line is not None:
+                        for line in lines:
+                            on_line(line)
+                if diverged or done + count == rounds:
+                    outcomes[index] = finish(position, one, "diverged" if diverged else "finished")
+            except OSError as error:  # a full disk, for one directory or for all
+                outcomes[index] = error
+        done += count
 
 
-def _finished(config: ConfigDict, workdir: Workdir, log: Callable[[str], None]) -> dict[str, Any]:
+def _stacked(trees: Sequence[PyTree]) -> PyTree:
+    """One tree whose leaves have a leading axis of runs."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def _is_leader() -> bool:
+    """Whether this process owns the directories: the only one, or the first of those started with `jax.distributed`."""
+    return jax.process_index() == 0
+
+
+def _from_leader(value: Any) -> Any:
+    """The leader's JSON value in every process. Nothing is sent where there is one process."""
+    if jax.process_count() == 1:
+        return value
+    sent = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(sent))))
+    sent = sent if _is_leader() else np.zeros(length, np.uint8)
+    return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(sent)).tobytes())
+
+
+def _agreed(outcomes: Mapping[int, Outcome]) -> dict[int, Outcome]:
+    """What the leader found before the first round, in every process; errors arrive as InputError."""
+    if jax.process_count() == 1:
+        return dict(outcomes)
+    told = {index: {"error": str(x)} if isinstance(x, Exception) else x for index, x in outcomes.items()}
+    return {int(index): InputError(x["error"]) if "error" in x else x for index, x in _from_leader(told).items()}
+
+
+def _finished(config: ConfigDict, workdir: Workdir, log: Log) -> dict[str, Any]:
     """The summary of a finished run, if it is of this config and has what a summary has."""
     summary = workdir.summary()
     if workdir.config() is None or summary is None or not {"status", "detection"} <= summary.keys():
@@ -286,127 +446,34 @@ def _refuse_another(stored: Mapping[str, Any], asked: Mapping[str, Any], workdir
         raise InputError(f"--workdir={workdir.path}: holds another run, {difference}; choose another directory")
 
 
-def _restore(config: ConfigDict, workdir: Workdir, states: State, log: Callable[[str], None]) -> tuple[int, State]:
-    """The newest checkpoint that is undamaged, and the rounds it has behind it; the given states and 0 if none is.
+def _restore(batch: Sequence[_Run], template: State, log: Log) -> tuple[int, list[State]]:
+    """The newest round of which every run of a batch has an undamaged checkpoint, and the states after it; else 0.
 
     A checkpoint counts only if the metrics up to it are all there, since the summary is made from them.
     """
-    written = {line["round"] for line in workdir.metrics()}
-    template = jax.tree.map(lambda x: x[0], states)
-    for last_round in reversed(workdir.checkpoint_rounds()):
+    workdirs = [one.workdir for one in batch if one.workdir is not None]
+    config = batch[0].config
+    for last_round in sorted({at for workdir in workdirs for at in workdir.checkpoint_rounds()}, reverse=True):
         due = {index for index in range(1, last_round + 1) if index % config.eval_every == 0 or index == config.rounds}
-        state = workdir.restore_checkpoint(last_round, template) if due <= written else None
-        if state is not None:
-            workdir.remove_checkpoints_after(last_round)
-            workdir.keep_metrics_until(last_round)
-            log(f"{workdir.path}: going on after round {last_round}")
-            return last_round, jax.tree.map(lambda x: x[None], state)
-        log(f"{workdir.path}: the checkpoint of round {last_round} or its metrics are damaged, trying the one before")
-    workdir.remove_checkpoints_after(0)
-    workdir.keep_metrics_until(0)
-    return 0, states
-
-
-def _layer_names(variables: PyTree) -> list[str]:
-    """Readable names of the layers in the order of the flattened variables, `"params/conv1/kernel"`."""
-    paths = jax.tree_util.tree_flatten_with_path(variables)[0]
-    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
-
-
-def _lines(
-    metrics: BlockMetrics, done: int, count: int, simulation: Simulation, layers: Sequence[str], seconds: float
-) -> list[dict[str, Any]]:
-    """One line for each evaluated round of a block, covering the rounds since the line before."""
-    lines = []
-    first = 0
-    for index in range(count):
-        number = done + index + 1
-        if number % simulation.eval_every and number != simulation.rounds:
-            continue
-        covered = slice(first, index + 1)
-        rounds = metrics.rounds
-        lines.append(
-            {
-                "round": number,
-                "test_accuracy": float(metrics.test_accuracy[index]),
-                "test_loss": float(metrics.test_loss[index]),
-                "train_loss": float(np.mean(rounds.train_loss[covered])),
-                "update_norm": float(rounds.update_norm[index]),
-                "step_waste": float(np.mean(rounds.step_waste[covered])),
-                "assumed_malicious": None if (used := int(rounds.assumed_malicious[index])) < 0 else used,
-                "malicious": int(rounds.malicious[covered].sum()),
-                "benign": int(rounds.benign[covered].sum()),
-                "malicious_filtered": dict(
-                    zip(layers, rounds.malicious_filtered[covered].sum(0).tolist(), strict=True)
-                ),
-                "benign_filtered": dict(zip(layers, rounds.benign_filtered[covered].sum(0).tolist(), strict=True)),
-                "seconds_per_round": seconds,
-            }
-        )
-        first = index + 1
-    return lines
-
-
-def detection_rates(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Share of malicious clients filtered and of benign clients kept, per layer and over all layers.
-
-    Counted over all rounds that the metrics lines cover; None where there was nobody to count.
-    """
-
-    def rate(part: float, whole: float) -> float | None:
-        return part / whole if whole else None
-
-    malicious, benign = (sum(line[kind] for line in lines) for kind in ("malicious", "benign"))
-    layers = list(lines[0]["malicious_filtered"]) if lines else []
-    filtered = {layer: sum(line["malicious_filtered"][layer] for line in lines) for layer in layers}
-    lost = {layer: sum(line["benign_filtered"][layer] for line in lines) for layer in layers}
-    return {
-        "malicious_filtered": rate(sum(filtered.values()), malicious * len(layers)),
-        "benign_kept": rate(benign * len(layers) - sum(lost.values()), benign * len(layers)),
-        "layers": {
-            layer: {
-                "malicious_filtered": rate(filtered[layer], malicious),
-                "benign_kept": rate(benign - lost[layer], benign),
-            }
-            for layer in layers
-        },
-    }
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for name in ("lasa_jax", "jax", "jaxlib", "flax", "optax", "numpy"):
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:  # run from a folder that was not installed
-            versions[name] = "unknown"
-    return versions
-
-
-def _device() -> str:
-    return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-
-
-def _summary(config: ConfigDict, workdir: Workdir, states: State, status: str, clock: _Clock) -> dict[str, Any]:
-    lines = workdir.metrics()
-    accuracies = [line["test_accuracy"] for line in lines if line["test_accuracy"] is not None]
-    best = max(accuracies, default=None)
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(jax.device_get(states.variables)):
-        digest.update(np.ascontiguousarray(leaf[0]).tobytes())
-    return {
-        "status": status,
-        "best_test_accuracy": best,
-        "final_test_accuracy": lines[-1]["test_accuracy"] if lines else None,
-        "best_round": next((line["round"] for line in lines if line["test_accuracy"] == best), None),
-        "rounds": lines[-1]["round"] if lines else 0,
-        "seed": config.seed,
-        "detection": detection_rates(lines),
-        "assumed_malicious": lines[-1]["assumed_malicious"] if lines else None,
-        "seconds_per_round": float(np.mean([line["seconds_per_round"] for line in lines])) if lines else None,
-        "compile_seconds": clock.compile_seconds,
-        "total_seconds": time.perf_counter() - clock.began,
-        "parameters_sha256": digest.hexdigest(),
-        "config_id": configs.identity(config),
-        "device": _device(),
-    }
+        states = []
+        for workdir in workdirs:
+            if last_round not in workdir.checkpoint_rounds():
+                break
+            written = {line["round"] for line in workdir.metrics()}
+            state = workdir.restore_checkpoint(last_round, template) if due <= written else None
+            if state is None:
+                damaged = f"the checkpoint of round {last_round} or its metrics are damaged, trying the one before"
+                log(f"{workdir.path}: {damaged}")
+                break
+            states.append(state)
+        if len(states) == len(workdirs):
+            for one, workdir in zip(batch, workdirs, strict=True):
+                workdir.remove_checkpoints_after(last_round)
+                workdir.keep_metrics_until(last_round)
+                log(f"{workdir.path}: going on after round {last_round}")
+                one.saved = last_round
+            return last_round, states
+    for workdir in workdirs:
+        workdir.remove_checkpoints_after(0)
+        workdir.keep_metrics_until(0)
+    return 0, []

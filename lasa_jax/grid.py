@@ -2,34 +2,32 @@
 
     Grid(base, [{"aggregator.name": ["lasa", "fedavg"]}, {"attack_ratio": [0.1, 0.2]}, {"seed": [1, 2, 3]}])
 
-has 12 points and 2 programs: rules are compiled in, ratios and seeds are numbers.
+has 12 points and 2 programs: rules are compiled in, ratios and seeds are numbers. Points of a program go through its
+executable in batches. On an accelerator a batch is as many runs as its memory holds. On a CPU it is one run, and as many
+threads as there are cores take one each: small programs do not keep two cores busy.
 """
 
 import dataclasses
 import itertools
 import math
-import time
+import queue
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from lasa_jax import config as configs
-from lasa_jax import data, experiment
+from lasa_jax import cost, experiment
 from lasa_jax.errors import InputError
 from lasa_jax.federated import make_mesh
-from lasa_jax.workdir import Workdir, is_finished
-
-_COSTLY = ("dataset", "model", "client", "clients_per_round", "num_clients", "rounds")  # what a run's cost depends on
+from lasa_jax.workdir import Workdir, is_finished, read_batch_sizes, write_batch_sizes
 
 Axis = Mapping[str, Sequence[Any]]
 Settings = Mapping[str, Any]
-
-# What can go wrong in one point without the others being wrong: its input, its files, its memory, its numbers.
-_POINT_FAILURES = (InputError, OSError, RuntimeError, ValueError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +112,93 @@ def programs(configs_of_points: Sequence[ConfigDict]) -> dict[str, list[ConfigDi
 
 
 @dataclasses.dataclass(frozen=True)
+class Batch:
+    """Points that go through one executable together.
+
+    program: their `experiment.program_key`. configs: the points. size: runs that the program is compiled for, at least as
+    many as there are points.
+    """
+
+    program: str
+    configs: Sequence[ConfigDict]
+    size: int
+
+
+def batch_sizes(configs_of_points: Sequence[ConfigDict], workdir: Path, *, batch: int | None = None) -> dict[str, int]:
+    """Runs in a batch, by program: as they were where the sweep was begun, since they decide a result's bits.
+
+    Args:
+      configs_of_points: from `points`.
+      workdir: the directory of the sweep.
+      batch: runs in a batch; if None, one on a CPU, and what the memory holds on an accelerator.
+
+    Raises:
+      InputError: if the sweep was begun with another size.
+    """
+    stored = read_batch_sizes(workdir)
+    sizes = {}
+    for program, group in programs(configs_of_points).items():
+        sizes[program] = stored.get(program) or batch or cost.fitting(group)
+        if batch is not None and sizes[program] != batch:
+            raise InputError(
+                f"--batch={batch}: the results in {workdir} were made in batches of {sizes[program]}; leave it out, or "
+                "choose another directory"
+            )
+    return sizes
+
+
+def batches(configs_of_points: Sequence[ConfigDict], workdir: Path, sizes: Mapping[str, int]) -> list[Batch]:
+    """The points that have no result yet, program by program, those that are equally far together.
+
+    A batch with fewer points than before keeps its size, so that the points have the same bits.
+    """
+    found = []
+    for program, group in programs(configs_of_points).items():
+        left: dict[tuple, list[ConfigDict]] = {}
+        for config in group:
+            path = workdir / configs.run_name(config)
+            if not is_finished(path):
+                done = max(Workdir(path, lock=False).checkpoint_rounds(), default=0)
+                left.setdefault((config.data_dir, config.source, done), []).append(config)
+        size = sizes[program]
+        found += [
+            Batch(program, alike[at : at + size], size) for alike in left.values() for at in range(0, len(alike), size)
+        ]
+    return found
+
+
+class Queue:
+    """Batches that wait for a worker: a thread here, an actor of a cluster."""
+
+    def __init__(self, waiting: Sequence[Batch]) -> None:
+        self._waiting: dict[str, list[Batch]] = {}
+        self._begun: set[str] = set()
+        self._lock = threading.Lock()
+        for batch in waiting:
+            self._waiting.setdefault(batch.program, []).append(batch)
+
+    def __len__(self) -> int:
+        return sum(len(group) for group in self._waiting.values())
+
+    def take(self, program: str | None) -> Batch | None:
+        """A batch of the program that the worker has compiled; else of one that nobody has begun; else of the longest."""
+        with self._lock:
+            left = [name for name, group in self._waiting.items() if group]
+            if not left:
+                return None
+            new = [name for name in left if name not in self._begun]
+            longest = max(left, key=lambda name: len(self._waiting[name]))
+            chosen = program if program in left else new[0] if new else longest
+            self._begun.add(chosen)
+            return self._waiting[chosen].pop(0)
+
+    def put_back(self, batch: Batch) -> None:
+        """Of a worker that was lost."""
+        with self._lock:
+            self._waiting[batch.program].insert(0, batch)
+
+
+@dataclasses.dataclass(frozen=True)
 class Plan:
     """What a grid will cost. Memory and operations are of the largest program; seconds are an estimate, see `plan`."""
 
@@ -121,32 +206,41 @@ class Plan:
     finished: int
     programs: int
     runs_a_program: tuple[int, int]
+    runs_in_a_batch: tuple[int, int]
     bytes_a_program: int
     seconds: float
 
     def lines(self) -> list[str]:
         """One item a line."""
-        low, high = self.runs_a_program
+
+        def between(low: int, high: int) -> str:
+            return str(low) if low == high else f"{low} to {high}"
+
         return [
             f"points: {self.points}",
             f"finished: {self.finished}",
             f"programs: {self.programs}",
-            f"runs a program: {low}" if low == high else f"runs a program: {low} to {high}",
+            f"runs a program: {between(*self.runs_a_program)}",
+            f"runs in a batch: {between(*self.runs_in_a_batch)}",
             f"memory a program: {self.bytes_a_program / 2**20:,.0f} MiB",
             f"estimated time: {_duration(self.seconds)}",
         ]
 
 
-def plan(grid: Grid, workdir: Path) -> Plan:
+def plan(grid: Grid, workdir: Path, *, batch: int | None = None, threads: int | None = None) -> Plan:
     """Counts and estimates without compiling anything.
 
-    Memory is the data, one stack of updates, one update more a client that trains, and three models. Time is that of the
-    runs that are finished where there are some; else the operations of local training and evaluation, from XLA's count for
-    one step, at the speed of a matrix product measured now, twice that for what else there is. Small models take longer than
-    that. Compiling is not counted.
+    Memory is the data and, for each run of a batch, a stack of updates, one update more a client that trains at a time, and
+    three models. Time is that of the runs that are finished where there are some; else the operations of local training and
+    evaluation, from XLA's count for one step, at the speed of a matrix product measured now, twice that for what else there
+    is. Small models take longer than that. Compiling is not counted.
+
+    Args:
+      grid, workdir: the sweep. batch, threads: as of `run`.
     """
     found = points(grid)
     groups = programs(found)
+    batch_of = batch_sizes(found, workdir, batch=batch)
     left = [config for config in found if not is_finished(workdir / configs.run_name(config))]
     measured = [
         summary["seconds_per_round"] * summary["rounds"]
@@ -154,65 +248,22 @@ def plan(grid: Grid, workdir: Path) -> Plan:
         if config not in left and (summary := Workdir(workdir / configs.run_name(config), lock=False).summary())
     ]
     memory, seconds = 0, 0.0
-    rate = _operations_a_second()
-    costs: dict[tuple, tuple[int, float]] = {}
+    rate = cost.operations_a_second()
+    at_once = min((cost.threads(config) for config in left[:1]), default=1) if threads is None else threads
     for config in left:
-        key = tuple(str(config[name]) for name in _COSTLY)
-        if key not in costs:
-            costs[key] = _cost(config)
-        bytes_needed, operations = costs[key]
-        memory = max(memory, bytes_needed)
-        seconds += sum(measured) / len(measured) if measured else 2 * operations / rate
+        one = cost.of(config)
+        memory = max(memory, one.data + batch_of[experiment.program_key(config)] * one.run)
+        seconds += sum(measured) / len(measured) / at_once if measured else 2 * one.operations / rate
     sizes = [len(group) for group in groups.values()]
     return Plan(
         points=len(found),
         finished=len(found) - len(left),
         programs=len(groups),
         runs_a_program=(min(sizes), max(sizes)) if sizes else (0, 0),
+        runs_in_a_batch=(min(batch_of.values()), max(batch_of.values())) if batch_of else (0, 0),
         bytes_a_program=memory,
         seconds=seconds,
     )
-
-
-def _cost(config: ConfigDict) -> tuple[int, float]:
-    """Bytes and floating-point operations of one run."""
-    dataset = data.load(config.dataset, data_dir=config.data_dir, source=config.source)
-    shares = experiment.make_partition(config, dataset)
-    program = experiment.make_program(config, dataset, shares)
-    model, training = program.local_training.model, program.local_training
-    variables = jax.eval_shape(model.init, jax.random.key(0))
-    model_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(variables))
-    batch = jax.ShapeDtypeStruct((training.batch_size, *dataset.input_shape), jnp.float32)
-
-    def step(params: Any, inputs: jax.Array) -> Any:
-        apply = lambda p: jnp.sum(model.apply({**variables_of(params), "params": p}, inputs)[0])  # noqa: E731
-        return jax.grad(apply)(params["params"])
-
-    def variables_of(params: Any) -> Any:
-        return {name: value for name, value in params.items() if name != "params"}
-
-    analysis = jax.jit(step).lower(variables, batch).cost_analysis() or {}
-    a_step = float(analysis.get("flops", 0.0))
-    steps = training.epochs * float(jnp.mean(jnp.ceil(jnp.asarray(shares.sizes) / training.batch_size)))
-    evaluations = math.ceil(config.rounds / config.eval_every) * len(dataset.test.labels) / training.batch_size / 3
-    operations = a_step * (config.rounds * config.clients_per_round * steps + evaluations)
-    at_once = config.clients_per_round if config.client_chunk is None else config.client_chunk
-    at_once = 1 if jax.default_backend() == "cpu" and config.client_chunk is None else at_once
-    arrays = (*dataset.train, *dataset.test, *shares)
-    return sum(x.nbytes for x in arrays) + model_bytes * (config.clients_per_round + at_once + 3), operations
-
-
-def _operations_a_second() -> float:
-    """Of a float32 matrix product of moderate size, the fastest of three."""
-    x = jnp.ones((512, 512))
-    product = jax.jit(lambda x: x @ x)
-    jax.block_until_ready(product(x))
-    best = math.inf
-    for _ in range(3):
-        began = time.perf_counter()
-        jax.block_until_ready(product(x))
-        best = min(best, time.perf_counter() - began)
-    return 2 * 512**3 / best
 
 
 def _duration(seconds: float) -> str:
@@ -235,31 +286,104 @@ def run(
     workdir: Path,
     *,
     on_outcome: Callable[[Outcome], None],
+    batch: int | None = None,
+    threads: int | None = None,
     log: Callable[[str], None] = print,
 ) -> experiment.Executables:
-    """Runs the points that are not finished, one after another, program by program, each in its own directory.
+    """Runs the points that are not finished, each in its own directory; points of a program share one executable.
 
-    Runs of a program share one executable. A run is what it is alone: same config, same program, same bits, whatever ran
-    before it. Stopped at any moment and started again, finished points are not run again and the one that was
-    interrupted goes on from its checkpoint.
+    A run does not depend on the others: same config, same program, same bits, whatever ran before or beside it. Stopped at
+    any moment and started again, finished points are not run again and those that were interrupted go on from their
+    checkpoints.
 
     Args:
       configs_of_points: from `points`.
       workdir: the directory of the sweep; each run is in `workdir / config.run_name(config)`.
       on_outcome: called after each point, finished ones included. A point that fails is an outcome too.
+      batch: runs in a batch, see `batch_sizes`.
+      threads: batches side by side. If None, one on accelerators and where a CPU is several devices, else the cores.
       log: as of `experiment.run`.
 
     Returns:
       The programs that were compiled.
+
+    Raises:
+      InputError: if the sweep was begun with another size of batches.
     """
+    sizes = batch_sizes(configs_of_points, workdir, batch=batch)
+    todo = batches(configs_of_points, workdir, sizes)
+    for outcome in finished(configs_of_points, workdir, log=log):
+        on_outcome(outcome)
     shared = experiment.Executables()
-    mesh = make_mesh()
-    for group in programs(configs_of_points).values():
-        for config in group:
-            path = workdir / configs.run_name(config)
-            try:
-                summary = experiment.run(config, path, mesh=mesh, executables=shared, log=log)
-                on_outcome(Outcome(config, path, summary, None))
-            except _POINT_FAILURES as error:
-                on_outcome(Outcome(config, path, None, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"))
+    if not todo:
+        return shared
+    write_batch_sizes(workdir, sizes)
+    waiting, stop = Queue(todo), threading.Event()
+    outcomes: queue.Queue[Outcome | None] = queue.Queue()
+
+    def work() -> None:
+        program = None
+        try:
+            while not stop.is_set() and (taken := waiting.take(program)) is not None:
+                program = taken.program
+                for outcome in run_batch(taken, workdir, executables=shared, log=log, stop=stop):
+                    outcomes.put(outcome)
+        except experiment.Stopped:
+            pass
+        finally:
+            outcomes.put(None)
+
+    count = min(len(todo), cost.threads(todo[0].configs[0]) if threads is None else threads)
+    with ThreadPoolExecutor(count) as pool:
+        workers = [pool.submit(work) for _ in range(count)]
+        try:
+            while count:
+                done = outcomes.get()
+                if done is None:
+                    count -= 1
+                else:
+                    on_outcome(done)
+        finally:
+            stop.set()  # after Ctrl-C, each thread stops at the end of its block
+    for worker in workers:
+        worker.result()
     return shared
+
+
+def finished(
+    configs_of_points: Sequence[ConfigDict], workdir: Path, *, log: Callable[[str], None] = print
+) -> list[Outcome]:
+    """The outcomes of the points that have a result."""
+    paths = ((config, workdir / configs.run_name(config)) for config in configs_of_points)
+    known = [(config, path) for config, path in paths if is_finished(path)]
+    return _outcomes(known, experiment.run_batch(known, executables=experiment.Executables(), log=log))
+
+
+def run_batch(
+    batch: Batch,
+    workdir: Path,
+    *,
+    executables: experiment.Executables,
+    log: Callable[[str], None] = print,
+    stop: threading.Event | None = None,
+) -> list[Outcome]:
+    """Runs one batch on all devices of this process: as many rows of the mesh as divide its size.
+
+    Args:
+      batch: from `batches`.
+      workdir: the directory of the sweep.
+      executables, log, stop: as of `experiment.run_batch`.
+    """
+    mesh = make_mesh(runs=math.gcd(batch.size, jax.device_count()))
+    runs = [(config, workdir / configs.run_name(config)) for config in batch.configs]
+    ended = experiment.run_batch(runs, executables=executables, size=batch.size, mesh=mesh, log=log, stop=stop)
+    return _outcomes(runs, ended)
+
+
+def _outcomes(runs: Sequence[tuple[ConfigDict, Path]], ended: Sequence[experiment.Outcome]) -> list[Outcome]:
+    return [
+        Outcome(config, path, None, f"{type(end).__name__}: {' '.join(str(end).split())[:300]}")
+        if isinstance(end, Exception)
+        else Outcome(config, path, end, None)
+        for (config, path), end in zip(runs, ended, strict=True)
+    ]

@@ -6,6 +6,10 @@ summary.json     written last: a run that has it is finished
 checkpoints/     round_000010/ by Orbax, and round_000010.json: its manifest with the SHA-256 of every file
 accuracy.png     drawn by the report
 .lock            held with flock while a process works here, so that a kill leaves nothing stale
+
+The directory of a sweep holds one such directory a run, and
+
+sweep.json       how many runs were in a batch of each program
 """
 
 import fcntl
@@ -235,3 +239,28 @@ class Workdir:
     def _remove(self, last_round: int) -> None:
         self._folder(last_round).with_suffix(".json").unlink(missing_ok=True)
         shutil.rmtree(self._folder(last_round), ignore_errors=True)
+
+
+def read_batch_sizes(workdir: Path) -> dict[str, int]:
+    """The sizes of a sweep's batches by program, from its `sweep.json`; empty before the first.
+
+    Raises:
+      InputError: if the file is not what `write_batch_sizes` wrote.
+    """
+    path = workdir / "sweep.json"
+    try:
+        stored = json.loads(path.read_text())["batch"]
+        if not all(isinstance(size, int) and size > 0 for size in stored.values()):
+            raise ValueError("sizes are positive integers")
+        return stored
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: cannot be read ({type(error).__name__}: {error})") from None
+
+
+def write_batch_sizes(workdir: Path, sizes: Mapping[str, int]) -> None:
+    """Keeps the sizes of a sweep's batches beside those that are there, in `sweep.json`."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    known = {**read_batch_sizes(workdir), **sizes}
+    _replace(workdir / "sweep.json", json.dumps({"batch": known}, indent=2, sort_keys=True) + "\n")

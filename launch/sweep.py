@@ -41,11 +41,13 @@ def load(config: str) -> grid.Grid:
         raise InputError(f"--config={path}: {type(error).__name__}: {' '.join(str(error).split())}") from None
 
 
-def sweep(config: str, workdir: Path, *, dry_run: bool, console: Console) -> int:
+def sweep(
+    config: str, workdir: Path, *, dry_run: bool, console: Console, batch: int | None, threads: int | None
+) -> int:
     """Plans and runs a sweep; returns the exit code."""
     declared = load(config)
     points = grid.points(declared)
-    for line in grid.plan(declared, workdir).lines():
+    for line in grid.plan(declared, workdir, batch=batch, threads=threads).lines():
         print(line, flush=True)
     if dry_run:
         return 0
@@ -63,9 +65,17 @@ def sweep(config: str, workdir: Path, *, dry_run: bool, console: Console) -> int
                 last += f" {100 * outcome.summary['final_test_accuracy']:.1f} %"
             progress.update(task, advance=1, last=last)
 
-        compiled = grid.run(points, workdir, on_outcome=show, log=lambda text: None)
+        options = {"batch": batch, "threads": threads}
+        compiled = grid.run(points, workdir, on_outcome=show, log=lambda text: None, **options)
     print(f"results: {len(points) - len(failed)} of {len(points)} in {workdir}; compiled programs: {len(compiled)}")
     return 1 if failed else 0
+
+
+def _count(text: str) -> int:
+    """A whole number from 1 on."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: allowed is a whole number from 1 on")
+    return int(text)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -74,11 +84,20 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--config", required=True, help="FILE.py:DATASET, see configs/sweeps/")
     parser.add_argument("--workdir", required=True, type=Path, help="directory of the sweep")
     parser.add_argument("--dry_run", action="store_true", help="only print the plan")
+    parser.add_argument("--batch", type=_count, help="runs in one dispatch; 1 on a CPU, else what the memory holds")
+    parser.add_argument("--threads", type=_count, help="dispatches side by side; on a CPU the cores, else 1")
     given = parser.parse_args(argv)
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # compiled programs are kept for the next start
         jax.config.update("jax_compilation_cache_dir", str(cache.directory() / "xla"))
     try:
-        return sweep(given.config, given.workdir, dry_run=given.dry_run, console=Console(stderr=True))
+        return sweep(
+            given.config,
+            given.workdir,
+            dry_run=given.dry_run,
+            console=Console(stderr=True),
+            batch=given.batch,
+            threads=given.threads,
+        )
     except grid.GridError as error:
         for fault in error.faults:
             print(f"error: {fault}", file=sys.stderr)

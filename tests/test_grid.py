@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -195,6 +196,72 @@ def test_plan_counts_without_compiling(undisturbed, tmp_path, monkeypatch):
     assert grid.plan(declared, path).finished == 8
 
 
+def test_a_batch_on_a_mesh_is_its_runs(undisturbed, tmp_path):
+    """Eight runs in two dispatches, on eight devices: as alone to rounding, and the same bits whatever the neighbours."""
+    path, *_ = undisturbed
+    found = grid.points(grid.Grid(base(), SMALL))
+    outcomes, shared = run(found, tmp_path / "together", batch=4)
+    assert len(shared) == 2
+    assert json.loads((tmp_path / "together" / "sweep.json").read_text())["batch"].keys() == grid.programs(found).keys()
+    for outcome in outcomes:
+        alone = json.loads((path / outcome.path.name / "metrics.jsonl").read_text().splitlines()[0])
+        first = json.loads((outcome.path / "metrics.jsonl").read_text().splitlines()[0])
+        assert first["train_loss"] == pytest.approx(alone["train_loss"], rel=1e-5)
+        assert (first["malicious"], first["benign"]) == (alone["malicious"], alone["benign"])
+    # Two of the four are missing: they run in a batch of four, with copies beside them.
+    missing = tmp_path / "missing"
+    shutil.copytree(tmp_path / "together", missing)
+    for config in found[1:3]:
+        shutil.rmtree(missing / configs.run_name(config))
+    again, _ = run(found, missing)
+    assert results(missing) == results(tmp_path / "together")
+    assert sum(outcome.path.parent == missing for outcome in again) == 8
+    with pytest.raises(InputError, match=r"--batch=2: the results in .* were made in batches of 4"):
+        run(found, missing, batch=2)
+
+
+def test_a_batch_goes_on_where_all_of_its_runs_are(tmp_path):
+    """One of three runs lost its last checkpoint, one diverged; the others end as if nothing had been."""
+    declared = grid.Grid(base(rounds=6), [{"client.learning_rate": [0.1, 1e6, 0.05]}])
+    found = grid.points(declared)
+    whole, _ = run(found, tmp_path / "whole", batch=4)
+    assert [outcome.summary["status"] for outcome in whole] == ["finished", "diverged", "finished"]
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    for config in (found[0], found[2]):
+        (tmp_path / "cut" / configs.run_name(config) / "summary.json").unlink()
+    checkpoints = tmp_path / "cut" / configs.run_name(found[2]) / "checkpoints"
+    (checkpoints / "round_000006.json").write_text("{}")
+    run(found, tmp_path / "cut")
+    assert results(tmp_path / "cut") == results(tmp_path / "whole")
+
+
+def test_threads_change_no_bit(undisturbed, tmp_path):
+    """Two batches side by side, as on a CPU of two cores; in a process of one device, where that is allowed."""
+    (tmp_path / "small.py").write_text(SWEEP_FILE)
+    arguments = (f"--config={tmp_path / 'small.py'}:digits", "--threads=2", f"--workdir={tmp_path / 'out'}")
+    process = command(*arguments)
+    _, error = process.communicate(timeout=600)
+    assert process.returncode == 0, error
+    one = command(*arguments[:1], "--threads=1", f"--workdir={tmp_path / 'one'}")
+    _, error = one.communicate(timeout=600)
+    assert one.returncode == 0, error
+    assert results(tmp_path / "out") == results(tmp_path / "one")
+
+
+def test_a_worker_keeps_its_program_and_takes_a_new_one_before_it_shares():
+    found = grid.points(grid.Grid(base(), SMALL))
+    sizes = dict.fromkeys(grid.programs(found), 1)
+    waiting = grid.Queue(grid.batches(found, Path("nowhere"), sizes))
+    first, second = waiting.take(None), waiting.take(None)
+    assert first.program != second.program
+    assert [waiting.take(first.program).program for _ in range(3)] == [first.program] * 3
+    third = waiting.take(first.program)
+    assert third.program == second.program
+    waiting.put_back(third)
+    assert len(waiting) == 3
+    assert waiting.take(second.program) is third
+
+
 SWEEP_FILE = """
 from lasa_jax.config import paper
 from lasa_jax.grid import Grid
@@ -247,7 +314,7 @@ def test_killed_and_started_again(tmp_path):
     out, error = last.communicate(timeout=600)
     assert last.returncode == 0, error
     assert results(tmp_path / "killed") == results(tmp_path / "whole")
-    assert len(list((tmp_path / "killed").iterdir())) == 8
+    assert sum(path.is_dir() for path in (tmp_path / "killed").iterdir()) == 8
 
 
 @pytest.mark.parametrize(
@@ -275,7 +342,7 @@ def test_dry_run_writes_nothing(tmp_path, capsys):
     path.write_text(SWEEP_FILE)
     assert sweep.main([f"--config={path}", f"--workdir={tmp_path / 'out'}", "--dry_run"]) == 0
     assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == [
-        *("points", "finished", "programs", "runs a program", "memory a program", "estimated time")
+        *("points", "finished", "programs", "runs a program", "runs in a batch", "memory a program", "estimated time")
     ]
     assert not (tmp_path / "out").exists()
 

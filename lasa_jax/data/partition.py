@@ -4,7 +4,7 @@ Every partition ends as a matrix of example indices, one row a client, padded to
 settings but not on the seed (`quantity_skew` says where it may), so that runs with different seeds share one program.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +19,13 @@ class Partition(NamedTuple):
 
     indices: np.ndarray
     sizes: np.ndarray
+
+
+def stack(partitions: Sequence[Partition]) -> Partition:
+    """Partitions of several runs as one with a leading axis of runs, all as wide as the widest."""
+    width = max(one.indices.shape[1] for one in partitions)
+    indices = [np.pad(one.indices, [(0, 0), (0, width - one.indices.shape[1])]) for one in partitions]
+    return Partition(np.stack(indices), np.stack([one.sizes for one in partitions]))
 
 
 def _pack(groups: list[np.ndarray], width: int) -> Partition:

@@ -1,13 +1,13 @@
 """Blocks of whole rounds as one compiled program, for one run or many that differ in numbers only."""
 
 import dataclasses
-import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -74,6 +74,20 @@ def evaluate(program: Program, state: State, test: Examples, batch_size: int) ->
     return loss, jnp.where(jnp.isnan(loss), jnp.nan, jnp.sum(right) / count)
 
 
+def _put(tree: Any, sharding: NamedSharding) -> Any:
+    """Arrays that this process holds whole, laid out as the sharding says."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+
+    def put(x: Any) -> jax.Array:
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(put(jax.random.key_data(x)), impl=jax.random.key_impl(x))
+        host = np.asarray(x)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    return jax.tree.map(put, tree)
+
+
 @dataclasses.dataclass(frozen=True)
 class Simulation:
     """Runs of one program on a mesh. Everything has a leading `runs` axis; a single run is a grid of one.
@@ -90,9 +104,8 @@ class Simulation:
     mesh: Mesh
 
     def init(self, points: Point) -> State:
-        """States before the first round, leaves `(runs, ...)`."""
-        with jax.set_mesh(self.mesh):
-            return jax.jit(self._over_runs(self.program.init))(points)
+        """States before the first round, leaves `(runs, ...)`, on one device of this process."""
+        return jax.jit(jax.vmap(self.program.init))(points)
 
     def block(self, states: State, points: Point, data: FederatedDataset, start: jax.Array) -> tuple[State, Any]:
         """Rounds `start + 1 .. start + block_rounds` of every run; rounds beyond the last change nothing.
@@ -108,8 +121,10 @@ class Simulation:
           The states after the block, and `BlockMetrics`.
         """
 
-        def one_run(state: State, point: Point, partition: Any) -> tuple[State, BlockMetrics]:
-            run_data = data._replace(partition=partition)
+        def one_run(
+            state: State, point: Point, partition: Any, train: Examples, test: Examples, start: jax.Array
+        ) -> tuple[State, BlockMetrics]:
+            run_data = FederatedDataset(train, test, partition)
 
             def step(state: State, index: jax.Array) -> tuple[State, BlockMetrics]:
                 state, metrics = one_round(self.program, state, point, run_data, index)
@@ -127,33 +142,49 @@ class Simulation:
 
             return lax.scan(step_or_skip, state, start + 1 + jnp.arange(self.block_rounds))
 
-        return self._over_runs(one_run)(states, points, data.partition)
+        return self._over_runs(one_run)((states, points, data.partition), (data.train, data.test, start))
 
     def compile(self, states: State, points: Point, data: FederatedDataset) -> tuple[Any, float]:
         """The executable of `block`, with the states donated, and the seconds it took to trace and compile."""
         began = time.perf_counter()
         with jax.set_mesh(self.mesh):
             runs = NamedSharding(self.mesh, PartitionSpec(ops.RUNS))
-            jitted = jax.jit(self.block, donate_argnums=0, out_shardings=(runs, None))
+            jitted = jax.jit(self.block, donate_argnums=0, out_shardings=(runs, runs))
             executable = jitted.lower(states, points, data, jnp.int32(0)).compile()
         return executable, time.perf_counter() - began
 
     def place(self, states: State, points: Point, data: FederatedDataset) -> tuple[State, Point, FederatedDataset]:
-        """Puts what the runs own along the `runs` axis of the mesh, and the examples on every device."""
+        """Puts what the runs own along the `runs` axis of the mesh, and the examples on every device.
+
+        Where the mesh spans several processes, each has the same arrays and puts its own part on its own devices.
+        """
         runs = NamedSharding(self.mesh, PartitionSpec(ops.RUNS))
         everywhere = NamedSharding(self.mesh, PartitionSpec())
-        train, test = jax.device_put((data.train, data.test), everywhere)
-        states, points, partition = jax.device_put((states, points, data.partition), runs)
+        train, test = _put((data.train, data.test), everywhere)
+        states, points, partition = _put((states, points, data.partition), runs)
         return states, points, FederatedDataset(train, test, partition)
 
-    def _over_runs(self, fn: Any) -> Any:
-        """Maps over the runs axis: one run is unwrapped, since a batch axis of one would turn branches into both."""
+    def _over_runs(self, fn: Callable[..., Any]) -> Callable[[tuple, tuple], Any]:
+        """Maps `fn(*owned, *shared)` over the runs axis of what is owned, each row of the mesh its own runs.
 
-        @functools.wraps(fn)
-        def mapped(*args: Any) -> Any:
-            if jax.tree.leaves(args)[0].shape[0] == 1:
-                result = fn(*jax.tree.map(lambda x: x[0], args))
+        Runs of one device follow one another on a CPU and go together on an accelerator. A single one is unwrapped, since
+        a batch axis of one would turn branches into both.
+        """
+
+        def together(owned: tuple, shared: tuple) -> Any:
+            return jax.vmap(lambda *own: fn(*own, *shared))(*owned)
+
+        def local(owned: tuple, shared: tuple) -> Any:
+            if jax.tree.leaves(owned)[0].shape[0] == 1:
+                result = fn(*jax.tree.map(lambda x: x[0], owned), *shared)
                 return jax.tree.map(lambda x: x[None], result)
-            return jax.vmap(fn)(*args)
+            if ops.one_at_a_time():
+                return lax.map(lambda own: fn(*own, *shared), owned)
+            return together(owned, shared)
 
-        return mapped
+        if self.mesh.shape[ops.RUNS] == 1:
+            return local
+        if self.mesh.shape[ops.CLIENTS] > 1:  # a map over clients inside one over runs: left to the partitioner
+            return together
+        runs, everywhere = PartitionSpec(ops.RUNS), PartitionSpec()
+        return jax.shard_map(local, in_specs=(runs, everywhere), out_specs=runs, axis_names={ops.RUNS}, check_vma=False)

@@ -1,0 +1,98 @@
+"""What a run costs, from shapes alone: its memory, its operations, and how many runs a machine takes at once."""
+
+import dataclasses
+import math
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from lasa_jax import data, experiment
+
+_COSTLY = ("dataset", "model", "client", "clients_per_round", "num_clients", "rounds")  # what a run's cost depends on
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """data: bytes of the examples. run: bytes of one run beside them. operations: floating-point, of one run."""
+
+    data: int
+    run: int
+    operations: float
+
+
+_costs: dict[tuple[str, ...], Cost] = {}  # of this process, by what a run's cost depends on
+
+
+def of(config: ConfigDict) -> Cost:
+    """What one run costs, from shapes alone."""
+    key = tuple(str(config[name]) for name in _COSTLY)
+    if key not in _costs:
+        _costs[key] = _count(config)
+    return _costs[key]
+
+
+def _count(config: ConfigDict) -> Cost:
+    dataset = data.load(config.dataset, data_dir=config.data_dir, source=config.source)
+    shares = experiment.make_partition(config, dataset)
+    program = experiment.make_program(config, dataset, shares)
+    model, training = program.local_training.model, program.local_training
+    variables = jax.eval_shape(model.init, jax.random.key(0))
+    model_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(variables))
+    batch = jax.ShapeDtypeStruct((training.batch_size, *dataset.input_shape), jnp.float32)
+
+    def step(params: Any, inputs: jax.Array) -> Any:
+        apply = lambda p: jnp.sum(model.apply({**variables_of(params), "params": p}, inputs)[0])  # noqa: E731
+        return jax.grad(apply)(params["params"])
+
+    def variables_of(params: Any) -> Any:
+        return {name: value for name, value in params.items() if name != "params"}
+
+    analysis = jax.jit(step).lower(variables, batch).cost_analysis() or {}
+    a_step = float(analysis.get("flops", 0.0))
+    steps = training.epochs * float(jnp.mean(jnp.ceil(jnp.asarray(shares.sizes) / training.batch_size)))
+    evaluations = math.ceil(config.rounds / config.eval_every) * len(dataset.test.labels) / training.batch_size / 3
+    operations = a_step * (config.rounds * config.clients_per_round * steps + evaluations)
+    at_once = config.clients_per_round if config.client_chunk is None else config.client_chunk
+    at_once = 1 if jax.default_backend() == "cpu" and config.client_chunk is None else at_once
+    owned = sum(x.nbytes for x in shares) + model_bytes * (config.clients_per_round + at_once + 3)
+    return Cost(sum(x.nbytes for x in (*dataset.train, *dataset.test)), owned, operations)
+
+
+def fitting(group: Sequence[ConfigDict]) -> int:
+    """Runs in a batch: one on a CPU; else what 80 % of the devices' memory hold, a whole number for each row of the mesh."""
+    devices = jax.devices()
+    if devices[0].platform == "cpu":
+        return 1
+    limit = (devices[0].memory_stats() or {}).get("bytes_limit", 0)
+    one = of(group[0])
+    on_a_device = max(1, int((0.8 * limit - one.data) // one.run))
+    rows = max(rows for rows in range(1, len(devices) + 1) if len(devices) % rows == 0 and rows <= max(1, len(group)))
+    return rows * min(on_a_device, -(-len(group) // rows))
+
+
+def threads(config: ConfigDict) -> int:
+    """Batches to run side by side: on one CPU device as many as there are cores and half the memory holds; else 1."""
+    if jax.default_backend() != "cpu" or jax.device_count() > 1:
+        return 1
+    one = of(config)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, int((memory - one.data) // one.run)))
+
+
+def operations_a_second() -> float:
+    """Of a float32 matrix product of moderate size, the fastest of three."""
+    x = jnp.ones((512, 512))
+    product = jax.jit(lambda x: x @ x)
+    jax.block_until_ready(product(x))
+    best = math.inf
+    for _ in range(3):
+        began = time.perf_counter()
+        jax.block_until_ready(product(x))
+        best = min(best, time.perf_counter() - began)
+    return 2 * 512**3 / best

@@ -1,0 +1,148 @@
+"""What a run records: a line an evaluated round, the share of clients that were filtered, and its summary."""
+
+import hashlib
+import platform
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from typing import Any
+
+import jax
+import numpy as np
+
+from lasa_jax.federated import Simulation
+from lasa_jax.federated.simulation import BlockMetrics
+
+PyTree = Any
+
+
+def layer_names(variables: PyTree) -> list[str]:
+    """Readable names of the layers in the order of the flattened variables, `"params/conv1/kernel"`."""
+    paths = jax.tree_util.tree_flatten_with_path(variables)[0]
+    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
+
+
+def lines(
+    metrics: BlockMetrics, done: int, count: int, simulation: Simulation, layers: Sequence[str], seconds: float
+) -> list[dict[str, Any]]:
+    """One line for each evaluated round of a block of one run, covering the rounds since the line before.
+
+    Args:
+      metrics: of this run, leaves `(block_rounds, ...)`, on the host.
+      done: rounds before the block. count: rounds of the block that count.
+      simulation: says which rounds are evaluated.
+      layers: from `layer_names`.
+      seconds: wall time of a round of this run.
+    """
+    written = []
+    first = 0
+    for index in range(count):
+        number = done + index + 1
+        if number % simulation.eval_every and number != simulation.rounds:
+            continue
+        covered = slice(first, index + 1)
+        rounds = metrics.rounds
+        written.append(
+            {
+                "round": number,
+                "test_accuracy": float(metrics.test_accuracy[index]),
+                "test_loss": float(metrics.test_loss[index]),
+                "train_loss": float(np.mean(rounds.train_loss[covered])),
+                "update_norm": float(rounds.update_norm[index]),
+                "step_waste": float(np.mean(rounds.step_waste[covered])),
+                "assumed_malicious": None if (used := int(rounds.assumed_malicious[index])) < 0 else used,
+                "malicious": int(rounds.malicious[covered].sum()),
+                "benign": int(rounds.benign[covered].sum()),
+                "malicious_filtered": dict(
+                    zip(layers, rounds.malicious_filtered[covered].sum(0).tolist(), strict=True)
+                ),
+                "benign_filtered": dict(zip(layers, rounds.benign_filtered[covered].sum(0).tolist(), strict=True)),
+                "seconds_per_round": seconds,
+            }
+        )
+        first = index + 1
+    return written
+
+
+def detection_rates(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Share of malicious clients filtered and of benign clients kept, per layer and over all layers.
+
+    Counted over all rounds that the metrics lines cover; None where there was nobody to count.
+    """
+
+    def rate(part: float, whole: float) -> float | None:
+        return part / whole if whole else None
+
+    malicious, benign = (sum(line[kind] for line in lines) for kind in ("malicious", "benign"))
+    layers = list(lines[0]["malicious_filtered"]) if lines else []
+    filtered = {layer: sum(line["malicious_filtered"][layer] for line in lines) for layer in layers}
+    lost = {layer: sum(line["benign_filtered"][layer] for line in lines) for layer in layers}
+    return {
+        "malicious_filtered": rate(sum(filtered.values()), malicious * len(layers)),
+        "benign_kept": rate(benign * len(layers) - sum(lost.values()), benign * len(layers)),
+        "layers": {
+            layer: {
+                "malicious_filtered": rate(filtered[layer], malicious),
+                "benign_kept": rate(benign - lost[layer], benign),
+            }
+            for layer in layers
+        },
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a result's bits."""
+    found = {"python": platform.python_version()}
+    for name in ("lasa_jax", "jax", "jaxlib", "flax", "optax", "numpy"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:  # run from a folder that was not installed
+            found[name] = "unknown"
+    return found
+
+
+def device() -> str:
+    """The devices of this process, `8 x NVIDIA H100`."""
+    return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+
+
+def summary(
+    lines: Sequence[Mapping[str, Any]],
+    variables: PyTree,
+    *,
+    status: str,
+    seed: int,
+    config_id: str,
+    compile_seconds: float,
+    total_seconds: float,
+) -> dict[str, Any]:
+    """What summary.json holds.
+
+    Args:
+      lines: all lines of metrics.jsonl.
+      variables: of the final model, arrays on the host.
+      status: `finished` or `diverged`.
+      seed, config_id: of the run.
+      compile_seconds, total_seconds: of the process that finished.
+    """
+    accuracies = [line["test_accuracy"] for line in lines if line["test_accuracy"] is not None]
+    best = max(accuracies, default=None)
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(variables):
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return {
+        "status": status,
+        "best_test_accuracy": best,
+        "final_test_accuracy": lines[-1]["test_accuracy"] if lines else None,
+        "best_round": next((line["round"] for line in lines if line["test_accuracy"] == best), None),
+        "rounds": lines[-1]["round"] if lines else 0,
+        "seed": seed,
+        "detection": detection_rates(lines),
+        "assumed_malicious": lines[-1]["assumed_malicious"] if lines else None,
+        "seconds_per_round": float(np.mean([line["seconds_per_round"] for line in lines])) if lines else None,
+        "compile_seconds": compile_seconds,
+        "total_seconds": total_seconds,
+        "parameters_sha256": digest.hexdigest(),
+        "config_id": config_id,
+        "device": device(),
+        "versions": versions(),
+    }
