@@ -111,6 +111,12 @@ def draw_clients(key: jax.Array, num_clients: int, clients_per_round: int) -> ja
     return jnp.argsort(jax.random.bits(key, (num_clients,)))[:clients_per_round].astype(jnp.int32)
 
 
+def clients_of_round(program: Program, point: Point, round_index: jax.Array) -> jax.Array:
+    """Ids of the clients that take part in a round, in the order of their rows: int32 `(clients_per_round,)`."""
+    key = jax.random.fold_in(point.key, round_index)
+    return draw_clients(jax.random.fold_in(key, _SAMPLE), program.num_clients, program.clients_per_round)
+
+
 def train_clients(
     program: Program, state: State, point: Point, data: FederatedDataset, round_index: jax.Array
 ) -> tuple[Any, jax.Array, jax.Array, jax.Array, jax.Array]:
@@ -121,7 +127,7 @@ def train_clients(
       `clients_per_round` rounded up to a multiple of the devices, and the rows beyond it are absent; and the step waste.
     """
     key = jax.random.fold_in(point.key, round_index)
-    ids = draw_clients(jax.random.fold_in(key, _SAMPLE), program.num_clients, program.clients_per_round)
+    ids = clients_of_round(program, point, round_index)
     padding = -program.clients_per_round % ops.num_shards()
     present = jnp.arange(program.clients_per_round + padding) < program.clients_per_round
     ids = jnp.pad(ids, (0, padding))
@@ -177,6 +183,67 @@ def _step_waste(steps: jax.Array, at_once: int | None, ragged: bool) -> jax.Arra
     return batch * jnp.sum(longest) / jnp.maximum(jnp.sum(steps), 1)
 
 
+class Received(NamedTuple):
+    """What reaches the server in a round, rows as of `train_clients`.
+
+    updates: after the attack, what the rule is given, leaves `(n, ...)`. batch_stats: running statistics where they are kept
+    from the rule, else None; malicious clients send those of their honest training. malicious, present: bool `(n,)`.
+    losses: of local training, `(n,)`. step_waste: see `RoundMetrics`.
+    """
+
+    updates: Any
+    batch_stats: Any
+    malicious: jax.Array
+    present: jax.Array
+    losses: jax.Array
+    step_waste: jax.Array
+
+
+def receive(
+    program: Program, state: State, point: Point, data: FederatedDataset, round_index: jax.Array
+) -> tuple[Received, Any]:
+    """The first half of a round: clients train and the malicious ones attack. Arguments as of `one_round`.
+
+    Returns:
+      What reaches the server, and the state of the attack after it.
+    """
+    attack, _ = program.methods(point)
+    updates, losses, malicious, present, waste = train_clients(program, state, point, data, round_index)
+    # The attacker cannot foresee the server's draws.
+    rehearse = functools.partial(_aggregate, program, state, point, round_index, present=present, use=_REHEARSE)
+    crafted, attack_state = attack.craft(
+        program.ruled(updates),
+        state.attack,
+        malicious,
+        key=jax.random.fold_in(jax.random.fold_in(point.key, round_index), _ATTACK),
+        present=present,
+        aggregate=lambda updates: rehearse(updates)[0],
+    )
+    statistics = updates.get("batch_stats") if program.batch_stats == "separate" else None
+    return Received(crafted, statistics, malicious, present, losses, waste), attack_state
+
+
+def _aggregate(
+    program: Program,
+    state: State,
+    point: Point,
+    round_index: jax.Array,
+    updates: Any,
+    present: jax.Array,
+    use: int = _AGGREGATE,
+) -> tuple[Any, Any, Any, jax.Array]:
+    """The rule's update, its state after it, the weights, and the f that it used, -1 if it has none."""
+    _, rule = program.methods(point)
+    update, rule_state, info = rule.aggregate(
+        updates,
+        state.aggregator,
+        key=jax.random.fold_in(jax.random.fold_in(point.key, round_index), use),
+        num_malicious=point.assumed_malicious,
+        present=present,
+    )
+    return update, rule_state, info.weight, jnp.asarray(getattr(info, "num_malicious", -1), jnp.int32)
+
+
 def one_round(
     program: Program, state: State, point: Point, data: FederatedDataset, round_index: jax.Array
 ) -> tuple[State, RoundMetrics]:
@@ -192,34 +259,12 @@ def one_round(
     Returns:
       The state after the round, and what it reports.
     """
-    attack, rule = program.methods(point)
-    key = jax.random.fold_in(point.key, round_index)
-    updates, losses, malicious, present, waste = train_clients(program, state, point, data, round_index)
-
-    def aggregate(updates: Any, use: int = _AGGREGATE) -> Any:
-        update, rule_state, info = rule.aggregate(
-            updates,
-            state.aggregator,
-            key=jax.random.fold_in(key, use),
-            num_malicious=point.assumed_malicious,
-            present=present,
-        )
-        used = jnp.asarray(getattr(info, "num_malicious", -1), jnp.int32)
-        return update, rule_state, info.weight, used
-
-    # Where statistics are separate, malicious clients send those of their honest training.
-    crafted, attack_state = attack.craft(
-        program.ruled(updates),
-        state.attack,
-        malicious,
-        key=jax.random.fold_in(key, _ATTACK),
-        present=present,
-        aggregate=lambda updates: aggregate(updates, _REHEARSE)[0],  # the attacker cannot foresee the server's draws
-    )
-    update, rule_state, weights, used = aggregate(crafted)
+    received, attack_state = receive(program, state, point, data, round_index)
+    malicious, present, losses = received.malicious, received.present, received.losses
+    update, rule_state, weights, used = _aggregate(program, state, point, round_index, received.updates, present)
     update_norm = ops.tree_norm(update)
-    if program.batch_stats == "separate" and "batch_stats" in updates:
-        stats, shares = _averaged_statistics(updates["batch_stats"], weights)
+    if received.batch_stats is not None:
+        stats, shares = _averaged_statistics(received.batch_stats, weights)
         update, weights = {**update, "batch_stats": stats}, {**weights, "batch_stats": shares}
     variables = jax.tree.map(jnp.add, state.variables, update)
 
@@ -232,7 +277,7 @@ def one_round(
         malicious_filtered=jnp.sum(filtered & malicious, axis=1, dtype=jnp.int32),
         benign_filtered=jnp.sum(filtered & benign, axis=1, dtype=jnp.int32),
         update_norm=update_norm,
-        step_waste=waste,
+        step_waste=received.step_waste,
         assumed_malicious=used,
     )
     return State(variables, attack_state, rule_state), metrics

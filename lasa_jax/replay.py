@@ -1,0 +1,116 @@
+"""One round of a run, computed again to look inside: what the server received, and the models of the clients on the way.
+
+before = replay.before_round(config, 12)
+updates, malicious = replay.received(before)
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from lasa_jax import data, experiment
+from lasa_jax.data import FederatedDataset
+from lasa_jax.errors import check_number
+from lasa_jax.federated.round import Point, Program, State, clients_of_round, one_round, receive, train_clients
+from lasa_jax.models import Variables
+
+PyTree = Any
+
+
+class Before(NamedTuple):
+    """A run just before a round: what is compiled in, its state and numbers, the data, and the round, counted from 1."""
+
+    program: Program
+    state: State
+    point: Point
+    data: FederatedDataset
+    round_index: int
+
+
+def before_round(config: ConfigDict, round_index: int) -> Before:
+    """Plays the rounds of a run that come before one. Nothing is read from or written to a run directory.
+
+    Clients, batches, attack and rule are those of the run; on other devices than the run's, sums are rounded differently.
+
+    Args:
+      config: resolved, see `config.resolve`.
+      round_index: counted from 1, at most `config.rounds`.
+
+    Raises:
+      InputError: if the round is out of range, or the data is missing.
+    """
+    check_number("round_index", round_index, low=1, high=config.rounds, whole=True)
+    dataset = data.load(config.dataset, data_dir=config.data_dir, source=config.source)
+    shares = experiment.make_partition(config, dataset)
+    program = experiment.make_program(config, dataset, shares)
+    point = experiment.make_point(config, program)
+    fed = jax.device_put(FederatedDataset(dataset.train, dataset.test, shares))
+    state = jax.jit(program.init)(point)
+    step = jax.jit(functools.partial(one_round, program))
+    for index in range(1, round_index):
+        state, _ = step(state, point, fed, jnp.int32(index))
+    return Before(program, state, point, fed, round_index)
+
+
+def received(before: Before) -> tuple[PyTree, np.ndarray]:
+    """What the server received in the round, after the attack.
+
+    Returns:
+      Stacked updates, NumPy arrays `(n, ...)`, and who is malicious, bool `(n,)`.
+    """
+    call = jax.jit(functools.partial(receive, before.program))
+    arrived, _ = call(before.state, before.point, before.data, jnp.int32(before.round_index))
+    return jax.device_get((arrived.updates, arrived.malicious))
+
+
+def local_models(before: Before) -> Variables:
+    """The models of the round's clients at the start of each of their epochs, leaves `(epochs, n, ...)`.
+
+    An epoch's batches do not depend on how many epochs follow, so that training is run with 0, 1, 2, ... epochs. Where an
+    epoch is a single batch these are all local steps.
+    """
+    point = before.point._replace(sgd=before.point.sgd._replace(clip_norm=None))
+
+    @jax.jit
+    def after(epochs: Any) -> Variables:  # traced: a loop bound may be, and one program serves all
+        training = dataclasses.replace(before.program.local_training, epochs=epochs)
+        program = dataclasses.replace(before.program, local_training=training)
+        updates = train_clients(program, before.state, point, before.data, jnp.int32(before.round_index))[0]
+        return jax.tree.map(jnp.add, before.state.variables, updates)
+
+    stages = [after(jnp.int32(epochs)) for epochs in range(before.program.local_training.epochs)]
+    return jax.tree.map(lambda *models: np.stack(models), *stages)
+
+
+def local_examples(before: Before) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What the round's clients train on: normalised inputs `(n, width, ...)`, labels `(n, width, ...)`, sizes `(n,)`.
+
+    Places from a client's size on are padding. Labels are the true ones, of malicious clients too.
+    """
+    ids = clients_of_round(before.program, before.point, jnp.int32(before.round_index))
+    indices, sizes = before.data.partition.indices[ids], before.data.partition.sizes[ids]
+    inputs = before.program.local_training.dataset.normalise(before.data.train.inputs[indices])
+    return jax.device_get((inputs, before.data.train.labels[indices], sizes))
+
+
+def example_loss(before: Before) -> Callable[[Variables, jax.Array, jax.Array], jax.Array]:
+    """`(variables, input, label) -> loss` of one example, as in local training but without augmentation and dropout.
+
+    Batch statistics are the running ones.
+    """
+    training = before.program.local_training
+
+    def loss(variables: Variables, one_input: jax.Array, label: jax.Array) -> jax.Array:
+        logits, _ = training.model.apply(variables, one_input[None])
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, label[None])
+        counted = training.dataset.counted(label[None], jnp.ones(1, bool))
+        return jnp.sum(jnp.where(counted, losses, 0.0)) / jnp.maximum(jnp.sum(counted), 1)
+
+    return loss

@@ -1,0 +1,251 @@
+"""The bound of equation (14) where its assumptions hold, Lemma 4 where they do not suffice, and (f, kappa)-robustness."""
+
+import itertools
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lasa_jax import aggregators
+from lasa_jax.errors import InputError
+from lasa_jax.report import robustness
+from lasa_jax.report.filtering import Round
+
+N, F = 12, 3
+MALICIOUS = np.arange(N) < F
+
+
+def sgd_round(seed: int, crafted: str) -> tuple[Round, float, float]:
+    """Five steps of SGD on 0.5 * ‖x - a_i‖², eta = 0.1 = 1 / (2 tau), with gradient noise; nu and zeta are known."""
+    rng = np.random.default_rng(seed)
+    shape, sigma = (8, 10), 0.3
+    targets = 0.5 * rng.standard_normal(shape) + 0.2 * rng.standard_normal((N, *shape))
+    x = np.zeros((N, *shape))
+    for _ in range(5):
+        x -= 0.1 * (x - targets + sigma * rng.standard_normal(x.shape))
+    honest = targets[F:]
+    zeta = float(((honest - honest.mean(0)) ** 2).sum((1, 2)).mean())  # the same at every x
+    x[:F] = {
+        "honest": x[:F],
+        "flipped": -x[:F],
+        "noise": 0.2 * rng.standard_normal((F, *shape)),
+        "shifted": x[F:].mean(0) - x[F:].std(0),
+    }[crafted]
+    return Round({"w": x[:, :5].astype(np.float32), "v": x[:, 5:].astype(np.float32)}, MALICIOUS), 80 * sigma**2, zeta
+
+
+@pytest.mark.parametrize("crafted", ["honest", "flipped", "noise", "shifted"])
+def test_the_bound_holds_where_its_assumptions_do(crafted):
+    """Also with the measured variance of the updates in place of Lemma 4's 2 nu + zeta, which is smaller."""
+    for seed in range(3):
+        saved, nu, zeta = sgd_round(seed, crafted)
+        for level in (0.0, 0.4, 0.9, 1.0):
+            radii = {"magnitude_radius": 2.0, "direction_radius": 2.0}
+            found = robustness.bound(saved, noise=nu, divergence=zeta, sparsity_level=level, **radii)
+            assert found.enough_kept
+            assert found.benign_variance <= found.lemma_4
+            measured = robustness.bound(saved, noise=0, divergence=found.benign_variance, sparsity_level=level, **radii)
+            assert 0 < found.squared_error == measured.squared_error <= measured.bound <= found.bound
+            assert found.tightness == found.squared_error / found.bound
+
+
+def test_the_bound_by_its_definition():
+    """c_k, b_k, C, C_lambda and kappa once more, client by client."""
+    saved, nu, zeta = sgd_round(0, "flipped")
+    level = 0.7
+    found = robustness.bound(saved, noise=nu, divergence=zeta, sparsity_level=level, magnitude_radius=2.0)
+    x = np.concatenate([saved.updates[name].reshape(N, -1) for name in ("v", "w")], 1).astype(np.float64)
+    mean = x[F:].mean(0)
+    shares, losses = [], []
+    for row in x:
+        kept = np.abs(row) > np.sort(np.abs(row))[-int(80 * 0.3 + 1e-9)]
+        shares.append(((row - mean)[kept] ** 2).sum() / ((row - mean) ** 2).sum())
+        losses.append((mean[~kept] ** 2).sum() / (mean**2).sum())
+    square, malicious_square = (x[F:] ** 2).sum(1).max(), (x[:F] ** 2).sum(1).max()
+    kappa = max(shares) * (1 + F / (N - 2 * F)) * (4 * nu + 2 * zeta + 4 * malicious_square + 4 * square)
+    assert found.c_k == pytest.approx(max(shares), rel=1e-6)
+    assert found.b_k == pytest.approx(max(losses), rel=1e-6)
+    assert found.bound == pytest.approx(kappa + max(losses) * square, rel=1e-6)
+    sparse = aggregators.chain(aggregators.keep_top_k(level), aggregators.layer_filter(2.0, 1.0))
+    update, _, info = sparse.aggregate(saved.updates, (), key=jax.random.key(0), num_malicious=0)
+    flat = np.concatenate([np.asarray(update[name]).ravel() for name in ("v", "w")])
+    assert found.squared_error == pytest.approx(((flat - mean) ** 2).sum(), rel=1e-5)
+    assert found.smallest_kept == min(int((np.asarray(w) != 0).sum()) for w in info.weight.values())
+
+
+def test_the_bound_is_exact_where_everything_is_zeroed():
+    """Clients that agree, all entries zeroed: the error is ‖mean‖² = C² and so is the bound."""
+    saved = Round({"w": np.tile(np.arange(1.0, 7).reshape(2, 3), (6, 1, 1))}, np.zeros(6, bool))
+    found = robustness.bound(saved, noise=0.5, divergence=0.1, sparsity_level=1.0)
+    assert found.squared_error == found.bound == found.update_bound == 91
+    assert (found.tightness, found.c_k, found.b_k, found.conditions_hold) == (1, 0, 1, False)
+    whole = robustness.bound(saved, noise=0.5, divergence=0.1, sparsity_level=0.0)
+    assert (whole.squared_error, whole.c_k, whole.b_k) == (0, 0, 0)  # nobody is off the mean
+
+
+def test_conditions_hold_between_the_two_epsilons():
+    saved, nu, zeta = sgd_round(1, "flipped")
+    seen = set()
+    for level in (0.0, 0.3, 0.6, 0.9):
+        found = robustness.bound(saved, noise=nu, divergence=zeta, sparsity_level=level)
+        for epsilon in (0.01, 0.1, 1.0, 10.0):
+            first = found.c_k <= 1 / (1 + epsilon)
+            spread = (4 * nu + 2 * zeta + 4 * found.malicious_bound) / found.update_bound + 4
+            second = found.b_k / found.c_k <= epsilon * spread
+            assert (first and second) == (found.epsilon_low <= epsilon <= found.epsilon_high)
+            assert not (first and second) or found.conditions_hold
+        seen.add(found.conditions_hold)
+    assert seen == {True, False}  # nothing zeroed: c_k = 1, and no positive epsilon is left
+
+
+def test_against_sparsity_and_its_picture():
+    saved, nu, zeta = sgd_round(2, "shifted")
+    frame = robustness.against_sparsity(saved, [0.0, 0.5, 1.0], noise=nu, divergence=zeta, magnitude_radius=2.0)
+    assert frame.sparsity_level.tolist() == [0.0, 0.5, 1.0]
+    alone = robustness.bound(saved, noise=nu, divergence=zeta, magnitude_radius=2.0, sparsity_level=0.5)
+    assert frame.iloc[1].bound == alone.bound
+    figure = robustness.draw_against_sparsity(frame)
+    figure.draw_without_rendering()
+    stars = [line for line in figure.axes[0].lines if line.get_marker() == "*"]
+    assert stars[0].get_xdata()[0] == frame.sparsity_level[frame.bound.idxmin()]
+    assert stars[1].get_xdata()[0] == frame.sparsity_level[frame.squared_error.idxmin()]
+
+
+def test_what_the_theory_does_not_cover_is_refused():
+    saved, _, _ = sgd_round(0, "honest")
+    for wrong, message in (
+        (saved._replace(malicious=np.arange(N) < N // 2), "6 of 12 clients"),
+        (Round({"w": np.full((4, 2, 2), np.nan)}, np.zeros(4, bool)), "NaN"),
+    ):
+        with pytest.raises(InputError, match=message):
+            robustness.bound(wrong, noise=0, divergence=0)
+    with pytest.raises(InputError, match="noise = -1"):
+        robustness.bound(saved, noise=-1, divergence=0)
+
+
+def noisy_parabola(x, slope, label):
+    """15 x² and a slope of +1 or -1: the gradient of one example is 30 x + slope."""
+    return 15 * x**2 + slope * x
+
+
+def test_lemma_4_does_not_follow_from_its_assumptions():
+    """tau = 5, eta = 0.1 = 1 / (2 tau), nu = 1, zeta = 0, and yet the updates vary by 3.41 and not by at most 2.
+
+    x <- x - 0.1 (30 x + noise) = -2 x - 0.1 noise: the variance after five steps is 0.01 (1 + 4 + 16 + 64 + 256). Equation
+    (6) takes the gradients of all clients at one theta, but each has its own.
+    """
+    slopes, clients = np.array([1.0, -1.0]), 4000
+    models = np.linspace(-1, 1, 6, dtype=np.float32).reshape(3, 2)
+    found = robustness.gradient_variances(
+        noisy_parabola, models, np.tile(slopes, (2, 1)), np.zeros((2, 2)), np.array([2, 2]), batch_size=1
+    )
+    assert found.nu == pytest.approx(1, abs=1e-4)  # whatever x
+    assert found.zeta == pytest.approx(0, abs=1e-4)
+    x = np.zeros(clients)
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        x -= 0.1 * (30 * x + rng.choice(slopes, clients))
+    saved = Round({"x": x.reshape(clients, 1, 1)}, np.zeros(clients, bool))
+    bound = robustness.bound(saved, noise=found.nu, divergence=found.zeta, sparsity_level=0.0)
+    assert bound.benign_variance == pytest.approx(0.01 * (1 + 4 + 16 + 64 + 256), rel=0.1)
+    assert bound.benign_variance > 1.5 * bound.lemma_4
+
+
+def test_gradient_variances_are_those_of_all_batches():
+    """Three clients of 5, 4 and 3 examples, batches of 2: the smallest batch of an epoch has 1, 2 and 1."""
+    rng = np.random.default_rng(0)
+    inputs, labels = rng.standard_normal((3, 5, 4)), rng.standard_normal((3, 5))
+    sizes, smallest = np.array([5, 4, 3]), (1, 2, 1)
+    models = rng.standard_normal((2, 3, 4))
+
+    def loss(w, x, y):
+        return 0.5 * (jnp.dot(w, x) - y) ** 2
+
+    found = robustness.gradient_variances(loss, models, inputs, labels, sizes, batch_size=2)
+
+    def gradients(w, client):
+        x, y = inputs[client, : sizes[client]], labels[client, : sizes[client]]
+        return (x @ w - y)[:, None] * x
+
+    for step, client in itertools.product(range(2), range(3)):
+        w = models[step, client]
+        own = gradients(w, client)
+        batches = [own[list(batch)].mean(0) for batch in itertools.combinations(range(len(own)), smallest[client])]
+        expected = np.mean([((batch - own.mean(0)) ** 2).sum() for batch in batches])
+        assert found.noise[step, client] == pytest.approx(expected, rel=1e-4)
+        full = np.stack([gradients(w, other).mean(0) for other in range(3)])
+        expected = ((full - full.mean(0)) ** 2).sum(1).mean()
+        assert found.divergence[step, client] == pytest.approx(expected, rel=1e-4)
+    assert found.nu == found.noise.mean(1).max()
+    assert found.zeta == found.divergence.max()
+    whole = robustness.gradient_variances(loss, models, inputs, labels, sizes, batch_size=5)
+    assert whole.noise.max() < 1e-5  # one batch an epoch: no noise
+    with pytest.raises(InputError, match="sizes"):
+        robustness.gradient_variances(loss, models, inputs, labels, np.array([5, 0, 3]), batch_size=2)
+
+
+def coefficient_by_definition(x: np.ndarray, result: np.ndarray, f: int) -> float:
+    found = []
+    for subset in itertools.combinations(range(len(x)), len(x) - f):
+        part = x[list(subset)]
+        mean = part.mean(0)
+        found.append(((result - mean) ** 2).sum() / ((part - mean) ** 2).sum(1).mean())
+    return max(found)
+
+
+# Upper bounds of kappa, Allouah et al. 2023, with r = f / (n - 2f).
+KAPPA = {
+    "trimmed_mean": lambda r: 6 * r * (1 + r),
+    "krum": lambda r: 6 * (1 + r),
+    "geometric_median": lambda r: 4 * (1 + r) ** 2,
+    "median": lambda r: 4 * (1 + r) ** 2,
+}
+
+
+@pytest.mark.parametrize("name", KAPPA)
+def test_coefficients_of_robust_rules_are_within_their_theory(name):
+    rng = np.random.default_rng(0)
+    updates = {"w": rng.standard_normal((9, 4, 5)).astype(np.float32)}
+    updates["w"][:2] += 300
+    rule = aggregators.create(name)
+    found = robustness.robustness_coefficient(rule, updates, 2)
+    result = rule.aggregate(updates, (), key=jax.random.key(0), num_malicious=2)[0]
+    x, result = updates["w"].reshape(9, -1).astype(np.float64), np.asarray(result["w"], np.float64).ravel()
+    assert found == pytest.approx(coefficient_by_definition(x, result, 2), rel=1e-4)
+    assert 0 < found <= KAPPA[name](2 / 5)
+    assert robustness.robustness_coefficient(aggregators.fedavg(), updates, 2) > 10 * KAPPA[name](2 / 5)
+
+
+def test_the_search_finds_what_trying_all_finds(monkeypatch):
+    rng = np.random.default_rng(1)
+    updates = {"w": rng.standard_normal((12, 6)).astype(np.float32)}
+    whole = robustness.robustness_coefficient(aggregators.krum(), updates, 3)
+    monkeypatch.setattr(robustness, "_MOST_SUBSETS", 0)
+    assert robustness.robustness_coefficient(aggregators.krum(), updates, 3) == pytest.approx(whole, rel=1e-12)
+
+
+def test_coefficients_at_the_edges():
+    same = {"w": np.full((6, 3), 0.1, np.float32)}
+    assert robustness.robustness_coefficient(aggregators.fedavg(), same, 2) == 0
+    same["w"][0] = 5.0
+    assert robustness.robustness_coefficient(aggregators.median(), same, 2) == pytest.approx(1 / 3)
+    assert robustness.robustness_coefficient(aggregators.fedavg(), same, 2) == np.inf  # five agree, F is elsewhere
+    assert robustness.robustness_coefficient(aggregators.fedavg(), same, 0) == 0  # of all clients it is the mean
+    with pytest.raises(InputError, match="num_malicious = 3"):
+        robustness.robustness_coefficient(aggregators.fedavg(), same, 3)
+
+
+@pytest.mark.slow
+def test_the_code_and_the_numbers_of_the_docs():
+    text = (Path(__file__).parents[2] / "docs" / "theory.md").read_text()
+    names: dict = {}
+    for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(code, names)
+    frame = names["frame"].set_index("sparsity_level")
+    assert frame.enough_kept.all()
+    for level, error, bound in re.findall(r"^\| ([0-9.]+) \| ([0-9.]+) \| ([0-9.]+) \|", text, re.MULTILINE):
+        assert frame.squared_error[float(level)] == pytest.approx(float(error), rel=0.1)
+        assert frame.bound[float(level)] == pytest.approx(float(bound), rel=0.02)

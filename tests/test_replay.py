@@ -1,0 +1,100 @@
+"""A round computed again is that of the run."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lasa_jax import aggregators, experiment, grid, replay
+from lasa_jax import config as configs
+from lasa_jax.errors import InputError
+from lasa_jax.federated import make_mesh, one_round
+from lasa_jax.federated.round import clients_of_round
+from lasa_jax.workdir import Workdir
+
+
+@pytest.fixture(scope="module")
+def config():
+    base = configs.default()
+    settings = {
+        "attack.name": "byzmean",
+        "num_clients": 16,
+        "clients_per_round": 8,
+        "rounds": 2,
+        "client.epochs": 2,
+        "client.batch_size": 128,  # one batch an epoch: clients have 89 examples
+        "client.momentum": 0.0,
+    }
+    return grid.resolve(base, settings)
+
+
+@pytest.fixture(scope="module")
+def before(config):
+    return replay.before_round(config, 2)
+
+
+def test_the_rule_on_the_replayed_round_does_what_the_round_did(config, before):
+    """The state before round 2 is that after round 1, and what is received in it leads to the round's own metrics."""
+    step = jax.jit(functools.partial(one_round, before.program))
+    fresh = jax.jit(before.program.init)(before.point)
+    after, _ = step(fresh, before.point, before.data, jnp.int32(1))
+    jax.tree.map(np.testing.assert_array_equal, after.variables, before.state.variables)
+    _, metrics = step(before.state, before.point, before.data, jnp.int32(2))
+    check(config, before, np.asarray(metrics.malicious_filtered), float(metrics.update_norm))
+
+
+@pytest.mark.slow
+def test_the_replayed_round_is_that_of_a_run(config, before, tmp_path):
+    mesh = make_mesh(jax.devices()[:1])
+    experiment.run(config, tmp_path / "run", mesh=mesh, log=lambda text: None)
+    line = Workdir(tmp_path / "run", lock=False).metrics()[-1]
+    check(config, before, np.array(list(line["malicious_filtered"].values())), line["update_norm"])
+
+
+def check(config, before, malicious_filtered, update_norm):
+    updates, malicious = replay.received(before)
+    assert malicious.sum() == before.point.malicious[clients(before)].sum() > 0
+    rule = aggregators.create(config.aggregator.name, **config.aggregator.parameters)
+    update, _, info = jax.jit(lambda x: rule.aggregate(x, (), key=jax.random.key(0), num_malicious=2))(updates)
+    assert [int(((w == 0) & malicious).sum()) for w in jax.tree.leaves(info.weight)] == malicious_filtered.tolist()
+    total = np.sqrt(sum(float((x**2).sum()) for x in jax.tree.leaves(update)))
+    assert total == pytest.approx(update_norm, rel=1e-4)
+
+
+def clients(before):
+    return clients_of_round(before.program, before.point, jnp.int32(before.round_index))
+
+
+def test_local_models_start_at_the_global_one_and_lead_to_the_update(before):
+    models = replay.local_models(before)
+    for stages, start in zip(jax.tree.leaves(models), jax.tree.leaves(before.state.variables), strict=True):
+        assert stages.shape == (2, 8, *start.shape)
+        np.testing.assert_array_equal(stages[0], np.broadcast_to(start, stages[0].shape))
+    # One batch an epoch, no momentum: the update is the sum of the two steps, each the gradient at the stage's start.
+    inputs, labels, sizes = replay.local_examples(before)
+    assert (sizes <= 128).all()
+    updates, malicious = replay.received(before)
+    loss = replay.example_loss(before)
+    client = int(np.flatnonzero(~malicious)[0])
+    size = int(sizes[client])
+    assert inputs.shape[:2] == labels.shape
+
+    @jax.jit
+    @jax.grad
+    def gradient(variables):
+        return jax.vmap(loss, (None, 0, 0))(variables, inputs[client, :size], labels[client, :size]).mean()
+
+    moved = jax.tree.map(lambda x: 0.0 * x[0, client], models)
+    for stage in range(2):
+        step = gradient(jax.tree.map(lambda x, stage=stage: x[stage, client], models))
+        moved = jax.tree.map(lambda total, g: total - before.point.sgd.learning_rate * g, moved, step)
+    for found, expected in zip(jax.tree.leaves(moved), jax.tree.leaves(updates), strict=True):
+        np.testing.assert_allclose(found, expected[client], rtol=1e-3, atol=1e-5)
+
+
+def test_rounds_that_are_not_in_the_run(config):
+    for wrong in (0, 3, 1.5):
+        with pytest.raises(InputError, match="round_index"):
+            replay.before_round(config, wrong)
