@@ -10,8 +10,13 @@ accuracy.png     drawn by the report
 The directory of a sweep holds one such directory a run, and
 
 sweep.json       how many runs were in a batch of each program
+
+Nothing here is believed because it is here: text is JSON of the form that is written, links and devices are not read, and
+a checkpoint counts only if its files have the SHA-256 of its manifest. docs/reliability.md says what that survives.
 """
 
+import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -20,8 +25,9 @@ import os
 import re
 import shutil
 import socket
+import stat
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +38,20 @@ from lasa_jax.errors import InputError
 
 PyTree = Any
 _orbax = threading.Lock()  # Orbax numbers its operations per process: saved side by side, two checkpoints lose files
+_CHECKPOINT_OVERHEAD = 2**17  # bytes of Orbax's own files, rounded up to disk blocks
+
+
+def _sync(path: Path) -> None:
+    """Waits until a file, or the names in a directory, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def replace_file(path: Path, content: str | bytes) -> None:
-    """Writes a file so that at every moment it is either as before or whole."""
+    """Writes a file so that at every moment, a loss of power included, it is either as before or whole."""
     part = path.with_name(f".{path.name}.part")
     part.unlink(missing_ok=True)  # of a crash, or a link that somebody left
     with open(part, "xb") as file:
@@ -43,6 +59,79 @@ def replace_file(path: Path, content: str | bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(part, path)
+    _sync(path.parent)
+
+
+def _read(path: Path) -> bytes:
+    """A file's content; OSError for a link, which may lead anywhere, and for a pipe or device, which may never end."""
+    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError("is not a file")
+        return file.read()
+
+
+def _parse(text: bytes) -> Any:
+    """The value of a JSON text in UTF-8; ValueError for anything else, NaN and infinity included."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no JSON")
+
+    try:
+        return json.loads(text.decode(), parse_constant=refuse)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+Check = Callable[[Any], bool]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+
+
+def _is_count(value: Any) -> bool:
+    return _is_number(value) and isinstance(value, int) and value >= 0
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _or_null(check: Check) -> Check:
+    return lambda value: value is None or check(value)
+
+
+def _is_mapping(check: Check) -> Check:
+    return lambda value: isinstance(value, dict) and all(check(item) for item in value.values())
+
+
+def _is_record(fields: Mapping[str, Check]) -> Check:
+    return lambda value: isinstance(value, dict) and not _wrong_fields(value, fields)
+
+
+def _wrong_fields(value: Mapping[str, Any], fields: Mapping[str, Check]) -> list[str]:
+    """Fields that are missing or of another type; a value may have more."""
+    return [name for name, check in fields.items() if name not in value or not check(value[name])]
+
+
+# What must be in a line of metrics.jsonl, and in summary.json.
+_LINE: dict[str, Check] = {
+    "round": lambda value: _is_count(value) and value > 0,
+    **dict.fromkeys(("malicious", "benign"), _is_count),
+    **dict.fromkeys(("malicious_filtered", "benign_filtered"), _is_mapping(_is_count)),
+    **dict.fromkeys(("test_accuracy", "test_loss", "train_loss", "update_norm", "step_waste"), _or_null(_is_number)),
+    "assumed_malicious": _or_null(_is_count),
+    "seconds_per_round": _is_number,
+}
+_RATES: dict[str, Check] = dict.fromkeys(("malicious_filtered", "benign_kept"), _or_null(_is_number))
+_SUMMARY: dict[str, Check] = {
+    **dict.fromkeys(("status", "parameters_sha256"), _is_text),
+    **dict.fromkeys(("rounds", "seed"), _is_count),
+    **dict.fromkeys(("best_test_accuracy", "final_test_accuracy", "seconds_per_round"), _or_null(_is_number)),
+    "best_round": _or_null(_is_count),
+    "compile_seconds": _is_number,
+    "detection": _is_record({**_RATES, "layers": _is_mapping(_is_record(_RATES))}),
+}
 
 
 def _finite(value: Any) -> Any:
@@ -55,11 +144,11 @@ def _finite(value: Any) -> Any:
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file below a folder, by relative path."""
+    """SHA-256 of every file below a folder, by relative path; OSError if there is anything else than files and folders."""
     return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        str(path.relative_to(folder)): hashlib.sha256(_read(path)).hexdigest()
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_symlink() or not path.is_dir()
     }
 
 
@@ -72,6 +161,20 @@ def _checkpointer() -> ocp.StandardCheckpointer:
         primary_host=here, active_processes={here}, barrier_sync_key_prefix="lasa_jax"
     )
     return ocp.StandardCheckpointer(multiprocessing_options=alone)
+
+
+def _check_space(folder: Path, state: PyTree) -> None:
+    """Raises the OSError of a full disk if a state cannot fit: TensorStore finds out too, in two hundred lines."""
+    needed = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)) + _CHECKPOINT_OVERHEAD
+    if shutil.disk_usage(folder).free < needed:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _last_reason(error: ValueError) -> str:
+    """`"No space left on device"` of TensorStore's long message, else all of it."""
+    text = " ".join(str(error).split())
+    match = re.search(r"([^:]+) \[os_error_code='\d+'\]", text)
+    return match[1].strip() if match else text
 
 
 def is_finished(path: str | os.PathLike[str]) -> bool:
@@ -113,9 +216,9 @@ class Workdir:
         except OSError as error:
             self._lock.close()
             raise InputError(f"--workdir={self.path}: cannot be locked ({error.strerror}), use a local disk") from None
-        self._lock.truncate(0)
-        self._lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        self._lock.flush()
+        with contextlib.suppress(OSError):  # on a full disk the name of the holder is missing, the lock holds
+            os.ftruncate(self._lock.fileno(), 0)
+            os.write(self._lock.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode())
 
     def __enter__(self) -> "Workdir":
         return self
@@ -128,6 +231,18 @@ class Workdir:
         if self._lock is not None:
             self._lock.close()
 
+    @contextlib.contextmanager
+    def _writing(self, name: str) -> Iterator[None]:
+        """Turns what a full or failing disk raises into one line; what was there before is still there."""
+        try:
+            yield
+        except OSError as error:
+            reason = error.strerror or " ".join(str(error).split())
+            raise InputError(
+                f"--workdir={self.path}: {name} cannot be written ({reason}); nothing is lost, the same command goes on "
+                f"from the last checkpoint"
+            ) from None
+
     def has_results(self) -> bool:
         """Whether anything that a run leaves is here, apart from its config."""
         return any((self.path / name).exists() for name in ("summary.json", "metrics.jsonl", "checkpoints"))
@@ -135,7 +250,7 @@ class Workdir:
     def _read_json(self, name: str) -> dict[str, Any] | None:
         path = self.path / name
         try:
-            value = json.loads(path.read_text())
+            value = _parse(_read(path))
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
@@ -150,45 +265,75 @@ class Workdir:
 
     def write_config(self, text: str) -> None:
         """Stores the resolved config, JSON text."""
-        replace_file(self.path / "config.json", text)
+        with self._writing("config.json"):
+            replace_file(self.path / "config.json", text)
 
     def summary(self) -> dict[str, Any] | None:
-        """The summary of a finished run, None before."""
-        return self._read_json("summary.json")
+        """The summary of a finished run, None before.
+
+        Raises:
+          InputError: if the file is there and is no summary of a run.
+        """
+        summary = self._read_json("summary.json")
+        if summary is not None and (wrong := _wrong_fields(summary, _SUMMARY)):
+            raise InputError(
+                f"{self.path / 'summary.json'}: is not the summary of a run ({', '.join(wrong)}); choose another directory"
+            )
+        return summary
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Stores the summary; from then on the run is finished."""
-        replace_file(self.path / "summary.json", json.dumps(_finite(summary), indent=2) + "\n")
+        with self._writing("summary.json"):
+            replace_file(self.path / "summary.json", json.dumps(_finite(summary), indent=2) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl; what follows a line that a crash cut off is not read."""
+        """The lines of metrics.jsonl, up to one that a crash cut off, that has another form, or that repeats a round.
+
+        Raises:
+          InputError: if the file is there and cannot be read.
+        """
+        path = self.path / "metrics.jsonl"
         lines: list[dict[str, Any]] = []
         try:
-            text = (self.path / "metrics.jsonl").read_text(errors="replace")
+            content = _read(path)
         except FileNotFoundError:
             return lines
-        for line in text.splitlines():
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error})") from None
+        for text in content.split(b"\n"):
             try:
-                value = json.loads(line)
+                line = _parse(text)
             except ValueError:
                 break
-            if not isinstance(value, dict) or not isinstance(value.get("round"), int):
+            if not isinstance(line, dict) or _wrong_fields(line, _LINE):
                 break
-            lines.append(value)
+            if lines and line["round"] <= lines[-1]["round"]:
+                break
+            if line["malicious_filtered"].keys() != line["benign_filtered"].keys():
+                break
+            if lines and line["malicious_filtered"].keys() != lines[0]["malicious_filtered"].keys():
+                break
+            lines.append(line)
         return lines
 
     def append_metrics(self, lines: Iterable[Mapping[str, Any]]) -> None:
         """Adds lines and waits until they are on the disk."""
-        with open(self.path / "metrics.jsonl", "a") as file:
-            file.writelines(json.dumps(_finite(line)) + "\n" for line in lines)
-            file.flush()
-            os.fsync(file.fileno())
+        path = self.path / "metrics.jsonl"
+        with self._writing(path.name):
+            is_new = not path.exists()
+            with open(path, "a") as file:
+                file.writelines(json.dumps(_finite(line)) + "\n" for line in lines)
+                file.flush()
+                os.fsync(file.fileno())
+            if is_new:
+                _sync(self.path)
 
     def keep_metrics_until(self, last_round: int) -> None:
         """Drops the lines of rounds after `last_round`: rounds that will be computed again."""
         kept = [line for line in self.metrics() if line["round"] <= last_round]
         if (self.path / "metrics.jsonl").exists():
-            replace_file(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+            with self._writing("metrics.jsonl"):
+                replace_file(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
 
     def write_figure(self, name: str, figure: Any) -> None:
         """Stores a matplotlib figure under a file name."""
@@ -198,7 +343,7 @@ class Workdir:
 
     def checkpoint_rounds(self) -> list[int]:
         """Rounds of which a checkpoint with its manifest is there, oldest first. Its contents are not yet verified."""
-        matches = [re.fullmatch(r"round_(\d+)\.json", path.name) for path in self._checkpoints.glob("round_*.json")]
+        matches = [re.fullmatch(r"round_(\d{6,7})\.json", path.name) for path in self._checkpoints.glob("round_*.json")]
         return sorted(int(match[1]) for match in matches if match)
 
     def remove_checkpoints_after(self, last_round: int) -> None:
@@ -215,15 +360,22 @@ class Workdir:
           state: a pytree of arrays.
           keep: how many checkpoints stay.
         """
-        self._checkpoints.mkdir(exist_ok=True)
         folder = self._folder(last_round)
-        self._remove(last_round)
-        with _orbax, _checkpointer() as checkpointer:
-            checkpointer.save(folder.absolute(), state)
-        manifest = {"round": last_round, "files": _digests(folder)}
-        replace_file(folder.with_suffix(".json"), json.dumps(manifest, indent=2) + "\n")
-        for old in self.checkpoint_rounds()[:-keep]:
-            self._remove(old)
+        with self._writing(f"the checkpoint of round {last_round}"):
+            self._checkpoints.mkdir(exist_ok=True)
+            self._keep_only(set(self.checkpoint_rounds()) - {last_round})  # what a kill left goes first
+            try:
+                _check_space(self._checkpoints, state)
+                with _orbax, _checkpointer() as checkpointer:
+                    checkpointer.save(folder.absolute(), state)
+                for path in (*folder.rglob("*"), folder, self._checkpoints, self.path):
+                    _sync(path)
+                manifest = {"round": last_round, "files": _digests(folder)}
+                replace_file(self._manifest(last_round), json.dumps(manifest, indent=2) + "\n")
+            except (OSError, ValueError) as error:  # TensorStore reports a full disk as a ValueError
+                self._keep_only(set(self.checkpoint_rounds()) - {last_round})  # which makes room
+                raise error if isinstance(error, OSError) else OSError(_last_reason(error)) from None
+            self._keep_only(set(self.checkpoint_rounds()[-keep:]))
 
     def restore_checkpoint(self, last_round: int, template: PyTree) -> PyTree | None:
         """The state after `last_round`, or None if a file of the checkpoint is not what its manifest says.
@@ -234,7 +386,7 @@ class Workdir:
         """
         folder = self._folder(last_round)
         try:
-            manifest = json.loads(folder.with_suffix(".json").read_text())
+            manifest = _parse(_read(self._manifest(last_round)))
             if manifest["round"] != last_round or manifest["files"] != _digests(folder):
                 return None
             shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
@@ -250,9 +402,23 @@ class Workdir:
     def _folder(self, last_round: int) -> Path:
         return self._checkpoints / f"round_{last_round:06d}"
 
+    def _manifest(self, last_round: int) -> Path:
+        return self._folder(last_round).with_suffix(".json")
+
     def _remove(self, last_round: int) -> None:
-        self._folder(last_round).with_suffix(".json").unlink(missing_ok=True)
+        self._manifest(last_round).unlink(missing_ok=True)  # first: then it is no checkpoint any more
         shutil.rmtree(self._folder(last_round), ignore_errors=True)
+
+    def _keep_only(self, rounds: Collection[int]) -> None:
+        """Removes all checkpoints but those of these rounds, and what a process left that was stopped while it wrote one."""
+        for old in set(self.checkpoint_rounds()) - set(rounds):
+            self._remove(old)
+        kept = {path for last_round in rounds for path in (self._folder(last_round), self._manifest(last_round))}
+        for path in set(self._checkpoints.iterdir()) - kept:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def read_batch_sizes(workdir: Path) -> dict[str, int]:
@@ -279,4 +445,4 @@ def write_batch_sizes(workdir: Path, sizes: Mapping[str, int]) -> None:
     with open(workdir / ".sweep.lock", "a") as lock:  # the jobs of a cluster start together
         fcntl.flock(lock, fcntl.LOCK_EX)
         known = {**sizes, **read_batch_sizes(workdir)}
-        _replace(workdir / "sweep.json", json.dumps({"batch": known}, indent=2, sort_keys=True) + "\n")
+        replace_file(workdir / "sweep.json", json.dumps({"batch": known}, indent=2, sort_keys=True) + "\n")
