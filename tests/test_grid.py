@@ -316,17 +316,21 @@ def command(*arguments: str, **options) -> subprocess.Popen:
     )
 
 
-def test_killed_and_started_again(tmp_path):
+@pytest.mark.parametrize(
+    ("seeds", "kills"), [([1, 2], 3), pytest.param([1, 2, 3, 4, 5, 6], 5, marks=pytest.mark.slow)], ids=["8", "24"]
+)
+def test_killed_and_started_again(tmp_path, seeds, kills):
     """SIGKILL at random moments: the sweep ends with every result once, and the bits of one that was left alone."""
-    (tmp_path / "small.py").write_text(SWEEP_FILE)
+    (tmp_path / "small.py").write_text(SWEEP_FILE.replace('"seed": [1, 2]', f'"seed": {seeds}'))
+    count = 4 * len(seeds)
     arguments = (f"--config={tmp_path / 'small.py'}:digits",)
     whole = command(*arguments, f"--workdir={tmp_path / 'whole'}")
     out, error = whole.communicate(timeout=600)
     assert whole.returncode == 0, error
-    assert "results: 8 of 8" in out
+    assert f"results: {count} of {count}" in out
     assert "compiled programs: 2" in out
     clock = random.Random(0)
-    for _ in range(3):
+    for _ in range(kills):
         process = command(*arguments, f"--workdir={tmp_path / 'killed'}")
         time.sleep(clock.uniform(4, 14))
         process.send_signal(signal.SIGKILL)
@@ -335,7 +339,7 @@ def test_killed_and_started_again(tmp_path):
     out, error = last.communicate(timeout=600)
     assert last.returncode == 0, error
     assert results(tmp_path / "killed") == results(tmp_path / "whole")
-    assert sum(path.is_dir() for path in (tmp_path / "killed").iterdir()) == 8
+    assert sum(path.is_dir() for path in (tmp_path / "killed").iterdir()) == count
 
 
 @pytest.mark.parametrize(
