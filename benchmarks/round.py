@@ -9,30 +9,20 @@ import argparse
 import functools
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.roofline import best_of, machine
 from lasa_jax import config as configs
 from lasa_jax import data, experiment
 from lasa_jax.data import FederatedDataset
 from lasa_jax.federated import make_mesh, one_round
 from lasa_jax.federated.round import train_clients
 from lasa_jax.federated.simulation import evaluate
-
-
-def best_of(fn: Callable[..., Any], *arguments: Any, repeat: int = 3) -> float:
-    """Seconds of the fastest of a few calls, after one that compiles."""
-    jax.block_until_ready(fn(*arguments))
-    seconds = []
-    for _ in range(repeat):
-        began = time.perf_counter()
-        jax.block_until_ready(fn(*arguments))
-        seconds.append(time.perf_counter() - began)
-    return min(seconds)
 
 
 def ours(rounds: int) -> tuple[dict[str, float], Iterator[np.ndarray]]:
@@ -175,7 +165,7 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     left, updates = ours(rounds)
     right = pytorch(updates)
-    print(f"{jax.device_count()} x {jax.devices()[0].device_kind}, JAX {jax.__version__}\n")
+    print(f"{machine()}\n")
     print("| part | lasa_jax (s) | PyTorch (s) |\n| --- | --- | --- |")
     for part in {**left, **right}:
         cells = [f"{column[part]:.3f}" if part in column else "-" for column in (left, right)]

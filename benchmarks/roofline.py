@@ -1,0 +1,80 @@
+"""What the machine allows, measured beside every table: a matrix product, and one reading of a stack of updates."""
+
+import os
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lasa_jax import models
+
+CNN = {"num_classes": 10, "input_shape": (28, 28, 1)}
+
+
+def best_of(fn: Callable[..., Any], *arguments: Any, repeat: int = 3) -> float:
+    """Seconds of the fastest of a few calls, after one that compiles."""
+    jax.block_until_ready(fn(*arguments))
+    seconds = []
+    for _ in range(repeat):
+        began = time.perf_counter()
+        jax.block_until_ready(fn(*arguments))
+        seconds.append(time.perf_counter() - began)
+    return min(seconds)
+
+
+def machine() -> str:
+    """One line: processor, cores, devices, versions."""
+    name = platform.processor() or "processor"
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        lines = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        name = lines[0] if lines else name
+        wide = "AVX-512" if "avx512f" in info.read_text() else "AVX2"
+        name = f"{name}, {wide}"
+    device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    return f"{name}, {os.cpu_count()} cores; {device}; JAX {jax.__version__}; {time.strftime('%Y-%m-%d')}"
+
+
+def matrix_product() -> float:
+    """Operations a second of a float32 matrix product of 2,048 x 2,048."""
+    x = jnp.ones((2048, 2048))
+    return 2 * 2048**3 / best_of(jax.jit(lambda x: x @ x), x, repeat=5)
+
+
+def updates(n: int, model: str = "cnn", seed: int = 0) -> Any:
+    """A stack of n updates of the paper's CNN, normal numbers with a common part, so that rules have something to do."""
+    shapes = jax.eval_shape(models.create(model, **CNN).init, jax.random.key(0))
+    leaves, structure = jax.tree.flatten(shapes)
+
+    @jax.jit
+    def make(key: jax.Array) -> list[jax.Array]:
+        keys = jax.random.split(key, len(leaves))
+        return [
+            0.01 * (jax.random.normal(k, (n, *x.shape)) + jax.random.normal(jax.random.fold_in(k, 1), x.shape))
+            for k, x in zip(keys, leaves, strict=True)
+        ]
+
+    return jax.block_until_ready(jax.tree.unflatten(structure, make(jax.random.key(seed))))
+
+
+def reading(stack: Any) -> float:
+    """Seconds of one reading of a stack: the average over clients, as plain as it gets."""
+    n = jax.tree.leaves(stack)[0].shape[0]
+    weights = jnp.full(n, 1 / n)
+    return best_of(jax.jit(lambda stack: jax.tree.map(lambda x: jnp.tensordot(weights, x, 1), stack)), stack, repeat=5)
+
+
+def torch_average(stack: Any) -> float | None:
+    """Seconds of PyTorch's average over clients, None where it is not installed."""
+    try:
+        import torch
+    except ImportError:
+        return None
+    leaves = [np.asarray(x).reshape(x.shape[0], -1) for x in jax.tree.leaves(stack)]
+    flat = torch.from_numpy(np.concatenate(leaves, axis=1))
+    return best_of(lambda: flat.mean(0), repeat=5)

@@ -1,0 +1,121 @@
+"""Times every rule on a stack of MNIST-CNN updates: `python -m benchmarks.rules [--clients=100]`.
+
+Prints a Markdown table: seconds; readings of the stack that would take as long, measured in the same run; and, where the
+`[bench]` extra is installed, ByzFL on PyTorch's CPU build with the same numbers. The column of the official code is not
+measured here: it is the recorded ratio of its seconds to an average of the stack, both with two threads of PyTorch 2.13. "Times
+faster" takes it times PyTorch's average of this run, or one reading where PyTorch is not installed.
+"""
+
+import argparse
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks.roofline import best_of, machine, matrix_product, reading, torch_average, updates
+from lasa_jax import aggregators
+
+# Recorded from the official code, n = 100, d = 1,663,370: seconds / seconds of an average of the stack.
+OFFICIAL = {
+    "bulyan": 5100,
+    "fedavg": 1,
+    "geometric_median": 600,
+    "lasa": 254,
+    "multi_krum": 13700,
+    "signguard": 21,
+    "dnc": 12,
+    "sparsefed": 175,
+    "trimmed_mean": 232,
+}
+
+
+def byzfl_rules(f: int) -> dict[str, tuple[Callable[..., Any], Callable[[], Any]]]:
+    """By name of ours: ByzFL's, and ours with the same numbers; empty if ByzFL is not installed."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the libraries that it imports
+            import byzfl
+    except ImportError:
+        return {}
+    mixed = lambda rule: aggregators.chain(aggregators.nearest_neighbour_mixing(f), rule)  # noqa: E731
+    clipped = lambda rule: aggregators.chain(aggregators.clip_to_norm(4.0), rule)  # noqa: E731
+    after = lambda first, rule: lambda x: rule(first(x))  # noqa: E731
+    return {
+        "fedavg": (byzfl.Average(), aggregators.fedavg),
+        "median": (byzfl.Median(), aggregators.median),
+        "trimmed_mean": (byzfl.TrMean(f=f), lambda: aggregators.trimmed_mean(f)),
+        "geometric_median": (
+            byzfl.GeometricMedian(nu=0.1, T=3),
+            lambda: aggregators.geometric_median(smoothing=0.1, max_iterations=3),
+        ),
+        "krum": (byzfl.Krum(f=f + 1), lambda: aggregators.krum(f)),
+        "multi_krum": (byzfl.MultiKrum(f=f + 1), lambda: aggregators.multi_krum(f)),
+        "centered_clipping": (
+            byzfl.CenteredClipping(L=3, tau=2.0),
+            lambda: aggregators.centered_clipping(clip_radius=2.0, num_iterations=3),
+        ),
+        "nearest-neighbour mixing, average": (
+            after(byzfl.NNM(f=f), byzfl.Average()),
+            lambda: mixed(aggregators.fedavg()),
+        ),
+        "nearest-neighbour mixing, median": (
+            after(byzfl.NNM(f=f), byzfl.Median()),
+            lambda: mixed(aggregators.median()),
+        ),
+        "clipping, average": (after(byzfl.Clipping(c=4.0), byzfl.Average()), lambda: clipped(aggregators.fedavg())),
+        "bucketing, median": (
+            after(byzfl.Bucketing(s=2), byzfl.Median()),
+            lambda: aggregators.chain(aggregators.bucketing(2), aggregators.median()),
+        ),
+    }
+
+
+def seconds_of(rule: aggregators.Aggregator, stack: Any, f: int) -> float:
+    """Seconds of one aggregation, compiled."""
+    state = rule.init(jax.tree.map(lambda x: x[0], stack))
+    key = jax.random.key(0)
+    aggregate = jax.jit(lambda u, s: rule.aggregate(u, s, key=key, num_malicious=f)[0])
+    return best_of(aggregate, stack, state)
+
+
+def main() -> None:
+    """Prints the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clients", type=int, default=100)
+    n = parser.parse_args().clients
+    f, stack = n // 5, updates(n)
+    once, average = reading(stack), torch_average(stack)
+    size = sum(x.nbytes for x in jax.tree.leaves(stack))
+    print(machine())
+    print(
+        f"matrix product {matrix_product() / 1e9:.0f} GFLOP/s; one reading of the stack, {size / 1e6:.0f} MB: {once:.3f} s\n"
+    )
+    print(
+        "| rule | seconds | readings of the stack | official code, recorded | times faster |\n| --- | --- | --- | --- | --- |"
+    )
+    for name in aggregators.names():
+        seconds = seconds_of(aggregators.create(name), stack, f)
+        official = OFFICIAL.get(name)
+        cells = ("-", "-") if official is None else (f"{official:,}", f"{official * (average or once) / seconds:.1f}")
+        print(f"| {name} | {seconds:.3f} | {seconds / once:.1f} | {cells[0]} | {cells[1]} |", flush=True)
+    peers = byzfl_rules(f)
+    if peers:
+        leaves = [np.asarray(x).reshape(n, -1) for x in jax.tree.leaves(stack)]
+        import torch
+
+        flat = torch.from_numpy(np.concatenate(leaves, axis=1))
+        print("\n| rule | lasa_jax, s | ByzFL, s | times faster |\n| --- | --- | --- | --- |")
+        for name, (theirs, ours) in peers.items():
+            mine = seconds_of(ours(), stack, f)
+            try:
+                other = best_of(lambda rule=theirs: rule(flat), repeat=1)
+                cells = f"{other:.3f} | {other / mine:.1f}"
+            except RuntimeError:  # of PyTorch's allocator: n copies of the stack
+                cells = "out of memory | -"
+            print(f"| {name} | {mine:.3f} | {cells} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
