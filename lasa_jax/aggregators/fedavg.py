@@ -13,7 +13,7 @@ def fedavg() -> Aggregator:
 
     One client that sends NaN makes the result NaN; the rule's definition does not scrub it.
 
-    Example:
+    Examples:
       >>> import jax, jax.numpy as jnp
       >>> from lasa_jax import aggregators
       >>> rule = aggregators.fedavg()
