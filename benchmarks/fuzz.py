@@ -618,9 +618,9 @@ def damage_directory(path: Path, chance: random.Random) -> str:
         target.unlink()
         target.mkdir()
         return f"{target.name} a folder"
-    if kind == 4:
+    if kind == 4 and target.parent == path:
         name = chance.choice(
-            ["round_99999999.json", "round_000009.json", "round_1.json", "round_x.json", "round_000002"]
+            ["round_99999999.json", "round_000009.json", "round_1.json", "round_x.json", "round_00000x"]
         )
         (path / "checkpoints" / name).write_bytes(content)
         return f"{name} added"

@@ -13,6 +13,7 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
@@ -364,6 +365,8 @@ def as_json(config: ConfigDict) -> dict[str, Any]:
     def plain(value: Any) -> Any:
         if isinstance(value, Mapping):
             return {name: plain(item) for name, item in value.items()}
+        if isinstance(value, np.generic):  # a sweep made with NumPy
+            value = value.item()
         return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
     return plain(config.to_dict())

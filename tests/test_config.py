@@ -1,15 +1,16 @@
 import importlib.util
 import inspect
+import json
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from lasa_jax import aggregators, attacks
+from lasa_jax import aggregators, attacks, grid
 from lasa_jax import config as configs
 from lasa_jax.data import partition
-from lasa_jax.errors import InputError
+from lasa_jax.errors import InputError, check_number
 
 FOLDER = Path(__file__).parents[1] / "configs"
 
@@ -228,3 +229,19 @@ def test_identity_names_the_run_and_not_where_its_data_lies():
     difference = configs.first_difference(configs.as_json(first), configs.as_json(other))
     assert difference == "config.seed is 1 there and 2 here"
     assert configs.first_difference(configs.as_json(first), configs.as_json(same)) is None
+
+
+def test_numpy_numbers_are_plain_in_json():
+    config = configs.default()
+    config.client.clip_norm = np.float32(0.5)
+    assert json.loads(configs.to_json(config))["client"]["clip_norm"] == 0.5
+
+
+def test_an_integer_beyond_floats_is_one_line():
+    with pytest.raises(InputError, match="allowed is"):
+        check_number("x", 10**400, low=0)
+
+
+def test_an_integer_beyond_floats_in_a_sweep_is_one_line():
+    with pytest.raises(InputError, match="attack_ratio: .*too large"):
+        grid.resolve(configs.paper("digits"), {"attack_ratio": 10**400})
