@@ -1,6 +1,5 @@
 import importlib.util
 import inspect
-import json
 import math
 from pathlib import Path
 
@@ -232,9 +231,14 @@ def test_identity_names_the_run_and_not_where_its_data_lies():
     assert configs.first_difference(configs.as_json(first), configs.as_json(same)) is None
 
 
-def test_numpy_numbers_are_plain_in_json():
-    config = ConfigDict({"client": {"clip_norm": np.float32(0.5), "epochs": np.int64(3)}})
-    assert json.loads(configs.to_json(config)) == {"client": {"clip_norm": 0.5, "epochs": 3}}
+def test_numpy_numbers_are_pythons():
+    """In JSON, and where numbers are told from words, which are compiled in."""
+    ours, theirs = configs.paper("digits"), configs.paper("digits")
+    ours.aggregator.lasa.sparsity_level = 0.5
+    theirs.aggregator.lasa = ConfigDict({**theirs.aggregator.lasa.to_dict(), "sparsity_level": np.float32(0.5)})
+    ours, theirs = configs.resolve(ours), configs.resolve(theirs)
+    assert type(theirs.aggregator.parameters.sparsity_level) is float
+    assert configs.to_json(ours) == configs.to_json(theirs)
 
 
 def test_an_integer_beyond_floats_is_one_line():
