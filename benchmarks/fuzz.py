@@ -139,15 +139,15 @@ def bad_row(rng: np.random.Generator, benign: np.ndarray) -> np.ndarray:
     return row  # else a copy
 
 
+@np.errstate(all="ignore")
 def directed(rng: np.random.Generator) -> Stack:
     """A stack of honest and bad rows; bad ones from none to all."""
     rows = benign_rows(rng)
     bad = np.zeros(MOST, bool)
     bad[: rng.integers(MOST + 1) if rng.random() < 0.3 else rng.integers(4)] = True
     together = rng.random() < 0.4  # all attackers send the same
-    with np.errstate(all="ignore"):
-        sent = [bad_row(rng, rows) for _ in range(1 if together else MOST)]
-        crafted = np.stack(sent * (MOST if together else 1))
+    sent = [bad_row(rng, rows) for _ in range(1 if together else MOST)]
+    crafted = np.stack(sent * (MOST if together else 1))
     if rng.random() < 0.1:  # honest rows that are hostile too
         rows = np.stack([bad_row(rng, rows) for _ in range(MOST)])
         bad[:] = True
@@ -224,6 +224,7 @@ def may_be_infinite(name: str, stack: Stack) -> bool:
     return False
 
 
+@np.errstate(all="ignore")  # of rows with any bits in them
 def leaves_the_hull(name: str, stack: Stack, result: np.ndarray) -> str | None:
     """How a result breaks what the docstring of a rule promises while the benign are a majority; None if it does not."""
     rows, bad = stack.rows[stack.present].astype(float), stack.bad[stack.present]
@@ -618,9 +619,9 @@ def damage_directory(path: Path, chance: random.Random) -> str:
         target.unlink()
         target.mkdir()
         return f"{target.name} a folder"
-    if kind == 4:
+    if kind == 4 and target.parent == path:
         name = chance.choice(
-            ["round_99999999.json", "round_000009.json", "round_1.json", "round_x.json", "round_000002"]
+            ["round_99999999.json", "round_000009.json", "round_1.json", "round_x.json", "round_00000x"]
         )
         (path / "checkpoints" / name).write_bytes(content)
         return f"{name} added"

@@ -13,6 +13,7 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
@@ -221,7 +222,7 @@ def resolve(config: ConfigDict, overrides: Iterable[str] = ()) -> ConfigDict:
     Raises:
       InputError: one line that names the setting, its value and what is allowed.
     """
-    config = ConfigDict(config.to_dict())
+    config = ConfigDict(_plain(config.to_dict()))
     _check_fields(config)
     for kind in ("aggregator", "attack"):
         for override in overrides:
@@ -251,6 +252,13 @@ def resolve(config: ConfigDict, overrides: Iterable[str] = ()) -> ConfigDict:
     for kind, create in (("aggregator", aggregators.create), ("attack", attacks.create)):
         config[kind] = _resolve_method(config, kind, create)
     return config
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's numbers, as in a sweep made with NumPy, as Python's: JSON, and what tells numbers from words, know those."""
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _resolve_method(config: ConfigDict, kind: str, create: Callable[..., Any]) -> ConfigDict:

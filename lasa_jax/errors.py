@@ -31,7 +31,7 @@ def check_number(
     allowed = "".join(bounds).format(name) if len(bounds) > 1 else "any number"
     try:
         numbers = np.asarray(value, dtype=float)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise InputError(f"{name} = {value!r}: allowed is {allowed}") from None
     # Positive form, so that NaN fails.
     good = (numbers >= low) & (numbers <= high) & ~np.isnan(numbers)

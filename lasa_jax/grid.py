@@ -98,7 +98,7 @@ def resolve(base: ConfigDict, settings: Settings) -> ConfigDict:
     config = ConfigDict(base.to_dict())
     try:
         config.update_from_flattened_dict(dict(settings))
-    except TypeError as error:
+    except (TypeError, OverflowError) as error:
         raise InputError(f"{', '.join(settings)}: {' '.join(str(error).split())}") from None
     return configs.resolve(config)
 

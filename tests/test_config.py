@@ -5,11 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
-from lasa_jax import aggregators, attacks
+from lasa_jax import aggregators, attacks, grid
 from lasa_jax import config as configs
 from lasa_jax.data import partition
-from lasa_jax.errors import InputError
+from lasa_jax.errors import InputError, check_number
 
 FOLDER = Path(__file__).parents[1] / "configs"
 
@@ -228,3 +229,23 @@ def test_identity_names_the_run_and_not_where_its_data_lies():
     difference = configs.first_difference(configs.as_json(first), configs.as_json(other))
     assert difference == "config.seed is 1 there and 2 here"
     assert configs.first_difference(configs.as_json(first), configs.as_json(same)) is None
+
+
+def test_numpy_numbers_are_pythons():
+    """In JSON, and where numbers are told from words, which are compiled in."""
+    ours, theirs = configs.paper("digits"), configs.paper("digits")
+    ours.aggregator.lasa.sparsity_level = 0.5
+    theirs.aggregator.lasa = ConfigDict({**theirs.aggregator.lasa.to_dict(), "sparsity_level": np.float32(0.5)})
+    ours, theirs = configs.resolve(ours), configs.resolve(theirs)
+    assert type(theirs.aggregator.parameters.sparsity_level) is float
+    assert configs.to_json(ours) == configs.to_json(theirs)
+
+
+def test_an_integer_beyond_floats_is_one_line():
+    with pytest.raises(InputError, match="allowed is"):
+        check_number("x", 10**400, low=0)
+
+
+def test_an_integer_beyond_floats_in_a_sweep_is_one_line():
+    with pytest.raises(InputError, match=r"attack_ratio: .*too large"):
+        grid.resolve(configs.paper("digits"), {"attack_ratio": 10**400})

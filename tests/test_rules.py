@@ -177,6 +177,14 @@ def test_geometric_median_leaves_far_clients_out_with_refinements():
     assert off(refined) < 0.8 * off(plain)
 
 
+def test_geometric_median_of_identical_clients_is_not_moved_by_one_far_out():
+    """Found by the fuzz: with no unit of distance, the far client's weight of 1e-8 passed for converged."""
+    updates = {"w": np.full((5, 3), 1e-3, np.float32)}
+    updates["w"][2] = 1e7
+    update, *_ = aggregators.geometric_median().aggregate(updates, (), key=KEY, num_malicious=1)
+    np.testing.assert_allclose(update["w"], 1e-3, atol=2e-6)
+
+
 def test_geometric_median_stays_where_the_exponentials_vanish():
     updates = jax.tree.map(lambda x: 1000 * x, honest())
     plain, _, _ = aggregators.geometric_median().aggregate(updates, (), key=KEY, num_malicious=0)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from google.protobuf.json_format import ParseError  # of protobuf, with which TFDS reads its descriptions
 
 from lasa_jax.data import cache
 from lasa_jax.data.dataset import Dataset, Examples
@@ -18,7 +19,17 @@ from lasa_jax.errors import InputError
 
 BATCH = 1000  # examples a read: one at a time takes two to four times as long
 # What TFDS and array_record raise on files that are damaged or of another form.
-UNREADABLE = (OSError, ValueError, KeyError, AttributeError, AssertionError, RuntimeError, ImportError)
+UNREADABLE = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    RuntimeError,
+    ImportError,
+    ParseError,
+)
 
 
 class _ImageSet(NamedTuple):

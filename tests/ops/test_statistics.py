@@ -51,3 +51,45 @@ def test_total_keeps_its_precision_at_resnet_size():
     x = np.random.default_rng(0).random(11_173_962, dtype=np.float32)
     wanted = x.astype(np.float64).sum()
     assert abs(float(ops.total(x)) - wanted) / wanted < 1e-6
+
+
+def relative(ours, wanted):
+    return float(np.linalg.norm(np.asarray(ours, np.float64) - wanted) / np.linalg.norm(wanted))
+
+
+@pytest.fixture(scope="module")
+def resnet_sized():
+    """Three updates of ResNet-18's size in three layers, and the same in float64, `(3, d)`.
+
+    Their mean is far from zero, which is what makes a sum in one go lose digits.
+    """
+    rng = np.random.default_rng(0)
+    sizes = (4800, 512, 11_173_962 - 5312)
+    stack = {f"{m:08d}": (0.3 + rng.standard_normal((3, m), dtype=np.float32)) * np.float32(1e-3) for m in sizes}
+    return stack, np.concatenate([stack[name] for name in sorted(stack)], axis=1).astype(np.float64)
+
+
+def test_norms_of_11_million_entries(resnet_sized):
+    stack, exact = resnet_sized
+    np.testing.assert_allclose(ops.map_rows(ops.tree_norm, stack), np.linalg.norm(exact, axis=1), rtol=1e-5)
+
+
+def test_products_of_11_million_entries(resnet_sized):
+    stack, exact = resnet_sized
+    for i, j in ((0, 1), (0, 2), (2, 2)):
+        ours = ops.tree_dot(*({name: x[at] for name, x in stack.items()} for at in (i, j)))
+        np.testing.assert_allclose(ours, exact[i] @ exact[j], rtol=1e-5)
+
+
+def test_means_of_11_million_entries(resnet_sized):
+    stack, exact = resnet_sized
+    mean, std = ops.mean_and_std(stack, np.ones(3, bool))
+    assert relative(np.concatenate([mean[name] for name in sorted(stack)]), exact.mean(0)) < 1e-5
+    assert relative(np.concatenate([std[name] for name in sorted(stack)]), exact.std(0, ddof=1)) < 1e-5
+
+
+def test_distances_of_11_million_entries(resnet_sized):
+    stack, exact = resnet_sized
+    ours = np.asarray(ops.squared_distances(ops.gram(stack, np.ones(3, bool), np.int32(0))))
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        assert ours[i, j] == pytest.approx(np.sum((exact[i] - exact[j]) ** 2), rel=1e-5)
