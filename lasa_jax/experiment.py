@@ -282,7 +282,7 @@ def run_batch(
                 batch[index] = one
             except RUN_FAILURES as error:
                 outcomes[index] = error
-        outcomes = _agreed(outcomes)
+        outcomes = _agreed(outcomes, len(runs))
         batch = {index: one for index, one in batch.items() if index not in outcomes}
         try:
             if batch:
@@ -417,12 +417,19 @@ def _from_leader(value: Any) -> Any:
     return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(sent)).tobytes())
 
 
-def _agreed(outcomes: Mapping[int, Outcome]) -> dict[int, Outcome]:
-    """What the leader found before the first round, in every process; errors arrive as InputError."""
+def _agreed(outcomes: Mapping[int, Outcome], count: int) -> dict[int, Outcome]:
+    """What was found before the first round of so many runs, alike in every process: if one failed, none begins."""
     if jax.process_count() == 1:
         return dict(outcomes)
     told = {index: {"error": str(x)} if isinstance(x, Exception) else x for index, x in outcomes.items()}
-    return {int(index): InputError(x["error"]) if "error" in x else x for index, x in _from_leader(told).items()}
+    agreed: dict[int, Outcome] = {
+        int(index): InputError(x["error"]) if "error" in x else x for index, x in _from_leader(told).items()
+    }
+    failed = np.bool_(any(isinstance(x, Exception) for x in outcomes.values()))
+    if np.any(multihost_utils.process_allgather(failed)):
+        elsewhere = InputError("another process of this run could not begin: see what it says")
+        agreed = {index: outcomes.get(index, elsewhere) for index in range(count)} | agreed
+    return agreed
 
 
 def _finished(config: ConfigDict, workdir: Workdir, log: Log) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 Ray places the workers and notices those that are lost; which batch comes next is `grid.Queue`'s business, as on one machine.
 """
 
+import contextlib
 import os
 import socket
 from collections import Counter
@@ -124,10 +125,15 @@ def _run(
         on_outcome(outcome)
     actor = ray.remote(num_cpus=1, num_gpus=gpus)(Worker)
     first = actor.remote(workdir)
-    sizes = ray.get(first.sizes.remote([point.to_dict() for point in points], batch))
+    try:
+        sizes = ray.get(first.sizes.remote([point.to_dict() for point in points], batch))
+    except ray.exceptions.RayTaskError as error:
+        raise InputError(" ".join(str(error.cause).split())) from None
+    except ray.exceptions.RayActorError as error:
+        raise InputError(f"--backend=ray: the first worker ended at once ({' '.join(str(error).split())})") from None
     todo = grid.batches(points, workdir, sizes)
     write_batch_sizes(workdir, sizes)
-    waiting, losses, compiled = grid.Queue(todo), Counter[str](), 0
+    waiting, losses, compiled, unstarted = grid.Queue(todo), Counter[str](), 0, 0
     # What each worker is at: a batch, or None while it starts.
     busy: dict[Any, tuple[Any, grid.Batch | None]] = {}
 
@@ -155,6 +161,12 @@ def _run(
                     waiting.put_back(taken)
                 else:
                     fail(taken, f"its worker was lost {_LOSSES} times")
+            else:
+                unstarted += 1
+                if unstarted >= _LOSSES * count:
+                    raise InputError(
+                        f"--backend=ray: {unstarted} workers ended before they had begun; see Ray's logs"
+                    ) from None
             start(actor.remote(workdir))
             continue
         except ray.exceptions.RayTaskError as error:
@@ -167,7 +179,8 @@ def _run(
                 on_outcome(grid.Outcome(config, workdir / configs.run_name(config), summary, error))
         following = waiting.take(None if taken is None else taken.program)
         if following is None:
-            compiled += ray.get(worker.compiled.remote())
+            with contextlib.suppress(ray.exceptions.RayActorError):  # lost when it was done
+                compiled += ray.get(worker.compiled.remote())
             ray.kill(worker)
         else:
             given = [config.to_dict() for config in following.configs]
