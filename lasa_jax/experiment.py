@@ -178,7 +178,8 @@ class Executables:
         with self._lock:
             lock = self._locks.setdefault(whole, threading.Lock())
         with lock:
-            executable, seconds = self._compiled.pop(whole, None), 0.0
+            with self._lock:
+                executable, seconds = self._compiled.pop(whole, None), 0.0
             if executable is None:
                 executable, seconds = simulation.compile(*arguments)
             with self._lock:
@@ -363,7 +364,11 @@ def _run_blocks(
         return _from_leader(summary)
 
     if done == rounds:  # stopped between the last checkpoint and the summary
-        outcomes |= {index: finish(position, one, "finished") for position, (index, one) in enumerate(batch.items())}
+        for position, (index, one) in enumerate(batch.items()):
+            try:
+                outcomes[index] = finish(position, one, "finished")
+            except (OSError, InputError) as error:
+                outcomes[index] = error
     while not batch.keys() <= outcomes.keys():
         if stop is not None and stop.is_set():
             raise Stopped
@@ -392,7 +397,7 @@ def _run_blocks(
                             on_line(line)
                 if diverged or done + count == rounds:
                     outcomes[index] = finish(position, one, "diverged" if diverged else "finished")
-            except OSError as error:  # a full disk, for one directory or for all
+            except (OSError, InputError) as error:  # a full disk, for one directory or for all
                 outcomes[index] = error
         done += count
 

@@ -80,8 +80,14 @@ def test_shares_are_even_and_in_order(count, parts, lengths):
 
 def test_what_is_wrong_with_a_cluster_is_one_line(small, tmp_path):
     points = grid.points(sweep.load(small))
-    with pytest.raises(InputError, match=r"--backend=slurm: .*nonsense"):
-        slurm.submit(small, points, tmp_path, jobs=1, batch=None, parameters="nonsense=1", cluster="local")
+    for parameters, message in (("nonsense=1", "nonsense"), ("timeout_min=abc", "")):
+        with pytest.raises(InputError, match=rf"--backend=slurm: .*{message}"):
+            slurm.submit(small, points, tmp_path, jobs=1, batch=None, parameters=parameters, cluster="local")
+    for gpus in (float("nan"), 1.5, -1.0):
+        with pytest.raises(InputError, match=r"--gpus=.*: allowed is a whole number from 0 on"):
+            ray_cluster.run(
+                points, tmp_path, address=None, gpus=gpus, batch=None, on_outcome=lambda _: None, log=lambda _: None
+            )
     for address in ("127.0.0.1:1", "nowhere"):
         with pytest.raises(InputError, match=f"--address={address}: no Ray cluster answers there"):
             ray_cluster.run(
