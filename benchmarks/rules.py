@@ -2,8 +2,8 @@
 
 Prints a Markdown table: seconds; readings of the stack that would take as long, measured in the same run; and, where the
 `[bench]` extra is installed, ByzFL on PyTorch's CPU build with the same numbers. The column of the official code is not
-measured here: it is the recorded ratio of its seconds to an average of the stack, both with two threads of PyTorch 2.13. "Times
-faster" takes it times PyTorch's average of this run, or one reading where PyTorch is not installed.
+measured here: it is the recorded ratio of its seconds to an average of the stack, both with two threads of PyTorch 2.13.
+"Times faster" takes it times PyTorch's average of this run, or one reading where PyTorch is not installed.
 """
 
 import argparse
@@ -92,9 +92,8 @@ def main() -> None:
     print(
         f"matrix product {matrix_product() / 1e9:.0f} GFLOP/s; one reading of the stack, {size / 1e6:.0f} MB: {once:.3f} s\n"
     )
-    print(
-        "| rule | seconds | readings of the stack | official code, recorded | times faster |\n| --- | --- | --- | --- | --- |"
-    )
+    print("| rule | seconds | readings of the stack | official code, recorded | times faster |")
+    print("| --- | --- | --- | --- | --- |")
     for name in aggregators.names():
         seconds = seconds_of(aggregators.create(name), stack, f)
         official = OFFICIAL.get(name)

@@ -1,7 +1,7 @@
 """How the time of every rule grows with the clients and the entries: `python -m benchmarks.scaling [--rules=lasa,median]`.
 
 Section E of the supplement, measured: n from 10 to 200 at d = 10^6, and d from 10^5 to 10^7 at n = 25. Prints a Markdown
-table of seconds with the exponents of the fitted power laws, over the upper half of each range: a dispatch has a cost of its own.
+table of seconds with the exponents of power laws fitted to the upper half of each range: a dispatch has a cost of its own.
 """
 
 import argparse

@@ -1,11 +1,9 @@
 """What the command lines share: a config file with overrides, and one line on standard error for whatever is wrong."""
 
-import os
 import re
 import sys
 from collections.abc import Callable, Sequence
 
-import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
@@ -53,8 +51,7 @@ def _one_line(message: str) -> str:
 def entry_point(run: Callable[[Sequence[str]], None]) -> None:
     """Calls `run` with the arguments that are no flags: exit code 0, or 2 with one line on standard error for bad input."""
     logging.set_verbosity(logging.WARNING)  # Orbax reports every file it writes
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # compiled programs are kept for the next start
-        jax.config.update("jax_compilation_cache_dir", str(cache.directory() / "xla"))
+    cache.keep_compiled_programs()
 
     def fail(error: InputError) -> int:
         print(f"error: {error}", file=sys.stderr)

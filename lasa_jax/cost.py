@@ -13,7 +13,19 @@ from ml_collections import ConfigDict
 
 from lasa_jax import data, experiment
 
-_COSTLY = ("dataset", "model", "client", "clients_per_round", "num_clients", "rounds")  # what a run's cost depends on
+_COSTLY = (
+    "client_chunk",
+    "partition",
+    "eval_every",
+    "data_dir",
+    "source",
+    "dataset",
+    "model",
+    "client",
+    "clients_per_round",
+    "num_clients",
+    "rounds",
+)  # what a run's cost depends on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,12 +57,11 @@ def _count(config: ConfigDict) -> Cost:
     model_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(variables))
     batch = jax.ShapeDtypeStruct((training.batch_size, *dataset.input_shape), jnp.float32)
 
-    def step(params: Any, inputs: jax.Array) -> Any:
-        apply = lambda p: jnp.sum(model.apply({**variables_of(params), "params": p}, inputs)[0])  # noqa: E731
-        return jax.grad(apply)(params["params"])
+    def loss(variables: Any, inputs: jax.Array) -> jax.Array:
+        return jnp.sum(model.apply(variables, inputs)[0])
 
-    def variables_of(params: Any) -> Any:
-        return {name: value for name, value in params.items() if name != "params"}
+    def step(variables: Any, inputs: jax.Array) -> Any:
+        return jax.grad(lambda params: loss({**variables, "params": params}, inputs))(variables["params"])
 
     analysis = jax.jit(step).lower(variables, batch).cost_analysis() or {}
     a_step = float(analysis.get("flops", 0.0))
@@ -59,7 +70,12 @@ def _count(config: ConfigDict) -> Cost:
     operations = a_step * (config.rounds * config.clients_per_round * steps + evaluations)
     at_once = config.clients_per_round if config.client_chunk is None else config.client_chunk
     at_once = 1 if jax.default_backend() == "cpu" and config.client_chunk is None else at_once
-    owned = sum(x.nbytes for x in shares) + model_bytes * (config.clients_per_round + at_once + 3)
+    # What backpropagation keeps of one step, an upper bound: XLA may keep less.
+    kept = jax.eval_shape(lambda p, x: jax.vjp(lambda p: loss(p, x), p)[1], variables, batch)
+    kept_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(kept))
+    owned = (
+        sum(x.nbytes for x in shares) + model_bytes * (config.clients_per_round + at_once + 3) + kept_bytes * at_once
+    )
     return Cost(sum(x.nbytes for x in (*dataset.train, *dataset.test)), owned, operations)
 
 

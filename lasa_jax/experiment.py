@@ -178,7 +178,8 @@ class Executables:
         with self._lock:
             lock = self._locks.setdefault(whole, threading.Lock())
         with lock:
-            executable, seconds = self._compiled.pop(whole, None), 0.0
+            with self._lock:
+                executable, seconds = self._compiled.pop(whole, None), 0.0
             if executable is None:
                 executable, seconds = simulation.compile(*arguments)
             with self._lock:
@@ -282,7 +283,7 @@ def run_batch(
                 batch[index] = one
             except RUN_FAILURES as error:
                 outcomes[index] = error
-        outcomes = _agreed(outcomes)
+        outcomes = _agreed(outcomes, len(runs))
         batch = {index: one for index, one in batch.items() if index not in outcomes}
         try:
             if batch:
@@ -363,7 +364,11 @@ def _run_blocks(
         return _from_leader(summary)
 
     if done == rounds:  # stopped between the last checkpoint and the summary
-        outcomes |= {index: finish(position, one, "finished") for position, (index, one) in enumerate(batch.items())}
+        for position, (index, one) in enumerate(batch.items()):
+            try:
+                outcomes[index] = finish(position, one, "finished")
+            except (OSError, InputError) as error:
+                outcomes[index] = error
     while not batch.keys() <= outcomes.keys():
         if stop is not None and stop.is_set():
             raise Stopped
@@ -392,7 +397,7 @@ def _run_blocks(
                             on_line(line)
                 if diverged or done + count == rounds:
                     outcomes[index] = finish(position, one, "diverged" if diverged else "finished")
-            except OSError as error:  # a full disk, for one directory or for all
+            except (OSError, InputError) as error:  # a full disk, for one directory or for all
                 outcomes[index] = error
         done += count
 
@@ -417,12 +422,19 @@ def _from_leader(value: Any) -> Any:
     return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(sent)).tobytes())
 
 
-def _agreed(outcomes: Mapping[int, Outcome]) -> dict[int, Outcome]:
-    """What the leader found before the first round, in every process; errors arrive as InputError."""
+def _agreed(outcomes: Mapping[int, Outcome], count: int) -> dict[int, Outcome]:
+    """What was found before the first round of so many runs, alike in every process: if one failed, none begins."""
     if jax.process_count() == 1:
         return dict(outcomes)
     told = {index: {"error": str(x)} if isinstance(x, Exception) else x for index, x in outcomes.items()}
-    return {int(index): InputError(x["error"]) if "error" in x else x for index, x in _from_leader(told).items()}
+    agreed: dict[int, Outcome] = {
+        int(index): InputError(x["error"]) if "error" in x else x for index, x in _from_leader(told).items()
+    }
+    failed = np.bool_(any(isinstance(x, Exception) for x in outcomes.values()))
+    if np.any(multihost_utils.process_allgather(failed)):
+        elsewhere = InputError("another process of this run could not begin: see what it says")
+        agreed = {index: outcomes.get(index, elsewhere) for index in range(count)} | agreed
+    return agreed
 
 
 def _finished(config: ConfigDict, workdir: Workdir, log: Log) -> dict[str, Any]:

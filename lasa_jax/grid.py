@@ -12,6 +12,7 @@ import itertools
 import math
 import queue
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -66,6 +67,9 @@ def points(grid: Grid) -> list[ConfigDict]:
         elif len(lengths) > 1:
             found = ", ".join(f"{field} {len(values)}" for field, values in axis.items())
             faults[f"axis {fields}: tied fields must have as many values as each other ({found})"] = None
+    for field, times in Counter(field for axis in grid.axes for field in axis).items():
+        if times > 1:
+            faults[f"axis {field}: is in {times} axes, and only the last would count"] = None
     for field in [field for settings in (*grid.axes, *grid.points) for field in settings]:
         try:
             configs.check_fields([field])
@@ -230,21 +234,18 @@ class Plan:
 def plan(found: Sequence[ConfigDict], workdir: Path, sizes: Mapping[str, int], *, threads: int | None = None) -> Plan:
     """Counts and estimates without compiling anything.
 
-    Memory is the data and, for each run of a batch, a stack of updates, one update more a client that trains at a time, and
-    three models. Time is that of the runs that are finished where there are some; else the operations of local training and
-    evaluation, from XLA's count for one step, at the speed of a matrix product measured now, twice that for what else there
-    is. Small models take longer than that. Compiling is not counted.
+    Memory is the data and, for each run of a batch, a stack of updates, three models, and for each client that trains
+    at a time one update more and what backpropagation keeps of a step. Time is that of the runs that are finished where
+    there are some; else the operations of local training and evaluation, from XLA's count for one step, at the speed of
+    a matrix product measured now, twice that for what else there is. Small models take longer than that. Compiling is
+    not counted.
 
     Args:
       found: from `points`. workdir, sizes, threads: as of `run`.
     """
     groups = programs(found)
     left = [config for config in found if not is_finished(workdir / configs.run_name(config))]
-    measured = [
-        summary["seconds_per_round"] * summary["rounds"]
-        for config in found
-        if config not in left and (summary := Workdir(workdir / configs.run_name(config), lock=False).summary())
-    ]
+    measured = [seconds for config in found if (seconds := _seconds(workdir / configs.run_name(config))) is not None]
     memory, seconds = 0, 0.0
     rate = cost.operations_a_second()
     at_once = min((cost.threads(config) for config in left[:1]), default=1) if threads is None else threads
@@ -262,6 +263,17 @@ def plan(found: Sequence[ConfigDict], workdir: Path, sizes: Mapping[str, int], *
         bytes_a_program=memory,
         seconds=seconds,
     )
+
+
+def _seconds(path: Path) -> float | None:
+    """Of a finished run; None where there is none, or its summary is damaged, which is for its outcome to say."""
+    try:
+        summary = Workdir(path, lock=False).summary()
+    except InputError:
+        return None
+    if summary is None or summary["seconds_per_round"] is None:
+        return None
+    return summary["seconds_per_round"] * summary["rounds"]
 
 
 def _duration(seconds: float) -> str:
@@ -305,13 +317,13 @@ def run(
     Returns:
       The programs that were compiled.
     """
+    sizes = write_batch_sizes(workdir, sizes)
     todo = batches(configs_of_points, workdir, sizes)
     for outcome in finished(configs_of_points, workdir, log=log):
         on_outcome(outcome)
     shared = experiment.Executables()
     if not todo:
         return shared
-    write_batch_sizes(workdir, sizes)
     waiting, stop = Queue(todo), threading.Event()
     outcomes: queue.Queue[Outcome | None] = queue.Queue()
 

@@ -439,10 +439,18 @@ def read_batch_sizes(workdir: Path) -> dict[str, int]:
         raise InputError(f"{path}: cannot be read ({type(error).__name__}: {error})") from None
 
 
-def write_batch_sizes(workdir: Path, sizes: Mapping[str, int]) -> None:
-    """Keeps the sizes of a sweep's batches in `sweep.json`; one that is there already stays as it is."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    with open(workdir / ".sweep.lock", "a") as lock:  # the jobs of a cluster start together
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        known = {**sizes, **read_batch_sizes(workdir)}
-        replace_file(workdir / "sweep.json", json.dumps({"batch": known}, indent=2, sort_keys=True) + "\n")
+def write_batch_sizes(workdir: Path, sizes: Mapping[str, int]) -> dict[str, int]:
+    """Keeps the sizes of a sweep's batches in `sweep.json`, and returns all that are there; one that was there stays.
+
+    Raises:
+      InputError: if the directory cannot be written.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        with open(workdir / ".sweep.lock", "a") as lock:  # the jobs of a cluster start together
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            known = {**sizes, **read_batch_sizes(workdir)}
+            replace_file(workdir / "sweep.json", json.dumps({"batch": known}, indent=2, sort_keys=True) + "\n")
+    except OSError as error:
+        raise InputError(f"--workdir={workdir}: cannot be used ({error.strerror})") from None
+    return known

@@ -3,6 +3,7 @@
 Ray places the workers and notices those that are lost; which batch comes next is `grid.Queue`'s business, as on one machine.
 """
 
+import contextlib
 import os
 import socket
 from collections import Counter
@@ -14,6 +15,7 @@ from ml_collections import ConfigDict
 
 from lasa_jax import config as configs
 from lasa_jax import experiment, grid
+from lasa_jax.data import cache
 from lasa_jax.errors import InputError
 from lasa_jax.workdir import read_batch_sizes, write_batch_sizes
 
@@ -25,6 +27,7 @@ class Worker:
     """What runs in a Ray actor: the programs that it compiled."""
 
     def __init__(self, workdir: Path) -> None:
+        cache.keep_compiled_programs()
         self._workdir = workdir
         self._executables = experiment.Executables()
 
@@ -83,19 +86,22 @@ def run(
     except ImportError:
         raise InputError("--backend=ray: needs Ray, pip install 'lasa_jax[cluster]'") from None
     workdir = workdir.absolute()
+    if gpus is not None and not (gpus >= 0 and gpus == int(min(gpus, 1e6))):
+        raise InputError(f"--gpus={gpus:g}: allowed is a whole number from 0 on")
     if address is not None and address != "auto":
         _check_listening(address)
     passed_on = {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}
     try:
         ray.init(address=address or "auto", runtime_env={"env_vars": passed_on}, log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise InputError(f"--address={address}: {' '.join(str(error).split())}") from None
+        raise InputError(f"--address={address or 'auto'}: {' '.join(str(error).split())}") from None
     try:
         total = ray.cluster_resources()
         gpus = min(1.0, total.get("GPU", 0.0)) if gpus is None else gpus
         count = int(total.get("GPU", 0) // gpus if gpus else total.get("CPU", 0))
-        if count < 1:
-            raise InputError(f"--gpus={gpus}: the cluster has {total.get('GPU', 0):g}")
+        largest = max((node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
+        if count < 1 or gpus > largest:
+            raise InputError(f"--gpus={gpus:g}: allowed are 0 to {largest:g}, as many as a machine of the cluster has")
         return _run(ray, points, workdir, count, gpus, batch, on_outcome, log)
     finally:
         ray.shutdown()
@@ -124,10 +130,15 @@ def _run(
         on_outcome(outcome)
     actor = ray.remote(num_cpus=1, num_gpus=gpus)(Worker)
     first = actor.remote(workdir)
-    sizes = ray.get(first.sizes.remote([point.to_dict() for point in points], batch))
+    try:
+        sizes = ray.get(first.sizes.remote([point.to_dict() for point in points], batch))
+    except ray.exceptions.RayTaskError as error:
+        raise InputError(" ".join(str(error.cause).split())) from None
+    except ray.exceptions.RayActorError as error:
+        raise InputError(f"--backend=ray: the first worker ended at once ({' '.join(str(error).split())})") from None
+    sizes = write_batch_sizes(workdir, sizes)
     todo = grid.batches(points, workdir, sizes)
-    write_batch_sizes(workdir, sizes)
-    waiting, losses, compiled = grid.Queue(todo), Counter[str](), 0
+    waiting, losses, compiled, unstarted = grid.Queue(todo), Counter[str](), 0, 0
     # What each worker is at: a batch, or None while it starts.
     busy: dict[Any, tuple[Any, grid.Batch | None]] = {}
 
@@ -155,6 +166,12 @@ def _run(
                     waiting.put_back(taken)
                 else:
                     fail(taken, f"its worker was lost {_LOSSES} times")
+            else:
+                unstarted += 1
+                if unstarted >= _LOSSES * count:
+                    raise InputError(
+                        f"--backend=ray: {unstarted} workers ended before they had begun; see Ray's logs"
+                    ) from None
             start(actor.remote(workdir))
             continue
         except ray.exceptions.RayTaskError as error:
@@ -167,7 +184,8 @@ def _run(
                 on_outcome(grid.Outcome(config, workdir / configs.run_name(config), summary, error))
         following = waiting.take(None if taken is None else taken.program)
         if following is None:
-            compiled += ray.get(worker.compiled.remote())
+            with contextlib.suppress(ray.exceptions.RayActorError):  # lost when it was done
+                compiled += ray.get(worker.compiled.remote())
             ray.kill(worker)
         else:
             given = [config.to_dict() for config in following.configs]

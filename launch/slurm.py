@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from lasa_jax import config as configs
 from lasa_jax import grid
+from lasa_jax.data import cache
 from lasa_jax.errors import InputError
 from lasa_jax.workdir import write_batch_sizes
 
@@ -30,9 +31,10 @@ class Task:
         """Runs the points; the error of each, None where it has a result."""
         from launch.sweep import load
 
+        cache.keep_compiled_programs()
         points = grid.points(load(self.config))
         sizes = grid.batch_sizes(points, self.workdir, batch=self.batch)
-        write_batch_sizes(self.workdir, sizes)
+        sizes = write_batch_sizes(self.workdir, sizes)
         errors: dict[str, str | None] = {}
 
         def note(outcome: grid.Outcome) -> None:
@@ -88,13 +90,23 @@ def submit(
     todo = grid.batches(points, workdir, dict.fromkeys(grid.programs(points), 1))
     names = [configs.run_name(one) for batch_of_one in todo for one in batch_of_one.configs]
     tasks = [Task(config, workdir, share, batch) for share in _shares(names, jobs)]
+    if not tasks:
+        return []
     try:
         executor = submitit.AutoExecutor(folder=workdir / "slurm", cluster=cluster)
-        executor.update_parameters(name="lasa_jax", **_numbers(given))
-    except (RuntimeError, NameError, TypeError, ValueError) as error:
-        raise InputError(f"--backend=slurm: {' '.join(str(error).split())}") from None
-    with executor.batch():
-        return [executor.submit(task) for task in tasks]
+        executor.update_parameters(**{"name": "lasa_jax", **_numbers(given)})
+        with executor.batch():
+            submitted = [executor.submit(task) for task in tasks]
+    except (
+        RuntimeError,
+        NameError,
+        TypeError,
+        ValueError,
+        AssertionError,
+        submitit.core.utils.FailedJobError,
+    ) as error:
+        raise InputError(f"--backend=slurm: {' '.join(str(error).split()) or type(error).__name__}") from None
+    return submitted
 
 
 def _numbers(given: Mapping[str, str]) -> dict[str, int | str]:

@@ -7,7 +7,6 @@ input, 130 after Ctrl-C.
 
 import argparse
 import importlib.util
-import os
 import sys
 from pathlib import Path
 
@@ -110,8 +109,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--jobs", type=_count, default=1, help="SLURM array tasks that share the points")
     parser.add_argument("--slurm", default="", help="NAME=VALUE,... for submitit: slurm_partition=gpu,timeout_min=600")
     given = parser.parse_args(argv)
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # compiled programs are kept for the next start
-        jax.config.update("jax_compilation_cache_dir", str(cache.directory() / "xla"))
+    cache.keep_compiled_programs()
     try:
         return sweep(given, Console(stderr=True))
     except grid.GridError as error:

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
+from ml_collections import ConfigDict
 
 from lasa_jax import config as configs
 from lasa_jax import grid
@@ -79,8 +80,14 @@ def test_shares_are_even_and_in_order(count, parts, lengths):
 
 def test_what_is_wrong_with_a_cluster_is_one_line(small, tmp_path):
     points = grid.points(sweep.load(small))
-    with pytest.raises(InputError, match=r"--backend=slurm: .*nonsense"):
-        slurm.submit(small, points, tmp_path, jobs=1, batch=None, parameters="nonsense=1", cluster="local")
+    for parameters, message in (("nonsense=1", "nonsense"), ("timeout_min=abc", "")):
+        with pytest.raises(InputError, match=rf"--backend=slurm: .*{message}"):
+            slurm.submit(small, points, tmp_path, jobs=1, batch=None, parameters=parameters, cluster="local")
+    for gpus in (float("nan"), 1.5, -1.0):
+        with pytest.raises(InputError, match=r"--gpus=.*: allowed is a whole number from 0 on"):
+            ray_cluster.run(
+                points, tmp_path, address=None, gpus=gpus, batch=None, on_outcome=lambda _: None, log=lambda _: None
+            )
     for address in ("127.0.0.1:1", "nowhere"):
         with pytest.raises(InputError, match=f"--address={address}: no Ray cluster answers there"):
             ray_cluster.run(
@@ -93,3 +100,81 @@ def test_a_directory_that_is_not_shared(tmp_path):
     config = configs.resolve(configs.paper("digits"))
     with pytest.raises(InputError, match="this is not the directory that the sweep was started in"):
         ray_cluster.Worker(tmp_path).run("0" * 12, [config.to_dict()], 1)
+
+
+class Ray:
+    """Stands in for Ray where its workers do what no test can make a true one do."""
+
+    exceptions = pytest.importorskip("ray").exceptions
+
+    def __init__(self, behave):
+        self.behave = behave
+
+    def remote(self, **resources):
+        behave = self.behave
+
+        class Worker:
+            def __getattr__(self, name):
+                return type("Method", (), {"remote": staticmethod(lambda *given: lambda: behave(name, given))})
+
+        return lambda cls: type("Actor", (), {"remote": staticmethod(lambda workdir: Worker())})
+
+    def get(self, reference):
+        return reference()
+
+    def wait(self, references):
+        return references[:1], references[1:]
+
+    def kill(self, worker):
+        pass
+
+
+def run_with(behave, points, workdir, outcomes):
+    return ray_cluster._run(Ray(behave), points, workdir, 2, 0.0, None, outcomes.append, lambda text: None)
+
+
+def test_workers_that_are_lost_at_their_start_or_end(small, tmp_path):
+    points = grid.points(sweep.load(small))
+    sizes = grid.batch_sizes(points, tmp_path)
+    outcomes = []
+
+    def gone_at_its_end(name, given):
+        if name == "sizes":
+            return sizes
+        if name == "run":
+            return [({"rounds": 4}, None)]
+        if len(outcomes) == 8:
+            raise Ray.exceptions.RayActorError
+        return 0
+
+    run_with(gone_at_its_end, points, tmp_path, outcomes)
+    assert len(outcomes) == 8
+
+    def never(name, given):
+        if name == "sizes":
+            return sizes
+        raise Ray.exceptions.RayActorError
+
+    with pytest.raises(InputError, match="6 workers ended before they had begun"):
+        run_with(never, points, tmp_path, [])
+
+
+def test_a_batch_that_kills_its_workers_fails_and_the_others_go_on(small, tmp_path):
+    points = grid.points(sweep.load(small))
+    bad = configs.run_name(points[0])
+    outcomes = []
+
+    def behave(name, given):
+        if name == "sizes":
+            return grid.batch_sizes(points, tmp_path)
+        if name == "compiled":
+            return 1
+        if configs.run_name(ConfigDict(given[1][0])) == bad:
+            raise Ray.exceptions.RayActorError
+        return [({"rounds": 4}, None)]
+
+    run_with(behave, points, tmp_path, outcomes)
+    assert len(outcomes) == 8
+    (failed,) = [outcome for outcome in outcomes if outcome.error is not None]
+    assert failed.path.name == bad
+    assert failed.error == "its worker was lost 3 times"

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lasa_jax import main
+from lasa_jax import experiment, main
 from lasa_jax.errors import InputError
 
 ROOT = Path(__file__).parents[1]
@@ -82,3 +82,16 @@ def test_two_processes_are_one_with_as_many_devices(tmp_path):
 def test_bad_addresses_are_one_line(value):
     with pytest.raises(InputError, match="allowed are 'auto' and ADDRESS:PORT,PROCESSES,ID"):
         main.join(value)
+
+
+@pytest.mark.parametrize(("mine", "failures"), [({0: InputError("no data here")}, 1), ({}, 1), ({}, 0)])
+def test_if_one_process_cannot_begin_none_does(monkeypatch, mine, failures):
+    monkeypatch.setattr(experiment.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(experiment, "_from_leader", lambda told: {})
+    gathered = np.array([True] * failures + [False])
+    monkeypatch.setattr(experiment.multihost_utils, "process_allgather", lambda failed: gathered)
+    agreed = experiment._agreed(mine, 1)
+    assert agreed.keys() == ({0} if failures else set())
+    if failures:
+        elsewhere = "another process of this run could not begin: see what it says"
+        assert str(agreed[0]) == ("no data here" if mine else elsewhere)

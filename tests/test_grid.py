@@ -112,6 +112,8 @@ def test_all_faults_are_named_before_the_first_run():
         "client.momentum 1)",
         "config.sead is not a setting (did you mean config.seed?)",
     ]
+    with pytest.raises(grid.GridError, match="axis seed: is in 2 axes, and only the last would count"):
+        grid.points(grid.Grid(base(), [{"seed": [1, 2]}, {"seed": [3, 4]}]))
     with pytest.raises(grid.GridError) as error:
         grid.points(grid.Grid(base(), [{"attack_ratio": [0.1, 1.5]}, {"aggregator.name": ["lasa", "lassa"]}]))
     assert len(error.value.faults) == 2
@@ -239,6 +241,26 @@ def test_a_batch_on_a_mesh_is_its_runs(undisturbed, tmp_path):
     assert sum(outcome.path.parent == missing for outcome in again) == 8
     with pytest.raises(InputError, match=r"--batch=2: the results in .* were made in batches of 4"):
         run(found, missing, batch=2)
+
+
+def test_one_bad_directory_does_not_stop_the_others_of_its_batch(tmp_path):
+    found = grid.points(grid.Grid(base(), [{"seed": [1, 2, 3]}]))
+    bad = tmp_path / configs.run_name(found[0])
+    bad.mkdir()
+    (bad / "checkpoints").write_text("")  # a file where a folder must be
+    outcomes, _ = run(found, tmp_path, batch=3)
+    assert [outcome.error is None for outcome in outcomes] == [False, True, True]
+    assert str(bad) in outcomes[0].error
+
+
+def test_a_damaged_summary_is_one_failed_point(undisturbed, tmp_path):
+    path, *_ = undisturbed
+    found = grid.points(grid.Grid(base(), SMALL))
+    shutil.copytree(path, tmp_path / "copy")
+    (tmp_path / "copy" / configs.run_name(found[3]) / "summary.json").write_text("{")
+    assert grid.plan(found, tmp_path / "copy", grid.batch_sizes(found, tmp_path / "copy")).seconds == 0
+    outcomes, _ = run(found, tmp_path / "copy")
+    assert sum(outcome.error is None for outcome in outcomes) == 7
 
 
 def test_a_batch_goes_on_where_all_of_its_runs_are(tmp_path):

@@ -1,15 +1,19 @@
 """The command line as a user meets it."""
 
+import json
 import os
 import re
+import struct
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from tensorboardX.proto import event_pb2
 
 from lasa_jax import config as configs
 from lasa_jax import main
+from lasa_jax.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 
@@ -153,3 +157,39 @@ def test_report_refuses(arguments, message):
     assert result.returncode == 2
     assert message in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_tensorboard(tmp_path):
+    """Scalars and images of every evaluated round, as in metrics.jsonl."""
+    settings = ("rounds=4", "eval_every=1", "block_rounds=4", "num_clients=20", "clients_per_round=10")
+    run = tmp_path / "run"
+    arguments = (f"--workdir={run}", *(f"--config.{setting}" for setting in settings))
+    result = command("--config=configs/digits.py", "--tensorboard", *arguments)
+    assert result.returncode == 0, result.stderr
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    found = {(value.tag, event.step): value for event in events(run / "tb") for value in event.summary.value}
+    names = {"train_loss", "test_accuracy", "malicious_filtered", "benign_kept", "filtering"}
+    assert len(lines) == 4
+    assert set(found) == {(name, line["round"]) for name in names for line in lines}
+    for line in lines:
+        assert found["test_accuracy", line["round"]].simple_value == pytest.approx(line["test_accuracy"])
+        assert found["filtering", line["round"]].image.encoded_image_string.startswith(b"\x89PNG")
+
+
+def events(folder: Path) -> list[event_pb2.Event]:
+    """Those of all event files: length, its checksum, the event, its checksum."""
+    found = []
+    for path in sorted(folder.iterdir()):
+        data = path.read_bytes()
+        while data:
+            (length,) = struct.unpack("<Q", data[:8])
+            found.append(event_pb2.Event.FromString(data[12 : 12 + length]))
+            data = data[16 + length :]
+    return found
+
+
+def test_tensorboard_is_an_extra(tmp_path, monkeypatch):
+    monkeypatch.setattr(main, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"--tensorboard: .*lasa_jax\[tensorboard\]"):
+        main.run(configs.paper("digits"), str(tmp_path / "run"), with_tensorboard=True)
+    assert not (tmp_path / "run").exists()

@@ -222,7 +222,7 @@ def chain(*steps: Link | Aggregator) -> Aggregator:
     Every link measures a few numbers per client, seeing the rows as the links before it left them. Nothing is written:
     the maps of all links run while the rule reads the stack.
 
-    Example:
+    Examples:
       >>> import jax, jax.numpy as jnp
       >>> from lasa_jax import aggregators
       >>> rule = aggregators.chain(aggregators.reject_nonfinite(), aggregators.fedavg())

@@ -24,7 +24,7 @@ def norm_clipped_mean(clip_norm: Scalar = 1.0) -> Aggregator:
     Raises:
       InputError: for a number out of range.
 
-    Example:
+    Examples:
       >>> import jax, jax.numpy as jnp
       >>> from lasa_jax import aggregators
       >>> rule = aggregators.norm_clipped_mean(clip_norm=5.0)

@@ -35,7 +35,7 @@ def trimmed_mean(num_trimmed: Count | None = None, variant: str = "paper") -> Ag
     Raises:
       InputError: for a value out of range.
 
-    Example:
+    Examples:
       >>> import jax, jax.numpy as jnp
       >>> from lasa_jax import aggregators
       >>> rule = aggregators.trimmed_mean(num_trimmed=1)
@@ -72,7 +72,7 @@ def median() -> Aggregator:
 
     `weight` is 1/n for every client. The published code has two medians but its training loop uses neither.
 
-    Example:
+    Examples:
       >>> import jax, jax.numpy as jnp
       >>> from lasa_jax import aggregators
       >>> rule = aggregators.median()

@@ -13,7 +13,7 @@ def fedavg() -> Aggregator:
 
     One client moves the result anywhere, and one that sends NaN makes it NaN; the rule's definition does not scrub it.
 
-    Example:
+    Examples:
       >>> import jax, jax.numpy as jnp
       >>> from lasa_jax import aggregators
       >>> rule = aggregators.fedavg()

@@ -37,7 +37,7 @@ def geometric_median(
     Raises:
       InputError: for a number out of range.
 
-    Example:
+    Examples:
       >>> import jax, jax.numpy as jnp
       >>> from lasa_jax import aggregators
       >>> rule = aggregators.geometric_median()

@@ -42,7 +42,7 @@ def krum(assumed_malicious: Count | None = None, variant: str = "paper") -> Aggr
     Raises:
       InputError: for a number out of range.
 
-    Example:
+    Examples:
       >>> import jax, jax.numpy as jnp
       >>> from lasa_jax import aggregators
       >>> rule = aggregators.krum(assumed_malicious=1)

@@ -72,7 +72,7 @@ def lasa(
     Raises:
       InputError: for a number out of range.
 
-    Example:
+    Examples:
       >>> import jax, jax.numpy as jnp
       >>> from lasa_jax import aggregators
       >>> rule = aggregators.lasa(sparsity_level=0.0, magnitude_radius=2.0)

@@ -10,12 +10,19 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import numpy as np
 
 
 def directory() -> Path:
     """`$XDG_CACHE_HOME/lasa_jax`, or `~/.cache/lasa_jax`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lasa_jax"
+
+
+def keep_compiled_programs() -> None:
+    """Lets JAX keep compiled programs here for the next start, unless `JAX_COMPILATION_CACHE_DIR` says where."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(directory() / "xla"))
 
 
 def fingerprint(files: list[Path]) -> list[list[str | int]]:

@@ -2,6 +2,7 @@
 
 python -m lasa_jax.report DIR                            tables and figures of the runs below DIR, written to DIR/report
 python -m lasa_jax.report compare DIR                    the paper's numbers beside those of DIR
+python -m lasa_jax.report robustness ROUND.npz --noise=3.3 --divergence=3.8     the paper's bound on a saved round
 python -m lasa_jax.report partition --config=configs/cifar10.py:alpha=0.1 --output=partition.png
 """
 
@@ -75,6 +76,27 @@ def _compare(given: argparse.Namespace) -> None:
     print(f"report: {path}: {', '.join(sorted(files))}")
 
 
+def _robustness(given: argparse.Namespace) -> None:
+    """Prints and writes the paper's bound and the error of LASA on a saved round against the sparsity level."""
+    from lasa_jax.report import figures, filtering, output, robustness, tables
+
+    saved = filtering.load_round(given.round)
+    path = output.folder(Path(given.round).parent, given.output)
+    frame = robustness.against_sparsity(
+        saved,
+        noise=given.noise,
+        divergence=given.divergence,
+        magnitude_radius=given.magnitude_radius,
+        direction_radius=given.direction_radius,
+    )
+    _console().print(tables.as_rich(robustness.as_table(frame)))
+    drawn = robustness.draw_against_sparsity(frame, Path(given.round).name)
+    files: dict[str, str | bytes] = {f"robustness.{kind}": figures.as_bytes(drawn, kind) for kind in ("png", "svg")}
+    files["robustness.csv"] = frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    output.write(path, files, own=())
+    print(f"report: {path}: {', '.join(sorted(files))}")
+
+
 def _groups(given: argparse.Namespace) -> list:
     """The groups of the selected runs; what was left out, and what tells groups apart, is a line each."""
     from lasa_jax.report import groups, results
@@ -144,6 +166,16 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
             help="only such runs, as dataset=digits",
         )
         command.set_defaults(run=run)
+    command = commands.add_parser(
+        "robustness", help=_robustness.__doc__, description=_robustness.__doc__, allow_abbrev=False
+    )
+    command.add_argument("round", metavar="ROUND.npz", help="from lasa_jax.report.filtering.save_round")
+    command.add_argument("--noise", type=float, required=True, help="nu, the variance of stochastic gradients")
+    command.add_argument("--divergence", type=float, required=True, help="zeta, that of gradients between clients")
+    command.add_argument("--magnitude_radius", type=float, default=1.0)
+    command.add_argument("--direction_radius", type=float, default=1.0)
+    command.add_argument("--output", metavar="DIR", help="where to write; report/ beside the file by default")
+    command.set_defaults(run=_robustness)
     commands.add_parser("partition", help=_draw_partition.__doc__, add_help=False)
     return parser, list(commands.choices)
 
@@ -155,7 +187,7 @@ def main(argv: Sequence[str]) -> int:
         argv = ["tables", *argv]
     try:
         given, rest = parser.parse_known_args(argv)
-        if not Path(given.directory).is_dir():
+        if "directory" in given and not Path(given.directory).is_dir():
             others = ", ".join(name for name in names if name != "tables")
             raise InputError(f"{given.directory}: is not a directory, and no command: allowed are DIR, {others}")
         if rest:

@@ -21,6 +21,7 @@ import pandas as pd
 from lasa_jax import aggregators
 from lasa_jax.aggregators import Aggregator, FilterDiagnostics
 from lasa_jax.errors import InputError, check_choice
+from lasa_jax.record import layer_names
 
 PyTree = Any
 Figure = Any  # matplotlib's, which is imported only to draw: half a second that a run should not wait for
@@ -43,8 +44,7 @@ class Round(NamedTuple):
 
 def layers(tree: PyTree) -> dict[str, Any]:
     """The leaves of a pytree by readable names in the order of its flattened form: `{"params/conv1/kernel": ...}`."""
-    paths = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in paths}
+    return dict(zip(layer_names(tree), jax.tree.leaves(tree), strict=True))
 
 
 def save_round(path: str | os.PathLike[str], updates: PyTree, malicious: Any) -> None:

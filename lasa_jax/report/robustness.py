@@ -21,6 +21,7 @@ from lasa_jax import aggregators
 from lasa_jax.aggregators import Aggregator, Rows
 from lasa_jax.errors import InputError, check_number
 from lasa_jax.report.filtering import BENIGN, MALICIOUS, Figure, PyTree, Round
+from lasa_jax.report.tables import Cell, Table
 
 _LEVELS = tuple(np.linspace(0, 1, 21).round(2).tolist())
 _MOST_SUBSETS = 20_000  # that are tried one by one
@@ -137,6 +138,35 @@ def against_sparsity(saved: Round, levels: Sequence[float] = _LEVELS, **numbers:
     """
     rows = [{"sparsity_level": level, **bound(saved, sparsity_level=level, **numbers)._asdict()} for level in levels]
     return pd.DataFrame(rows)
+
+
+def as_table(frame: pd.DataFrame) -> Table:
+    """The main columns of `against_sparsity`; the smallest error and bound are marked as best.
+
+    Args:
+      frame: from `against_sparsity`.
+    """
+    shown = {
+        "squared_error": "squared error",
+        "bound": "bound (14)",
+        "tightness": "tightness",
+        "c_k": "c_k",
+        "b_k": "b_k",
+    }
+    rows = []
+    for index, row in frame.iterrows():
+        numbers = [
+            Cell(f"{row[name]:.3g}", int(name in ("squared_error", "bound") and index == frame[name].idxmin()))
+            for name in shown
+        ]
+        said = ["hold" if row["conditions_hold"] else "no epsilon", f"{row['smallest_kept']}"]
+        rows.append((Cell(f"{row['sparsity_level']:g}"), *numbers, *map(Cell, said)))
+    note = "Every layer keeps at least n/2 - f clients, as the proof assumes."
+    if not frame["enough_kept"].all():
+        note = "Some layer keeps fewer than n/2 - f clients: the proof does not cover those rows; take larger radii."
+    lemma = f"Benign updates vary by {frame['benign_variance'][0]:.3g}, Lemma 4 says at most {frame['lemma_4'][0]:.3g}."
+    headings = ("sparsity level", *shown.values(), "conditions 1, 2", "fewest kept")
+    return Table("The paper's bound on a round", headings, tuple(rows), notes=(note, lemma))
 
 
 def _flat(updates: PyTree) -> np.ndarray:

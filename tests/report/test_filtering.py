@@ -113,16 +113,18 @@ def test_heatmaps_put_the_malicious_on_top(saved):
     assert purity[0, 1] == info.purity["dense"]["kernel"][3]
 
 
-def test_pictures_of_odd_rounds(saved):
-    """No malicious client, clients all alike (scores are infinite), radii that are off, and many layers."""
+def test_pictures_of_odd_rounds(saved, monkeypatch):
+    """No malicious client, clients all alike (scores are infinite), radii that are off, and more layers than fit."""
     alike = filtering.Round({"a": np.ones((5, 3, 2), np.float32)}, np.zeros(5, bool))
     info = filtering.lasa(alike)
     assert np.isinf(info.magnitude_score["a"]).all()
-    many = {f"layer{i:02d}": saved.updates["dense"]["bias"] for i in range(17)}
-    deep = filtering.apply(aggregators.lasa(), filtering.Round(many, saved.malicious))
-    for case, malicious in ((info, alike.malicious), (deep, saved.malicious)):
-        filtering.draw_filtering(case, malicious, magnitude_radius=np.inf).draw_without_rendering()
-        filtering.draw_scores(case, malicious, magnitude_radius=np.inf).draw_without_rendering()
+    filtering.draw_filtering(info, alike.malicious, magnitude_radius=np.inf).draw_without_rendering()
+    filtering.draw_scores(info, alike.malicious, magnitude_radius=np.inf).draw_without_rendering()
+    monkeypatch.setattr(filtering, "_MOST_SIDE_BY_SIDE", 1)
+    figure = filtering.draw_filtering(filtering.lasa(saved), saved.malicious, magnitude_radius=1.0)
+    figure.draw_without_rendering()
+    panels = [ax for ax in figure.axes if ax.images]
+    assert len({round(ax.get_position().x0, 3) for ax in panels}) == 1  # one below another
 
 
 def test_weights_of_rules_side_by_side(saved):

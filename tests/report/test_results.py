@@ -76,7 +76,7 @@ DAMAGE = {
     "a pickle": ("summary.json", b"\x80\x04\x95\x0f\x00\x00\x00", "summary.json: cannot be read"),
     "a list": ("summary.json", b"[]", "must hold a JSON object"),
     "too deep": ("summary.json", b'{"a":' + b"[" * 200_000, ""),
-    "empty object": ("summary.json", b"{}", "status = None: allowed are finished, diverged"),
+    "empty object": ("summary.json", b"{}", "is not the summary of a run (status,"),
     "config not json": ("config.json", b"\xff\xfe\x00", "config.json: cannot be read"),
     "config of something else": ("config.json", b"{}", "config.json: dataset is missing"),
 }
@@ -97,15 +97,15 @@ def test_a_damaged_file_is_one_line(two, case):
 
 FIELDS = [
     ("summary.json", {"best_test_accuracy": 1.5}, "best_test_accuracy = 1.5: allowed is a number from 0 up to 1"),
-    ("summary.json", {"best_test_accuracy": "0.5"}, "best_test_accuracy = '0.5'"),
-    ("summary.json", {"best_test_accuracy": True}, "best_test_accuracy = True"),
-    ("summary.json", {"best_test_accuracy": float("nan")}, "best_test_accuracy = nan"),
-    ("summary.json", {"rounds": 10**400}, "rounds = 1000"),
-    ("summary.json", {"rounds": 2.0}, "rounds = 2.0: allowed is a whole number from 0"),
+    ("summary.json", {"best_test_accuracy": "0.5"}, "is not the summary of a run (best_test_accuracy)"),
+    ("summary.json", {"best_test_accuracy": True}, "is not the summary of a run (best_test_accuracy)"),
+    ("summary.json", {"best_test_accuracy": float("nan")}, "NaN is no JSON"),
+    ("summary.json", {"rounds": 10**400}, "summary.json: "),
+    ("summary.json", {"rounds": 2.0}, "is not the summary of a run (rounds)"),
     ("summary.json", {"seconds_per_round": -1}, "seconds_per_round = -1"),
     ("summary.json", {"status": "stopped"}, "status = 'stopped': allowed are finished, diverged"),
-    ("summary.json", {"detection": None}, "has no detection rates"),
-    ("summary.json", {"detection": {"layers": {"a": 3}}}, "detection of layer 'a' is 3"),
+    ("summary.json", {"detection": None}, "is not the summary of a run (detection)"),
+    ("summary.json", {"detection": {"layers": {"a": 3}}}, "is not the summary of a run (detection)"),
     ("summary.json", {"device": 3}, "device = 3"),
     ("config.json", {"dataset": "../../etc"}, "dataset = '../../etc': allowed are letters"),
     ("config.json", {"dataset": 3}, "dataset = 3: allowed is a name"),
@@ -134,9 +134,9 @@ def test_a_config_that_is_gone(two):
     ("line", "message"),
     [
         ("{", "ends at round 1 of 2"),
-        ('{"round": 2}', "round 2: has no malicious_filtered"),
-        ('{"round": 2, "test_accuracy": 7}', "round 2: test_accuracy = 7"),
-        ('{"round": 2, "malicious": 1, "malicious_filtered": {"a": 2}}', "round 2: a = 2: allowed is a whole number"),
+        ('{"round": 2}', "ends at round 1 of 2"),
+        ('{"round": 2, "test_accuracy": 7}', "ends at round 1 of 2"),
+        ('{"round": 2, "malicious": 1, "malicious_filtered": {"a": 2}}', "ends at round 1 of 2"),
     ],
 )
 def test_damaged_metrics_keep_the_run_but_not_its_curve(two, line, message):

@@ -7,11 +7,13 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 
 from lasa_jax import aggregators
 from lasa_jax.errors import InputError
-from lasa_jax.report import robustness
+from lasa_jax.report import filtering, robustness
+from lasa_jax.report.__main__ import main
 from lasa_jax.report.filtering import Round
 
 N, F = 12, 3
@@ -112,6 +114,39 @@ def test_against_sparsity_and_its_picture():
     stars = [line for line in figure.axes[0].lines if line.get_marker() == "*"]
     assert stars[0].get_xdata()[0] == frame.sparsity_level[frame.bound.idxmin()]
     assert stars[1].get_xdata()[0] == frame.sparsity_level[frame.squared_error.idxmin()]
+
+
+def test_the_command_line(tmp_path, capsys):
+    saved, nu, zeta = sgd_round(2, "shifted")
+    filtering.save_round(tmp_path / "round.npz", *saved)
+    numbers = [f"--noise={nu}", f"--divergence={zeta}", "--magnitude_radius=2", "--direction_radius=2"]
+    assert main(["robustness", str(tmp_path / "round.npz"), *numbers]) == 0
+    shown = capsys.readouterr().out
+    assert "as the proof assumes" in shown
+    table = pd.read_csv(tmp_path / "report" / "robustness.csv")
+    alone = robustness.bound(saved, noise=nu, divergence=zeta, magnitude_radius=2, direction_radius=2)
+    row = table[table.sparsity_level == 0.3].iloc[0]
+    assert row.bound == pytest.approx(alone.bound, rel=1e-5)
+    printed = [[cell.strip() for cell in line.split("│")[1:3]] for line in shown.splitlines() if "│" in line]
+    assert ["0.3", f"{alone.squared_error:.3g}"] in printed
+    assert {path.name for path in (tmp_path / "report").iterdir()} == {
+        f"robustness.{kind}" for kind in ("csv", "png", "svg")
+    }
+    for wrong in (
+        [str(tmp_path / "none.npz"), *numbers],
+        [str(tmp_path / "round.npz"), "--noise=-1", "--divergence=0"],
+    ):
+        assert main(["robustness", *wrong]) == 2
+        assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_small_radii_are_said_to_be_outside_of_the_proof():
+    saved, nu, zeta = sgd_round(0, "honest")
+    small = {"magnitude_radius": 0.2, "direction_radius": 0.2}
+    frame = robustness.against_sparsity(saved, [0.3], noise=nu, divergence=zeta, **small)
+    assert frame.smallest_kept[0] < N / 2 - F
+    assert not frame.enough_kept[0]
+    assert "the proof does not cover" in robustness.as_table(frame).notes[0]
 
 
 def test_what_the_theory_does_not_cover_is_refused():
