@@ -185,6 +185,17 @@ def test_geometric_median_of_identical_clients_is_not_moved_by_one_far_out():
     np.testing.assert_allclose(update["w"], 1e-3, atol=2e-6)
 
 
+def test_dnc_overlooks_an_attacker_in_the_shadow_of_another():
+    """Why its docstring gives no factor for attackers that differ; the smaller one alone is seen."""
+    updates = {"w": np.random.default_rng(0).standard_normal((9, 8)).astype(np.float32)}
+    updates["w"][:2] = 0
+    updates["w"][1, 1] = 1e4
+    for largest, is_dropped in ((0.0, True), (1e8, False)):
+        updates["w"][0, 0] = largest
+        _, _, info = aggregators.dnc().aggregate(updates, (), key=KEY, num_malicious=2)
+        assert (info.weight["w"][1] == 0) == is_dropped
+
+
 def test_geometric_median_stays_where_the_exponentials_vanish():
     updates = jax.tree.map(lambda x: 1000 * x, honest())
     plain, _, _ = aggregators.geometric_median().aggregate(updates, (), key=KEY, num_malicious=0)

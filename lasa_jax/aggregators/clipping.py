@@ -15,7 +15,8 @@ def norm_clipped_mean(clip_norm: Scalar = 1.0) -> Aggregator:
 
         F(Delta) = mean of x_i * min(1, clip_norm / |x_i|)
 
-    A client can move the result by no more than `clip_norm / n`; one whose norm is not finite counts as zero.
+    A client can move the result by no more than `clip_norm / n`; one whose norm is not finite counts as zero. The result is
+    never longer than `clip_norm`.
 
     Args:
       clip_norm: largest norm that is left as it is, `> 0`. May be traced.
@@ -41,8 +42,8 @@ def centered_clipping(clip_radius: Scalar = 10.0, num_iterations: int = 1) -> Ag
         v <- v + mean of (x_i - v) * min(1, clip_radius / |x_i - v|)
 
     `num_iterations` times, from the result of the round before, zero in the first round. A client can move v by no more
-    than `clip_radius / n` a step; one at a distance that is not finite does not move it. `weight` is that of the last
-    step, min(1, clip_radius / |x_i - v|) / n.
+    than `clip_radius / n` a step, and all together by no more than `clip_radius`; one at a distance that is not finite does
+    not move it. `weight` is that of the last step, min(1, clip_radius / |x_i - v|) / n.
 
     Args:
       clip_radius: `> 0`. May be traced.

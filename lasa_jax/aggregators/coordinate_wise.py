@@ -67,7 +67,9 @@ def trimmed_mean(num_trimmed: Count | None = None, variant: str = "paper") -> Ag
 def median() -> Aggregator:
     """The median of every coordinate; for an even n the mean of the two middle values.
 
-    Stays within the values of the benign clients as long as they are the majority. NaN counts as the largest value.
+    Stays within the values of the benign clients as long as they are the majority. NaN counts as the largest value: where
+    half of the clients or more send it, the result is infinite.
+
     `weight` is 1/n for every client. The published code has two medians but its training loop uses neither.
 
     Examples:

@@ -38,6 +38,11 @@ def dnc(
     and drops the floor(c * f) largest scores. Clients that every iteration keeps are averaged; no client if none is left.
     A client whose update is not finite has an infinite score in every iteration.
 
+    While no more than f clients are malicious and all of them send the same, the result is within (1 + r) D of every benign
+    client, D the largest distance between two of those and r = n sqrt(n - b) / ((n - 2b) sqrt(b)) for b malicious ones. For
+    malicious updates that differ there is no such factor: one that is very far out takes the direction v for itself, and
+    another, at right angles to it and less far, is not seen.
+
     Args:
       num_iterations: of the above, 1 to 1,000; 5 if None.
       num_coordinates: r; all of them if the update has fewer; 10,000 if None.

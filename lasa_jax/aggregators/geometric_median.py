@@ -23,6 +23,9 @@ def geometric_median(
     products of the clients, and the stack is not read again in the steps. Clients whose update is not finite, or
     farther away than float32 can say, have weight 0.
 
+    With b < n/2 clients malicious, the median (`refinements=0`) is within 2 (n - b) / (n - 2b) * R of the benign clients'
+    mean c, R the largest distance of one of them from c: the sum of distances is no larger at the median than at c.
+
     Args:
       smoothing: smallest distance that is divided by, `> 0`. May be traced.
       max_iterations: largest number of steps of each run, `>= 1`.

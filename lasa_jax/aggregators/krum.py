@@ -31,6 +31,10 @@ def krum(assumed_malicious: Count | None = None, variant: str = "paper") -> Aggr
 
         score_i = sum of |x_i - x_j|^2 over the n - f - 2 clients j nearest to i,    F(Delta) = x_i of the smallest score
 
+    While no more than f clients are malicious, the result is within (1 + r) D of every benign one, where D is the largest
+    distance between two of them and r = sqrt((n - f - 2) / (n - 2f - 1)): the score of x_i is at most that of a benign
+    client, (n - f - 2) D^2, and n - 2f - 1 of the distances in it are to benign clients.
+
     Args:
       assumed_malicious: f; the server's `num_malicious` if None, at most `(n - 3) // 2`. May be traced.
       variant: "paper" as above; "published" assumes f = 10 and sums one neighbour fewer (FIDELITY.md, section 3).
@@ -54,6 +58,8 @@ def multi_krum(
     assumed_malicious: Count | None = None, num_selected: Count | None = None, variant: str = "paper"
 ) -> Aggregator:
     """The mean of the m clients with the best Krum scores (Blanchard et al., NeurIPS 2017, section 5).
+
+    With m = n - f each of them is as near to the benign clients as Krum's one, so their mean is too, see `krum`.
 
     Args:
       assumed_malicious: f, see `krum`.
@@ -143,7 +149,9 @@ def bulyan(assumed_malicious: Count | None = None, variant: str = "paper") -> Ag
         F(Delta)_j = mean of the n - 4f values Delta_ij, i in S, nearest to their median
 
     Source: El Mhamdi, Guerraoui and Rouault, ICML 2018, section 4. Needs n >= 4f + 3: at the LASA paper's own setting, 25
-    malicious of 100, it can assume no more than 24.
+    malicious of 100, it can assume no more than 24. While no more than f clients are malicious, a value leaves the range of
+    the benign values of its coordinate by no more than the width of that range: their median lies inside, and of the
+    values selected enough are benign that none of the nearest is farther away.
 
     Args:
       assumed_malicious: f; the server's `num_malicious` if None, at most `(n - 3) // 4`, as published `(n - 1) // 4`. May

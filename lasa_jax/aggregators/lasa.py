@@ -56,6 +56,9 @@ def lasa(
 ) -> Aggregator:
     """Clips, sparsifies and filters client updates layer by layer. Does not use `num_malicious`.
 
+    Every layer of the result is no longer than the median norm of the whole updates, so while the benign clients are the
+    majority, no longer than the longest of theirs.
+
     Args:
       sparsity_level: share of the entries zeroed before filtering, SL = 1 - k/d, `0 <= sparsity_level <= 1`.
       magnitude_radius: lambda_m, largest MZ-score of a layer's norm that is kept (exclusive), `> 0`.

@@ -41,7 +41,8 @@ def signguard(
         F(Delta) = mean over band and cluster of x_i * min(1, m / |x_i|)
 
     Does not use `num_malicious`. A client whose norm is not finite is outside the band. Where band and cluster have
-    nobody in common, the band is averaged (the published code gives NaN).
+    nobody in common, the band is averaged (the published code gives NaN). The result is no longer than m, so while the
+    benign clients are the majority, no longer than the longest of theirs; as published no longer than upper * m.
 
     Args:
       lower, upper: the band, in median norms, `0 <= lower < upper`. May be traced.

@@ -27,7 +27,7 @@ def sparsefed(
         u <- momentum * u + mean of x_i,    e <- e + u,    F = top k of e by magnitude,    e <- e - F
 
     Clients are clipped before they send (`config.client.clip_norm`); put `clip_to_norm` in front where they are not. Not
-    robust by itself: one client that sends NaN makes the result NaN, from then on.
+    robust by itself: one client moves the result anywhere, and one that sends NaN makes it NaN, from then on.
 
     Args:
       sparsity_level: share of all d coordinates that is held back, `0 <= sparsity_level <= 1`; k = int(d * (1 - level)) in
