@@ -127,7 +127,8 @@ def summary(
     accuracies = [line["test_accuracy"] for line in lines if line["test_accuracy"] is not None]
     best = max(accuracies, default=None)
     digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(variables):
+    leaves = jax.tree.leaves(variables)
+    for leaf in leaves:
         digest.update(np.ascontiguousarray(leaf).tobytes())
     return {
         "status": status,
@@ -139,6 +140,7 @@ def summary(
         "detection": detection_rates(lines),
         "assumed_malicious": lines[-1]["assumed_malicious"] if lines else None,
         "seconds_per_round": float(np.mean([line["seconds_per_round"] for line in lines])) if lines else None,
+        "num_parameters": sum(leaf.size for leaf in leaves),  # entries of an update, d
         "compile_seconds": compile_seconds,
         "total_seconds": total_seconds,
         "parameters_sha256": digest.hexdigest(),

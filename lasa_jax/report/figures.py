@@ -21,19 +21,20 @@ from matplotlib.ticker import MaxNLocator
 from lasa_jax.report.groups import RULES, Group
 from lasa_jax.report.tables import NO_ATTACK, cells
 
-# Okabe and Ito (2008), without yellow, which is too light for a line, and black, which is for baselines.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#666666")
+# Okabe and Ito (2008) with grey for their black, which is for baselines, and Tol's olive and wine for their yellow, which is
+# too light for a line: nine, as many as the paper has rules.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#666666", "#999933", "#882255")
 _MARKERS = "osD^vPX*<>"
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (3, 1, 1, 1, 1, 1)))
-_BASELINE = RULES["fedavg"]
+_BASELINE = "fedavg"
 
 
 def _style(index: int) -> dict[str, Any]:
-    """Of line number `index`; the first 35 differ in colour or dash, and neighbours in colour, marker and dash."""
+    """Of line number `index`; the first 45 differ in colour or dash, and neighbours in colour, marker and dash."""
     return {
         "color": _COLOURS[index % len(_COLOURS)],
         "marker": _MARKERS[index % len(_MARKERS)],
-        "linestyle": _DASHES[(index + index // len(_COLOURS)) % len(_DASHES)],
+        "linestyle": _DASHES[(index + 2 * (index // len(_COLOURS))) % len(_DASHES)],
     }
 
 
@@ -48,7 +49,8 @@ def ratio(group: Group) -> Figure | str:
         return "ratio.png needs runs of one attack at two attack ratios"
     attacked = attacked[attacked["attack"].isin(attacks)]
     rules = [rule for rule in group.rules if rule in set(attacked["rule"])]
-    baseline = found[(found["attack"] == NO_ATTACK) & (found["rule"] == _BASELINE)]["mean"].mean()
+    plain = [rule for rule, (method, _) in group.variants.items() if method == _BASELINE]
+    baseline = found[(found["attack"] == NO_ATTACK) & found["rule"].isin(plain)]["mean"].mean()
     title = f"{group.title}{_bands(group.runs)}"
     figure, panels = _panels(attacks, title, "malicious clients in %", "best test accuracy in %")
     for axes, attack in zip(panels, attacks, strict=True):
@@ -60,7 +62,7 @@ def ratio(group: Group) -> Figure | str:
             axes.axhline(baseline, color="black", linestyle="--", linewidth=1.2)
     handles = _handles(group, rules)
     if not math.isnan(baseline):
-        handles.append(Line2D([], [], color="black", linestyle="--", label=f"{_BASELINE}, no attack"))
+        handles.append(Line2D([], [], color="black", linestyle="--", label=f"{RULES[_BASELINE]}, no attack"))
     _legend(figure, handles)
     return figure
 
@@ -77,7 +79,7 @@ def curves(group: Group) -> Figure | str:
     rules = [rule for rule in group.rules if rule in set(lines["rule"])]
     title = f"{group.title}, {100 * at:g} % malicious{_bands(runs)}"
     figure, panels = _panels(attacks, title, "round", "test accuracy in %")
-    panels[0].xaxis.set_major_locator(MaxNLocator(integer=True))
+    panels[0].xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
     for axes, attack in zip(panels, attacks, strict=True):
         for rule in rules:
             part = lines[(lines["attack"] == attack) & (lines["rule"] == rule)]
@@ -180,7 +182,7 @@ def detection(group: Group) -> Figure | str:
             apart = max(1, len(rate) // 6)
             by_round.plot(rate.index, rate, markersize=4, **_style(index), markevery=(index % apart, apart))
         by_round.set(xlabel="round", ylim=(-3, 103), title="by round, all attacks together")
-        by_round.xaxis.set_major_locator(MaxNLocator(integer=True))
+        by_round.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
         by_round.grid(alpha=0.3)
     grid[2, 0].set_ylabel("rate in %")
     _legend(figure, _handles(group, rules))
@@ -334,7 +336,9 @@ def _legend(figure: Figure, handles: list[Any]) -> None:
     """Below the panels, as many columns as fit; the figure grows by its lines."""
     longest = max(len(handle.get_label()) for handle in handles)
     columns = max(1, min(len(handles), int(figure.get_figwidth() / (0.07 * longest + 0.75))))
-    figure.set_figheight(figure.get_figheight() + 0.1 + 0.2 * math.ceil(len(handles) / columns))
+    lines = math.ceil(len(handles) / columns)
+    columns = math.ceil(len(handles) / lines)  # as even as they can be
+    figure.set_figheight(figure.get_figheight() + 0.1 + 0.2 * lines)
     figure.legend(
         handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize="small", handlelength=3
     )

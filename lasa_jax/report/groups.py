@@ -140,7 +140,8 @@ def _label(
     """The labels in order, each with its method and what is special about the variant, and the label of every run.
 
     Of a method with several variants the central one, with the fewest differences to the others, has the method's name
-    alone, and the others add their differences to it: `LASA (sparsity_level 0.5)`.
+    alone, and the others add their differences to it: `LASA (sparsity_level 0.5)`. Where several are as central, none is
+    alone, and each adds what any of them differ in.
     """
     labels: dict[str, tuple[str, dict[str, Any]]] = {}
     column = pd.Series("", index=runs.index, dtype=object)
@@ -152,11 +153,15 @@ def _label(
             dict(zip(parameters, values, strict=True)) for values in keys.drop_duplicates().itertuples(index=False)
         ]
         variants.sort(key=lambda variant: [_sortable(value) for value in variant.values()])
-        centre = min(variants, key=lambda one: sum(len(_differences(one, other)) for other in variants))
+        apart = [sum(len(_differences(one, other)) for other in variants) for one in variants]
+        centre = variants[apart.index(min(apart))]
+        varied = {name for variant in variants for name in _differences(centre, variant)}
+        alone = apart.count(min(apart)) == 1
         variants.sort(key=lambda variant: [_sortable(item) for item in _differences(centre, variant).items()])
         for variant in variants:
             special = _differences(centre, variant)
-            short = ", ".join(f"{name.rpartition('.')[2]} {_text(value)}" for name, value in special.items())
+            told = special if alone else {name: variant[name] for name in sorted(varied)}
+            short = ", ".join(f"{name.rpartition('.')[2]} {_text(value)}" for name, value in told.items())
             label = names.get(method, method) + (f" ({short})" if short else "")
             labels[label] = (method, special)
             column[own.index[(keys == pd.Series(variant)).all(axis=1)]] = label

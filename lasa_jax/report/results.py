@@ -69,6 +69,7 @@ def load(directory: str | os.PathLike[str]) -> Results:
     lines: list[dict[str, Any]] = []
     layers: list[dict[str, Any]] = []
     seen: dict[str, str] = {}
+    twice: list[str] = []
     fields: dict[str, None] = {}  # a set that keeps its order
     for path in _run_directories(root.resolve(), left_out):
         name = one_line(str(path.relative_to(root.resolve())))
@@ -83,7 +84,7 @@ def load(directory: str | os.PathLike[str]) -> Results:
             {key: str(value) for key, value in config.items() if key not in UNIDENTIFYING}, sort_keys=True
         )
         if identity in seen:
-            left_out.append(one_line(f"{name}: is the same run as {seen[identity]}, counted once"))
+            twice.append(f"{name} is {seen[identity]}")
             continue
         seen[identity] = name
         fields |= dict.fromkeys(config)
@@ -94,6 +95,8 @@ def load(directory: str | os.PathLike[str]) -> Results:
         except (InputError, OSError, RecursionError) as error:
             reason = str(error) or type(error).__name__
             left_out.append(one_line(f"{name}: metrics.jsonl: {reason}, in the tables but not in what goes by round"))
+    if twice:
+        left_out.append(one_line(f"found again and counted once: {len(twice)}; the first: {twice[0]}"))
     if not runs:
         why = f" ({len(left_out)} left out; the first: {left_out[0]})" if left_out else ""
         raise InputError(f"{root}: has no finished run, which is a directory with config.json and summary.json{why}")

@@ -61,14 +61,13 @@ def tables(group: Group) -> list[Table]:
     the first kind if nothing else would stand in it.
     """
     found = cells(group)
-    levels, pairs = _variants(group, (_LEVEL,)), _variants(group, _RADII)
-    special = [
-        table for ratio, part in found.groupby("attack_ratio") for table in _of_lasa(group, part, ratio, levels, pairs)
-    ]
-    covered = {label for variants in (levels, pairs) if len(variants) >= _FEWEST for label in variants}
-    if special and covered >= set(group.rules):
-        return special
-    return [_main(group, part, float(ratio)) for ratio, part in found.groupby("attack_ratio")] + special
+    main, special = [], []
+    for ratio, part in found.groupby("attack_ratio"):
+        of_lasa, covered = _of_lasa(group, part, float(ratio))
+        if not covered >= set(zip(part["rule"], part["attack"], strict=True)):
+            main.append(_main(group, part, float(ratio)))
+        special += of_lasa
+    return main + special
 
 
 def as_csv(group: Group) -> str:
@@ -123,18 +122,24 @@ def _variants(group: Group, fields: Sequence[str]) -> list[str]:
     ]
 
 
-def _of_lasa(
-    group: Group, found: pd.DataFrame, ratio: float, levels: Sequence[str], pairs: Sequence[str]
-) -> list[Table]:
-    """Tables 2 and 3 of the paper at one attack ratio."""
+def _of_lasa(group: Group, found: pd.DataFrame, ratio: float) -> tuple[list[Table], set[tuple[str, str]]]:
+    """Tables 2 and 3 of the paper at one attack ratio, and the pairs of a rule and an attack that stand in them.
+
+    An attack has a place where two of the variants met it.
+    """
     made = []
+    covered: set[tuple[str, str]] = set()
     settings = group.runs.drop_duplicates("rule").set_index("rule")
-    for variants, fields in ((levels, [_LEVEL]), (pairs, list(_RADII))):
+    for fields in ([_LEVEL], list(_RADII)):
+        part = found[found["rule"].isin(_variants(group, fields))]
+        met = part["attack"].value_counts()
+        part = part[part["attack"].isin(met[met > 1].index)]
+        variants = [rule for rule in group.rules if rule in set(part["rule"])]
         if len(variants) < _FEWEST:
             continue
-        part = found[found["rule"].isin(variants)]
+        covered |= set(zip(part["rule"], part["attack"], strict=True))
         attacks = [attack for attack in group.attacks if attack in set(part["attack"])]
-        rows = settings.loc[list(variants), fields].astype(float).sort_values(fields)
+        rows = settings.loc[variants, fields].astype(float).sort_values(fields)
         grid = {(row.rule, row.attack): row for row in part.itertuples()}
         columns = [_column([grid.get((rule, attack)) for rule in rows.index], part) for attack in attacks]
         caption = f"{group.title}: best test accuracy in %, {100 * ratio:g} % malicious, "
@@ -150,7 +155,7 @@ def _of_lasa(
                 for pair, line in zip(rows.itertuples(index=False), zip(*columns, strict=True), strict=True)
             )
             made.append(Table(f"{caption}{rule} by filtering radii", headings, lines, 2, _notes(part, "column")))
-    return made
+    return made, covered
 
 
 def _column(values: Sequence[Any], found: pd.DataFrame) -> list[Cell]:

@@ -133,8 +133,8 @@ def test_what_has_no_data_says_why(tmp_path):
 
 
 def test_a_rule_looks_the_same_everywhere_and_unlike_the_others(whole):
-    styles = [(style["color"], str(style["linestyle"])) for style in map(figures._style, range(35))]
-    assert len(set(styles)) == 35
+    styles = [(style["color"], str(style["linestyle"])) for style in map(figures._style, range(45))]
+    assert len(set(styles)) == 45
     (lasa,) = (line for line in figures.detection(whole).axes[4].lines)
     assert lasa.get_color() == figures.ratio(whole).axes[0].lines[1].get_color()
 

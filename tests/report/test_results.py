@@ -190,7 +190,7 @@ def test_the_same_run_counts_once(tmp_path):
     for place in ("a", "b"):
         write_run(tmp_path / place, of("lasa", "byzmean"), [0.5], name="run")
     found = results.load(tmp_path)
-    assert found.left_out == ("b/run: is the same run as a/run, counted once",)
+    assert found.left_out == ("found again and counted once: 1; the first: b/run is a/run",)
     assert list(found.runs["run"]) == ["a/run"]
 
 

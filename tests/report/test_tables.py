@@ -158,6 +158,24 @@ def test_pairs_of_radii(tmp_path):
     ]
 
 
+def test_levels_stand_where_they_were_met(tmp_path):
+    """Beside a sweep over ratios: no empty columns at the ratios and attacks that only the default level met."""
+    for level in (0.1, 0.3, 0.5):
+        write_run(tmp_path, of("lasa", "noise", lasa__sparsity_level=level), [level])
+    write_run(tmp_path, of("lasa", "byzmean"), [0.9])
+    write_run(tmp_path, of("lasa", "noise", ratio=0.1), [0.8])
+    write_run(
+        tmp_path, of("lasa", "noise", lasa__direction_radius=3.0), [0.7]
+    )  # makes 0.3 with radius 1 the central one
+    few, whole, by_level = tables.tables(group_of(tmp_path))
+    assert texts(few) == [["LASA", "80.00"]]
+    assert [row[0] for row in texts(whole)] == [
+        *("LASA", "LASA (direction_radius 3)", "LASA (sparsity_level 0.1)", "LASA (sparsity_level 0.5)")
+    ]
+    assert by_level.headings == ("attack", "0.1", "0.3", "0.5")
+    assert texts(by_level) == [["Noise", "10.00", "30.00", "50.00"]]
+
+
 def test_variants_are_told_apart_by_what_differs(tmp_path):
     for more in ({}, {"lasa__sparsity_level": 0.0}, {"lasa__granularity": "model"}):
         write_run(tmp_path, of("lasa", "byzmean", **more), [0.5])
@@ -165,7 +183,7 @@ def test_variants_are_told_apart_by_what_differs(tmp_path):
     write_run(tmp_path, {**of("lasa", "lie"), "attack.lie.z": 2.0}, [0.5])
     group = group_of(tmp_path)
     assert group.rules == ("LASA", "LASA (granularity model)", "LASA (sparsity_level 0)")
-    assert group.attacks == ("Lie", "Lie (z 2)", "ByzMean")
+    assert group.attacks == ("Lie (z 1)", "Lie (z 2)", "ByzMean")  # neither is central
     assert group.variants["LASA (sparsity_level 0)"] == ("lasa", {"aggregator.sparsity_level": 0.0})
 
 
