@@ -1,6 +1,7 @@
 """The command line, on synthetic directories and on one true run."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -126,6 +127,14 @@ def test_compare(tmp_path, capsys):
     assert "-47.94" in shown.out
     assert shown.err.splitlines()[1].startswith("dataset digits: the paper has no table of it")
     assert names(tmp_path / "report") == {"2_dataset=mnist/compare.md", "2_dataset=mnist/compare.csv"}
+
+
+def test_the_example_of_the_docs(tmp_path, monkeypatch, capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "report.md").read_text(), re.DOTALL)
+    write_run(tmp_path / "sweeps" / "table1", of("lasa", "byzmean"), [0.5])
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    assert re.search(r"LASA +ByzMean +0.25", capsys.readouterr().out)
 
 
 def test_a_true_run(tmp_path, capsys):
