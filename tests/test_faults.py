@@ -10,7 +10,6 @@ from benchmarks import faults
 MADE = (  # what the tests of experiments do not make
     "SIGKILL in a metrics write of a run",
     "SIGKILL in a checkpoint write of a run",
-    "file too large in a checkpoint",
 )
 
 

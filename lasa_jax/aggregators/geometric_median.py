@@ -61,9 +61,11 @@ def geometric_median(
         apart = ops.squared_distances(rows.gram) > 0
         norms = jnp.sqrt(jnp.diagonal(gram))
         radius = ops.masked_median(norms, usable, lower=True)
-        # In distances of the nearer half. Where that is one point, what is finer than the smoothing does not count; without
-        # a unit a far client's weight of 1e-8 would pass for none.
-        outwards = jnp.maximum(norms / jnp.maximum(radius, smoothing), 1.0)
+        # In distances of the nearer half. Where most clients are one point, what is finer than the smoothing does not count;
+        # without a unit a far client's weight of 1e-8 would pass for none.
+        one_point = 2 * jnp.sum(usable & (norms == 0)) > jnp.sum(usable)
+        unit = jnp.where(radius > 0, radius, jnp.where(one_point, smoothing, jnp.inf))
+        outwards = jnp.maximum(norms / unit, 1.0)
 
         def distances(w: jax.Array) -> jax.Array:
             """From every client to the weighted mean of the clients with weights w, which add up to 1."""
