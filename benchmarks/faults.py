@@ -16,7 +16,6 @@ import functools
 import json
 import os
 import random
-import resource
 import runpy
 import shutil
 import signal
@@ -276,9 +275,9 @@ def file_size_limit(runner: Runner, whole: Path, limits: list[int], *, checkpoin
     command = (*SINGLE, f"--config.checkpoint_every={checkpoint_every}")
     for limit in limits:
         path = runner.new_folder("limit") / "work"
-        limited = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (limit, limit))
-        options = {"preexec_fn": limited, "before": ("env", "JAX_ENABLE_COMPILATION_CACHE=false")}
-        code, _, error = runner.run((*command, f"--workdir={path}"), **options)
+        # By prlimit, since Python would set it in a fork, of which JAX warns once it has started.
+        limited = ("env", "JAX_ENABLE_COMPILATION_CACHE=false", "prlimit", f"--fsize={limit}")
+        code, _, error = runner.run((*command, f"--workdir={path}"), before=limited)
         last = error.strip().splitlines()[-1] if error.strip() else ""
         if code != 2 or not is_one_line(last, expects, "File too large"):
             print(f"{limit} bytes: exit code {code}, expected {expects!r} in:\n{error}", file=sys.stderr)
