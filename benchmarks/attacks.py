@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks.roofline import best_of, machine, reading, torch_average, updates
+from benchmarks.roofline import best_of, compare, updates
 from lasa_jax import aggregators, attacks
 
 # Recorded from the official code, n = 100, d = 1,663,370: seconds / seconds of an average of the stack.
@@ -38,15 +38,7 @@ def main() -> None:
     n = parser.parse_args().clients
     stack = updates(n)
     malicious = jnp.arange(n) % 4 == 0
-    once, average = reading(stack), torch_average(stack)
-    print(f"{machine()}\none reading of the stack: {once:.3f} s; PyTorch's average of it: {average or once:.3f} s\n")
-    print("| attack | seconds | readings of the stack | official code, recorded | times faster |")
-    print("| --- | --- | --- | --- | --- |")
-    for name in attacks.names():
-        seconds = seconds_of(attacks.create(name), stack, malicious)
-        official = OFFICIAL.get(name)
-        cells = ("-", "-") if official is None else (f"{official:,}", f"{official * (average or once) / seconds:.1f}")
-        print(f"| {name} | {seconds:.3f} | {seconds / once:.1f} | {cells[0]} | {cells[1]} |", flush=True)
+    compare("attack", attacks.names(), lambda name: seconds_of(attacks.create(name), stack, malicious), OFFICIAL, stack)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from benchmarks.collectives import stack
-from lasa_jax import aggregators, data, experiment
+from lasa_jax import aggregators, build, data
 from lasa_jax import config as configs
 from lasa_jax.data import FederatedDataset
 from lasa_jax.federated import make_mesh
@@ -62,9 +62,9 @@ def of_block() -> Causes:
     config.update_from_flattened_dict({"fidelity": "published", "attack.name": "byzmean"})
     config = configs.resolve(config)
     dataset = data.load("digits")
-    shares = experiment.make_partition(config, dataset)
-    simulation = experiment.make_simulation(config, dataset, shares, make_mesh(jax.devices()[:1]))
-    points = jax.tree.map(lambda x: x[None], experiment.make_point(config, simulation.program))
+    shares = build.make_partition(config, dataset)
+    simulation = build.make_simulation(config, dataset, shares, make_mesh(jax.devices()[:1]))
+    points = jax.tree.map(lambda x: x[None], build.make_point(config, simulation.program))
     states = simulation.init(points)
     fed = FederatedDataset(dataset.train, dataset.test, jax.tree.map(lambda x: x[None], shares))
     compiled, _ = simulation.compile(*simulation.place(states, points, fed))

@@ -37,10 +37,11 @@ from absl import flags
 from hypothesis.extra import numpy as hnp
 from rich.console import Console
 
-from lasa_jax import aggregators, commandline, data, experiment, grid, main, report
+from lasa_jax import aggregators, build, commandline, data, experiment, grid, main, report
 from lasa_jax import config as configs
 from lasa_jax.data import cache
 from lasa_jax.errors import InputError
+from lasa_jax.federated import Executables
 from lasa_jax.workdir import Workdir
 
 ROOT = Path(__file__).parents[1]
@@ -446,9 +447,9 @@ def before_compiling(config: Any) -> None:
     """What a run does with its config before anything is compiled."""
     if config.dataset == "digits" and (config.num_clients or 0) <= 10_000:
         dataset = data.load("digits")
-        shares = experiment.make_partition(config, dataset)
-        experiment.make_point(config, experiment.make_program(config, dataset, shares))
-    configs.to_json(config), configs.run_name(config), experiment.program_key(config)
+        shares = build.make_partition(config, dataset)
+        build.make_point(config, build.make_program(config, dataset, shares))
+    configs.to_json(config), configs.run_name(config), build.program_key(config)
 
 
 def fuzz_configs(count: int) -> tuple[int, Failures]:
@@ -634,7 +635,7 @@ def damage_directory(path: Path, chance: random.Random) -> str:
 
 def fuzz_directories(count: int) -> tuple[int, Failures]:
     """Two in three are finished runs, which are read; one in three goes on."""
-    failures, config, shared = Failures(), small_config(), experiment.Executables()
+    failures, config, shared = Failures(), small_config(), Executables()
     quiet: dict[str, Any] = {"executables": shared, "log": lambda text: None}
     with tempfile.TemporaryDirectory() as temporary:
         whole = Path(temporary) / "whole"

@@ -19,7 +19,8 @@ import jax
 from ml_collections import ConfigDict
 
 from lasa_jax import config as configs
-from lasa_jax import experiment, grid
+from lasa_jax import grid
+from lasa_jax.federated import Executables
 from launch.sweep import load
 
 _ONE = """
@@ -47,7 +48,7 @@ def alone(points: Sequence[ConfigDict], folder: Path) -> float:
     return time.perf_counter() - began
 
 
-def together(points: Sequence[ConfigDict], folder: Path, threads: int | None) -> tuple[float, experiment.Executables]:
+def together(points: Sequence[ConfigDict], folder: Path, threads: int | None) -> tuple[float, Executables]:
     """Seconds of one process for all, and its programs."""
 
     def check(outcome: grid.Outcome) -> None:

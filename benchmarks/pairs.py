@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from lasa_jax import aggregators, attacks, data, experiment
+from lasa_jax import aggregators, attacks, build, data
 from lasa_jax import config as configs
 from lasa_jax.aggregators import Aggregator, Diagnostics
 from lasa_jax.attacks import Attack
@@ -94,17 +94,17 @@ def simulate(path: str, settings: Mapping[str, Any]) -> dict[tuple[str, str], fl
     """Final test accuracy of every pair, by (rule, attack); NaN where it diverged. Prints each as it comes."""
     base = load(path, "none", "fedavg", settings)
     dataset = data.load(base.dataset, data_dir=base.data_dir)
-    shares = experiment.make_partition(base, dataset)
-    plain = experiment.make_program(base, dataset, shares)
+    shares = build.make_partition(base, dataset)
+    plain = build.make_program(base, dataset, shares)
     points, those, rules, programs = {}, [], [], {}
     for attack in attacks.names():
-        program = experiment.make_program(load(path, attack, "fedavg", settings), dataset, shares)
-        points[attack] = experiment.make_point(load(path, attack, "fedavg", settings), program)
+        program = build.make_program(load(path, attack, "fedavg", settings), dataset, shares)
+        points[attack] = build.make_point(load(path, attack, "fedavg", settings), program)
         those.append(attacks.create(attack, **program.attack[1], **points[attack].attack))
     for rule in aggregators.names():
         config = load(path, "none", rule, settings)
-        programs[rule] = experiment.make_program(config, dataset, shares)
-        numbers = experiment.make_point(config, programs[rule])
+        programs[rule] = build.make_program(config, dataset, shares)
+        numbers = build.make_point(config, programs[rule])
         rules.append(aggregators.create(rule, **programs[rule].aggregator[1], **numbers.aggregator))
         points[rule] = numbers
     fields = {field.name: getattr(plain, field.name) for field in dataclasses.fields(plain)}

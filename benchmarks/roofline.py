@@ -3,7 +3,7 @@
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,33 @@ def reading(stack: Any) -> float:
     n = jax.tree.leaves(stack)[0].shape[0]
     weights = jnp.full(n, 1 / n)
     return best_of(jax.jit(lambda stack: jax.tree.map(lambda x: jnp.tensordot(weights, x, 1), stack)), stack, repeat=5)
+
+
+def compare(
+    kind: str, names: Sequence[str], seconds_of: Callable[[str], float], official: Mapping[str, float], stack: Any
+) -> None:
+    """Prints the machine and a Markdown table: a line a name, beside the official code's recorded ratios.
+
+    Args:
+      kind: heading of the first column. names: of the lines. seconds_of: times one of them.
+      official: seconds of the official code over those of an average of the stack, by name; "times faster" takes it times
+        PyTorch's average of this run, or one reading of the stack where PyTorch is not installed.
+      stack: what they work on.
+    """
+    once, average = reading(stack), torch_average(stack)
+    size = sum(x.nbytes for x in jax.tree.leaves(stack))
+    print(machine())
+    print(
+        f"matrix product {matrix_product() / 1e9:.0f} GFLOP/s; one reading of the stack, {size / 1e6:.0f} MB: {once:.3f} s"
+    )
+    print("PyTorch is not installed\n" if average is None else f"PyTorch's average of the stack: {average:.3f} s\n")
+    print(f"| {kind} | seconds | readings of the stack | official code, recorded | times faster |")
+    print("| --- | --- | --- | --- | --- |")
+    for name in names:
+        seconds = seconds_of(name)
+        ratio = official.get(name)
+        cells = "- | -" if ratio is None else f"{ratio:,} | {ratio * (average or once) / seconds:.1f}"
+        print(f"| {name} | {seconds:.3f} | {seconds / once:.1f} | {cells} |", flush=True)
 
 
 def torch_average(stack: Any) -> float | None:

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.roofline import best_of, machine
+from lasa_jax import aggregators, build, data
 from lasa_jax import config as configs
-from lasa_jax import data, experiment
 from lasa_jax.data import FederatedDataset
 from lasa_jax.federated import make_mesh, one_round
 from lasa_jax.federated.round import train_clients
@@ -31,10 +31,10 @@ def ours(rounds: int) -> tuple[dict[str, float], Iterator[np.ndarray]]:
     config.update_from_flattened_dict({"fidelity": "published", "attack.name": "byzmean"})
     config = configs.resolve(config)
     dataset = data.load("mnist")
-    shares = experiment.make_partition(config, dataset)
-    simulation = experiment.make_simulation(config, dataset, shares, make_mesh())
+    shares = build.make_partition(config, dataset)
+    simulation = build.make_simulation(config, dataset, shares, make_mesh())
     program = simulation.program
-    point = experiment.make_point(config, program)
+    point = build.make_point(config, program)
     arrays = (dataset.train, dataset.test, shares)
     fed = FederatedDataset(*jax.tree.map(jnp.asarray, arrays))
     state = program.init(point)
@@ -72,7 +72,7 @@ def ours(rounds: int) -> tuple[dict[str, float], Iterator[np.ndarray]]:
     updates = craft(updates, malicious)
     aggregate = jax.jit(lambda u: rule.aggregate(u, (), key=point.key, num_malicious=0)[0])
     result["LASA"] = best_of(aggregate, updates)
-    mean = jax.jit(lambda u: experiment.aggregators.fedavg().aggregate(u, (), key=point.key, num_malicious=0)[0])
+    mean = jax.jit(lambda u: aggregators.fedavg().aggregate(u, (), key=point.key, num_malicious=0)[0])
     result["average of the stack"] = best_of(mean, updates)
     result["sum of the parts"] = sum(result[part] for part in ("local training", "evaluation", "ByzMean", "LASA"))
     return result, honest()

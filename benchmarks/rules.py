@@ -3,7 +3,6 @@
 Prints a Markdown table: seconds; readings of the stack that would take as long, measured in the same run; and, where the
 `[bench]` extra is installed, ByzFL on PyTorch's CPU build with the same numbers. The column of the official code is not
 measured here: it is the recorded ratio of its seconds to an average of the stack, both with two threads of PyTorch 2.13.
-"Times faster" takes it times PyTorch's average of this run, or one reading where PyTorch is not installed.
 """
 
 import argparse
@@ -14,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks.roofline import best_of, machine, matrix_product, reading, torch_average, updates
+from benchmarks.roofline import best_of, compare, updates
 from lasa_jax import aggregators
 
 # Recorded from the official code, n = 100, d = 1,663,370: seconds / seconds of an average of the stack.
@@ -86,19 +85,8 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=100)
     n = parser.parse_args().clients
     f, stack = n // 5, updates(n)
-    once, average = reading(stack), torch_average(stack)
-    size = sum(x.nbytes for x in jax.tree.leaves(stack))
-    print(machine())
-    print(
-        f"matrix product {matrix_product() / 1e9:.0f} GFLOP/s; one reading of the stack, {size / 1e6:.0f} MB: {once:.3f} s\n"
-    )
-    print("| rule | seconds | readings of the stack | official code, recorded | times faster |")
-    print("| --- | --- | --- | --- | --- |")
-    for name in aggregators.names():
-        seconds = seconds_of(aggregators.create(name), stack, f)
-        official = OFFICIAL.get(name)
-        cells = ("-", "-") if official is None else (f"{official:,}", f"{official * (average or once) / seconds:.1f}")
-        print(f"| {name} | {seconds:.3f} | {seconds / once:.1f} | {cells[0]} | {cells[1]} |", flush=True)
+    names = aggregators.names()
+    compare("rule", names, lambda name: seconds_of(aggregators.create(name), stack, f), OFFICIAL, stack)
     peers = byzfl_rules(f)
     if peers:
         leaves = [np.asarray(x).reshape(n, -1) for x in jax.tree.leaves(stack)]

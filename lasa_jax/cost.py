@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from lasa_jax import data, experiment
+from lasa_jax import build, data
 
 _COSTLY = (
     "client_chunk",
@@ -50,8 +50,8 @@ def of(config: ConfigDict) -> Cost:
 
 def _count(config: ConfigDict) -> Cost:
     dataset = data.load(config.dataset, data_dir=config.data_dir, source=config.source)
-    shares = experiment.make_partition(config, dataset)
-    program = experiment.make_program(config, dataset, shares)
+    shares = build.make_partition(config, dataset)
+    program = build.make_program(config, dataset, shares)
     model, training = program.local_training.model, program.local_training
     variables = jax.eval_shape(model.init, jax.random.key(0))
     model_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(variables))

@@ -1,8 +1,7 @@
-"""From resolved configs to finished run directories: data, simulation, checkpoints, metrics, resume."""
+"""Runs in their directories: blocks of rounds, checkpoints, metrics, resume; one run or a batch of one program."""
 
 import contextlib
 import functools
-import hashlib
 import json
 import threading
 import time
@@ -17,177 +16,17 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from lasa_jax import aggregators, data, models, record
+from lasa_jax import build, data, record
 from lasa_jax import config as configs
 from lasa_jax.data import Dataset, FederatedDataset, partition
-from lasa_jax.data.partition import Partition
-from lasa_jax.errors import InputError, check_number
-from lasa_jax.federated import LocalTraining, Point, Program, Simulation, State, make_mesh
-from lasa_jax.federated.client import SGD
+from lasa_jax.errors import InputError
+from lasa_jax.federated import Executables, State, make_mesh
 from lasa_jax.workdir import Workdir, is_finished
 
 PyTree = Any
 Progress = Callable[[Mapping[str, Any]], None]
 Log = Callable[[str], None]
 Outcome = dict[str, Any] | Exception
-
-
-def make_program(config: ConfigDict, dataset: Dataset, shares: Partition) -> Program:
-    """What a resolved config compiles in; the partition says how many clients there are.
-
-    Raises:
-      InputError: if more clients are drawn a round than there are.
-    """
-    num_clients = len(shares.sizes)
-    configs.check_clients_per_round(config.clients_per_round, num_clients)
-    rank = models.input_rank(config.model)
-    if rank != len(dataset.input_shape):
-        raise InputError(
-            f"config.model = {config.model!r}: takes {'images' if rank == 3 else 'sequences'}, and an example of "
-            f"{config.dataset!r} has the shape {dataset.input_shape}"
-        )
-    model = models.create(config.model, num_classes=dataset.num_classes, input_shape=dataset.input_shape)
-    client = config.client
-    return Program(
-        local_training=LocalTraining(
-            model, dataset, client.epochs, client.batch_size, client.decay_every, config.batch_stats == "separate"
-        ),
-        num_clients=num_clients,
-        clients_per_round=config.clients_per_round,
-        client_chunk=config.client_chunk,
-        ragged=len(np.unique(-(-shares.sizes // client.batch_size))) > 1,
-        batch_stats=config.batch_stats,
-        attack=(config.attack.name, _words(config.attack.parameters)),
-        aggregator=(config.aggregator.name, _words(config.aggregator.parameters)),
-    )
-
-
-def make_simulation(config: ConfigDict, dataset: Dataset, shares: Partition, mesh: Mesh) -> Simulation:
-    """The simulation of a resolved config; blocks are whole numbers of evaluations."""
-    blocks = -(-config.block_rounds // config.eval_every) * config.eval_every
-    program = make_program(config, dataset, shares)
-    return Simulation(
-        program, config.rounds, config.eval_every, min(blocks, config.rounds), config.eval_batch_size, mesh
-    )
-
-
-def make_point(config: ConfigDict, program: Program) -> Point:
-    """The numbers of one run. Everything random on the host is a function of the seed."""
-    order = np.random.default_rng([config.seed, 0]).permutation(program.num_clients)
-    malicious = np.zeros(program.num_clients, bool)
-    if config.attack.name != "none":  # without attack everybody is benign
-        malicious[order[: _share(config.attack_ratio, program.num_clients)]] = True
-    assumed = config.aggregator.assumed_malicious
-    client = config.client
-    aggregator = _numbers(config.aggregator.parameters)
-    if "sparsity_level" in aggregator:
-        # The number of entries that are kept is an integer computed in double precision, see aggregators.keep_top_k.
-        num_kept = functools.partial(
-            aggregators.NUM_KEPT[config.aggregator.name],
-            program.ruled(jax.eval_shape(program.local_training.model.init, jax.random.key(0))),
-        )
-        aggregator.setdefault("num_kept", num_kept(aggregator.pop("sparsity_level")))
-        field = f"config.aggregator.{config.aggregator.name}.num_kept"
-        check_number(field, aggregator["num_kept"], high=num_kept(0.0))
-    numbers: Any = Point(
-        key=jax.random.key(config.seed),
-        malicious=jnp.asarray(malicious),
-        assumed_malicious=jnp.asarray(
-            _share(config.attack_ratio, config.clients_per_round) if assumed is None else assumed
-        ),
-        sgd=SGD(client.learning_rate, client.momentum, client.learning_rate_decay, client.clip_norm),
-        attack=_numbers(config.attack.parameters),
-        aggregator=aggregator,
-    )
-    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32) if isinstance(x, float) else jnp.asarray(x), numbers)
-
-
-def make_partition(config: ConfigDict, dataset: Dataset) -> Partition:
-    """How a resolved config divides the training examples over clients."""
-    return partition.divide(
-        config.partition,
-        dataset.train.labels,
-        dataset.client_ids,
-        num_clients=config.num_clients,
-        seed=config.seed,
-    )
-
-
-def _share(ratio: float, n: int) -> int:
-    """`floor(ratio * n)`, not thrown off by 0.29 * 100 = 28.999999999999996."""
-    return int(ratio * n + 1e-9)
-
-
-def _is_number(name: str, value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and name not in configs.STATIC_PARAMETERS
-
-
-def _numbers(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in parameters.items() if _is_number(name, value)}
-
-
-def _words(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in parameters.items() if not _is_number(name, value)}
-
-
-def program_key(config: ConfigDict) -> str:
-    """Twelve hexadecimal digits that two resolved configs share if they differ in nothing but the numbers of a `Point`.
-
-    Runs of the same key go through the same executable, where their arrays have the same shapes.
-    """
-    kept = {name: value for name, value in configs.as_json(config).items() if name not in configs.UNIDENTIFYING}
-    for name in ("seed", "attack_ratio", "source_id"):
-        kept.pop(name, None)
-    client = kept["client"]
-    for name in ("learning_rate", "momentum", "learning_rate_decay"):
-        del client[name]
-    client["clip_norm"] = client["clip_norm"] is not None
-    kept["aggregator"].pop("assumed_malicious")
-    for kind in ("aggregator", "attack"):
-        kept[kind]["parameters"] = _words(config[kind].parameters)
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
-
-
-class Executables:
-    """The compiled programs of this process, so that runs that differ in numbers only compile once.
-
-    The eight that were used last are kept: on a CPU a program takes about a thousand of the 65,530 memory maps that Linux
-    allows a process, and a sweep may have more programs than that.
-    """
-
-    def __init__(self, keep: int = 8) -> None:
-        self._keep = keep
-        self._count = 0
-        self._compiled: dict[Any, Any] = {}  # the one used last comes last
-        self._locks: dict[Any, threading.Lock] = {}
-        self._lock = threading.Lock()
-
-    def __len__(self) -> int:
-        """How many were compiled, those that were let go included."""
-        return self._count
-
-    def get(
-        self, key: str, simulation: Simulation, arguments: tuple[State, Point, FederatedDataset]
-    ) -> tuple[Any, float]:
-        """The executable of a program, and the seconds that it took to compile now: 0 if it was there.
-
-        Threads that ask for the same program wait for the one that compiles it.
-        """
-        shapes = jax.tree.map(lambda x: (x.shape, str(x.dtype)), arguments)
-        whole = (key, simulation.mesh, jax.tree.structure(arguments), tuple(jax.tree.leaves(shapes)))
-        with self._lock:
-            lock = self._locks.setdefault(whole, threading.Lock())
-        with lock:
-            with self._lock:
-                executable, seconds = self._compiled.pop(whole, None), 0.0
-            if executable is None:
-                executable, seconds = simulation.compile(*arguments)
-            with self._lock:
-                self._count += seconds > 0
-                self._compiled[whole] = executable
-                for oldest in list(self._compiled)[: -self._keep]:
-                    del self._compiled[oldest]
-            return executable, seconds
 
 
 class Stopped(Exception):  # noqa: N818  (nothing is wrong)
@@ -251,7 +90,7 @@ def run_batch(
     A run's numbers do not depend on the others of its batch, only on the size and the mesh that were compiled.
 
     Args:
-      runs: resolved configs of the same `program_key`, at most `size`, and their directories.
+      runs: resolved configs of the same `build.program_key`, at most `size`, and their directories.
       size: runs that the program is compiled for; where fewer are given, copies of the first, which nobody reads, fill it.
       executables, mesh, on_line, log, stop: as of `run`.
 
@@ -301,9 +140,9 @@ class _Run:
         if dataset.source_id is not None:
             self.config.source_id = dataset.source_id
         self.dataset = dataset
-        self.shares = make_partition(config, dataset)
-        self.simulation = make_simulation(config, dataset, self.shares, mesh)
-        self.point = make_point(config, self.simulation.program)
+        self.shares = build.make_partition(config, dataset)
+        self.simulation = build.make_simulation(config, dataset, self.shares, mesh)
+        self.point = build.make_point(config, self.simulation.program)
         self.workdir: Workdir | None = None
         self.saved = 0
 
@@ -347,7 +186,9 @@ def _run_blocks(
     if done < rounds:
         if first.workdir is not None:
             log(f"{first.workdir.path}: compiling for {record.device()}")
-        executable, compile_seconds = executables.get(program_key(first.config), simulation, (states, points, fed))
+        executable, compile_seconds = executables.get(
+            build.program_key(first.config), simulation, (states, points, fed)
+        )
 
     def finish(position: int, one: _Run, status: str) -> dict[str, Any]:
         summary = record.summary(
@@ -440,7 +281,7 @@ def _agreed(outcomes: Mapping[int, Outcome], count: int) -> dict[int, Outcome]:
 def _finished(config: ConfigDict, workdir: Workdir, log: Log) -> dict[str, Any]:
     """The summary of a finished run, if it is of this config and has what a summary has."""
     summary = workdir.summary()
-    if workdir.config() is None or summary is None or not {"status", "detection"} <= summary.keys():
+    if workdir.config() is None or summary is None:
         raise InputError(f"--workdir={workdir.path}: holds a summary.json of something else; choose another directory")
     # The data, and with it the id of its source, is not read for a run that is finished.
     stored = {name: value for name, value in (workdir.config() or {}).items() if name != "source_id"}

@@ -21,10 +21,10 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from lasa_jax import build, cost, experiment
 from lasa_jax import config as configs
-from lasa_jax import cost, experiment
 from lasa_jax.errors import InputError
-from lasa_jax.federated import make_mesh
+from lasa_jax.federated import Executables, make_mesh
 from lasa_jax.workdir import Workdir, is_finished, read_batch_sizes, write_batch_sizes
 
 Axis = Mapping[str, Sequence[Any]]
@@ -108,10 +108,10 @@ def resolve(base: ConfigDict, settings: Settings) -> ConfigDict:
 
 
 def programs(configs_of_points: Sequence[ConfigDict]) -> dict[str, list[ConfigDict]]:
-    """The points by `experiment.program_key`, in order: each group goes through one executable."""
+    """The points by `build.program_key`, in order: each group goes through one executable."""
     groups: dict[str, list[ConfigDict]] = {}
     for config in configs_of_points:
-        groups.setdefault(experiment.program_key(config), []).append(config)
+        groups.setdefault(build.program_key(config), []).append(config)
     return groups
 
 
@@ -119,7 +119,7 @@ def programs(configs_of_points: Sequence[ConfigDict]) -> dict[str, list[ConfigDi
 class Batch:
     """Points that go through one executable together.
 
-    program: their `experiment.program_key`. configs: the points. size: runs that the program is compiled for, at least as
+    program: their `build.program_key`. configs: the points. size: runs that the program is compiled for, at least as
     many as there are points.
     """
 
@@ -251,7 +251,7 @@ def plan(found: Sequence[ConfigDict], workdir: Path, sizes: Mapping[str, int], *
     at_once = min((cost.threads(config) for config in left[:1]), default=1) if threads is None else threads
     for config in left:
         one = cost.of(config)
-        memory = max(memory, one.data + sizes[experiment.program_key(config)] * one.run)
+        memory = max(memory, one.data + sizes[build.program_key(config)] * one.run)
         seconds += sum(measured) / len(measured) / at_once if measured else 2 * one.operations / rate
     members, together = [len(group) for group in groups.values()], [sizes[program] for program in groups]
     return Plan(
@@ -299,7 +299,7 @@ def run(
     on_outcome: Callable[[Outcome], None],
     threads: int | None = None,
     log: Callable[[str], None] = print,
-) -> experiment.Executables:
+) -> Executables:
     """Runs the points that are not finished, each in its own directory; points of a program share one executable.
 
     A run does not depend on the others: same config, same program, same bits, whatever ran before or beside it. Stopped at
@@ -321,7 +321,7 @@ def run(
     todo = batches(configs_of_points, workdir, sizes)
     for outcome in finished(configs_of_points, workdir, log=log):
         on_outcome(outcome)
-    shared = experiment.Executables()
+    shared = Executables()
     if not todo:
         return shared
     waiting, stop = Queue(todo), threading.Event()
@@ -362,14 +362,14 @@ def finished(
     """The outcomes of the points that have a result."""
     paths = ((config, workdir / configs.run_name(config)) for config in configs_of_points)
     known = [(config, path) for config, path in paths if is_finished(path)]
-    return _outcomes(known, experiment.run_batch(known, executables=experiment.Executables(), log=log))
+    return _outcomes(known, experiment.run_batch(known, executables=Executables(), log=log))
 
 
 def run_batch(
     batch: Batch,
     workdir: Path,
     *,
-    executables: experiment.Executables,
+    executables: Executables,
     log: Callable[[str], None] = print,
     stop: threading.Event | None = None,
 ) -> list[Outcome]:

@@ -5,23 +5,21 @@ Any setting can be given on the command line: `--config.aggregator.name=fedavg -
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache
-from importlib.util import find_spec
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 from absl import flags
-from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from lasa_jax import commandline, experiment, record, report
+from lasa_jax import commandline, experiment, report
 from lasa_jax import config as configs
 from lasa_jax.errors import InputError
+from lasa_jax.report import live
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run; runs/<what>_<config hash> by default")
 _TENSORBOARD = flags.DEFINE_bool("tensorboard", False, "write scalars and filtering images to tb/ in the workdir")
@@ -68,52 +66,10 @@ def print_summary(summary: dict[str, Any], path: Path, console: Console) -> None
         console.print(table)
 
 
-def draw_layers(line: Mapping[str, Any]) -> Figure:
-    """A heatmap of one line of metrics: a row a layer; malicious clients filtered and benign ones kept, as shares."""
-    layers = record.detection_rates([line])["layers"]
-    columns = ("malicious_filtered", "benign_kept")
-    shares = [[float("nan") if (x := rates[name]) is None else x for name in columns] for rates in layers.values()]
-    figure = Figure(figsize=(5, 1.5 + 0.25 * len(layers)), layout="constrained")
-    axes = figure.add_subplot()
-    image = axes.imshow(shares, vmin=0, vmax=1, cmap="cividis", aspect="auto")
-    axes.set_xticks(range(len(columns)), [name.replace("_", " ") for name in columns])
-    axes.set_yticks(range(len(layers)), list(layers))
-    axes.set_title(f"round {line['round']}")
-    figure.colorbar(image, label="share of clients")
-    return figure
-
-
-def tensorboard(path: Path) -> Callable[[Mapping[str, Any]], None]:
-    """What writes a line of metrics to `path`; the folder is made with the first line.
-
-    Raises:
-      InputError: if tensorboardX is not installed.
-    """
-    if find_spec("tensorboardX") is None:
-        raise InputError("--tensorboard: needs the extra: python -m pip install 'lasa_jax[tensorboard]'")
-    from tensorboardX import SummaryWriter
-
-    opened = cache(lambda: SummaryWriter(str(path)))
-
-    def write(line: Mapping[str, Any]) -> None:
-        writer, step = opened(), line["round"]
-        detection = record.detection_rates([line])
-        scalars = {name: line[name] for name in ("train_loss", "test_accuracy")}
-        scalars |= {name: detection[name] for name in ("malicious_filtered", "benign_kept")}
-        for name, value in scalars.items():
-            if value is not None:
-                writer.add_scalar(name, value, step)
-        if detection["layers"]:
-            writer.add_figure("filtering", draw_layers(line), step, close=False)
-        writer.flush()  # what is on the disk is what there is to watch
-
-    return write
-
-
 def run(config: ConfigDict, workdir: str | None, *, with_tensorboard: bool = False) -> None:
     """Runs a resolved config, with a progress bar; `with_tensorboard` writes to `tb/` in the workdir too."""
     path = Path(workdir) if workdir else default_workdir(config)
-    watch = tensorboard(path / "tb") if with_tensorboard else None
+    watch = live.tensorboard(path / "tb") if with_tensorboard else None
     if jax.process_index() > 0:  # the first process owns the directory and the terminal
         experiment.run(config, path, log=lambda text: None)
         return

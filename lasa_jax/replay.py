@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from lasa_jax import data, experiment
+from lasa_jax import build, data
 from lasa_jax.data import FederatedDataset
 from lasa_jax.errors import check_number
 from lasa_jax.federated.round import Point, Program, State, clients_of_round, one_round, receive, train_clients
@@ -48,9 +48,9 @@ def before_round(config: ConfigDict, round_index: int) -> Before:
     """
     check_number("round_index", round_index, low=1, high=config.rounds, whole=True)
     dataset = data.load(config.dataset, data_dir=config.data_dir, source=config.source)
-    shares = experiment.make_partition(config, dataset)
-    program = experiment.make_program(config, dataset, shares)
-    point = experiment.make_point(config, program)
+    shares = build.make_partition(config, dataset)
+    program = build.make_program(config, dataset, shares)
+    point = build.make_point(config, program)
     fed = jax.device_put(FederatedDataset(dataset.train, dataset.test, shares))
     state = jax.jit(program.init)(point)
     step = jax.jit(functools.partial(one_round, program))

@@ -14,9 +14,10 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from lasa_jax import config as configs
-from lasa_jax import experiment, grid
+from lasa_jax import grid
 from lasa_jax.data import cache
 from lasa_jax.errors import InputError
+from lasa_jax.federated import Executables
 from lasa_jax.workdir import read_batch_sizes, write_batch_sizes
 
 _LOSSES = 3  # of its worker, after which a batch counts as failed: perhaps it is what kills them
@@ -29,7 +30,7 @@ class Worker:
     def __init__(self, workdir: Path) -> None:
         cache.keep_compiled_programs()
         self._workdir = workdir
-        self._executables = experiment.Executables()
+        self._executables = Executables()
 
     def sizes(self, points: Sequence[dict[str, Any]], batch: int | None) -> dict[str, int]:
         """`grid.batch_sizes` where the accelerator is."""

@@ -9,6 +9,7 @@ import argparse
 import importlib.util
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import jax
 from rich.console import Console
@@ -88,6 +89,13 @@ def sweep(given: argparse.Namespace, console: Console) -> int:
     return 1 if failed else 0
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(message)
+
+
 def _count(text: str) -> int:
     """A whole number from 1 on."""
     if not text.isdecimal() or int(text) < 1:
@@ -97,7 +105,7 @@ def _count(text: str) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="FILE.py:DATASET, see configs/sweeps/")
     parser.add_argument("--workdir", required=True, type=Path, help="directory of the sweep")
     parser.add_argument("--dry_run", action="store_true", help="only print the plan")
@@ -108,9 +116,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--gpus", type=float, help="of a Ray worker; 1, or 0 where the cluster has none")
     parser.add_argument("--jobs", type=_count, default=1, help="SLURM array tasks that share the points")
     parser.add_argument("--slurm", default="", help="NAME=VALUE,... for submitit: slurm_partition=gpu,timeout_min=600")
-    given = parser.parse_args(argv)
     cache.keep_compiled_programs()
     try:
+        given = parser.parse_args(argv)
         return sweep(given, Console(stderr=True))
     except grid.GridError as error:
         for fault in error.faults:

@@ -14,10 +14,10 @@ import jax
 import numpy as np
 import pytest
 
+from lasa_jax import build, experiment, grid
 from lasa_jax import config as configs
-from lasa_jax import experiment, grid
 from lasa_jax.errors import InputError
-from lasa_jax.federated import Simulation
+from lasa_jax.federated import Executables, Simulation
 from launch import sweep
 
 ROOT = Path(__file__).parents[1]
@@ -88,11 +88,11 @@ WORDS = {
 
 
 def test_numbers_share_a_program_and_words_do_not():
-    plain = experiment.program_key(configs.resolve(base()))
+    plain = build.program_key(configs.resolve(base()))
     for field, value in NUMBERS.items():
-        assert experiment.program_key(grid.resolve(base(), {field: value})) == plain, field
+        assert build.program_key(grid.resolve(base(), {field: value})) == plain, field
     for field, value in WORDS.items():
-        assert experiment.program_key(grid.resolve(base(), {field: value})) != plain, field
+        assert build.program_key(grid.resolve(base(), {field: value})) != plain, field
 
 
 def test_all_faults_are_named_before_the_first_run():
@@ -122,7 +122,7 @@ def test_all_faults_are_named_before_the_first_run():
         grid.points(grid.Grid(base(), [{"seed": ["x"]}]))
 
 
-def run(points, path, **options) -> tuple[list, experiment.Executables]:
+def run(points, path, **options) -> tuple[list, Executables]:
     outcomes: list[grid.Outcome] = []
     sizes = grid.batch_sizes(points, path, batch=options.pop("batch", None))
     shared = grid.run(points, path, sizes, on_outcome=outcomes.append, log=lambda text: None, **options)
@@ -162,7 +162,7 @@ def test_programs_that_are_not_used_are_let_go():
         def compile(self, name):
             return object(), 1.0
 
-    known = experiment.Executables(keep=2)
+    known = Executables(keep=2)
     first, _ = known.get("a", Simulated(), (np.zeros(1),))
     known.get("b", Simulated(), (np.zeros(1),))
     assert known.get("a", Simulated(), (np.zeros(1),)) == (first, 0.0)

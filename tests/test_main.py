@@ -14,6 +14,7 @@ from tensorboardX.proto import event_pb2
 from lasa_jax import config as configs
 from lasa_jax import main
 from lasa_jax.errors import InputError
+from lasa_jax.report import live
 
 ROOT = Path(__file__).parents[1]
 
@@ -189,7 +190,7 @@ def events(folder: Path) -> list[event_pb2.Event]:
 
 
 def test_tensorboard_is_an_extra(tmp_path, monkeypatch):
-    monkeypatch.setattr(main, "find_spec", lambda name: None)
+    monkeypatch.setattr(live, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"--tensorboard: .*lasa_jax\[tensorboard\]"):
         main.run(configs.paper("digits"), str(tmp_path / "run"), with_tensorboard=True)
     assert not (tmp_path / "run").exists()

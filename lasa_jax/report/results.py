@@ -203,11 +203,9 @@ def _read_run(path: Path, name: str) -> tuple[dict[str, Any], dict[str, Any], li
     if stored is None:
         raise InputError("has a summary.json but no config.json")
     config = _flat(stored)
-    if summary.get("status") not in ("finished", "diverged"):
-        raise InputError(f"summary.json: status = {summary.get('status')!r}: allowed are finished, diverged")
-    detection = summary.get("detection")
-    if not isinstance(detection, Mapping) or not isinstance(detection.get("layers"), Mapping):
-        raise InputError("summary.json: has no detection rates")
+    if summary["status"] not in ("finished", "diverged"):
+        raise InputError(f"summary.json: status = {summary['status']!r}: allowed are finished, diverged")
+    detection = summary["detection"]  # the work directory has checked its form
     device = summary.get("device", "unknown")
     if not isinstance(device, str):
         raise InputError(f"summary.json: device = {device!r}: allowed is text")
@@ -224,8 +222,6 @@ def _read_run(path: Path, name: str) -> tuple[dict[str, Any], dict[str, Any], li
     }
     layers = []
     for layer, rates in detection["layers"].items():
-        if not isinstance(rates, Mapping):
-            raise InputError(f"summary.json: detection of layer {layer!r} is {rates!r}")
         shares = {kind: _share(rates, kind) for kind in ("malicious_filtered", "benign_kept")}
         layers.append({"run": name, "layer": one_line(layer), **shares})
     return config, result, layers
@@ -282,9 +278,7 @@ def _read_lines(path: Path, name: str, last_round: int) -> list[dict[str, Any]]:
                 else _number(line, kind, high=1 if kind == "test_accuracy" else math.inf, file=f"round {line['round']}")
             )
         for kind in ("malicious", "benign"):
-            filtered = line.get(f"{kind}_filtered")
-            if not isinstance(filtered, Mapping):
-                raise InputError(f"round {line['round']}: has no {kind}_filtered")
+            filtered = line[f"{kind}_filtered"]
             count = _number(line, kind, high=_LARGEST_COUNT, whole=True, file=f"round {line['round']}")
             row[kind] = count * len(filtered)
             row[f"{kind}_filtered"] = sum(

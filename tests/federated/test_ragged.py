@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lasa_jax import build, data, models, ops
 from lasa_jax import config as configs
-from lasa_jax import data, experiment, models, ops
 from lasa_jax.data import Dataset, Examples, FederatedDataset, shakespeare
 from lasa_jax.federated import LocalTraining, make_mesh, one_round
 from lasa_jax.federated.client import SGD
@@ -38,9 +38,9 @@ def setup(**settings):
     config.partition.min_samples = 2
     config = configs.resolve(config)
     dataset = data.load("digits")
-    shares = experiment.make_partition(config, dataset)
-    program = experiment.make_program(config, dataset, shares)
-    point = experiment.make_point(config, program)
+    shares = build.make_partition(config, dataset)
+    program = build.make_program(config, dataset, shares)
+    point = build.make_point(config, program)
     fed = FederatedDataset(*jax.tree.map(jnp.asarray, (dataset.train, dataset.test, shares)))
     return program, program.init(point), point, fed
 

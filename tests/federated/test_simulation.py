@@ -8,8 +8,8 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from benchmarks import collectives
+from lasa_jax import build, data
 from lasa_jax import config as configs
-from lasa_jax import data, experiment
 from lasa_jax.data import FederatedDataset
 from lasa_jax.federated import make_mesh, one_round
 from lasa_jax.federated.round import draw_clients, train_clients
@@ -28,9 +28,9 @@ def setup(devices: int, **settings):
     """A simulation of the digits, its point and its data, both with and without the runs axis."""
     config = resolved(**settings)
     dataset = data.load("digits")
-    partition = experiment.make_partition(config, dataset)
-    simulation = experiment.make_simulation(config, dataset, partition, make_mesh(jax.devices()[:devices]))
-    point = experiment.make_point(config, simulation.program)
+    partition = build.make_partition(config, dataset)
+    simulation = build.make_simulation(config, dataset, partition, make_mesh(jax.devices()[:devices]))
+    point = build.make_point(config, simulation.program)
     examples = [jax.tree.map(jnp.asarray, x) for x in (dataset.train, dataset.test)]
     return simulation, point, FederatedDataset(*examples, jax.tree.map(jnp.asarray, partition))
 

@@ -1,0 +1,52 @@
+"""The compiled programs of a process, shared by the runs and threads that ask for them."""
+
+import threading
+from typing import Any
+
+import jax
+
+from lasa_jax.data import FederatedDataset
+from lasa_jax.federated.round import Point, State
+from lasa_jax.federated.simulation import Simulation
+
+
+class Executables:
+    """The compiled programs of this process, so that runs that differ in numbers only compile once.
+
+    The eight that were used last are kept: on a CPU a program takes about a thousand of the 65,530 memory maps that Linux
+    allows a process, and a sweep may have more programs than that.
+    """
+
+    def __init__(self, keep: int = 8) -> None:
+        self._keep = keep
+        self._count = 0
+        self._compiled: dict[Any, Any] = {}  # the one used last comes last
+        self._locks: dict[Any, threading.Lock] = {}
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        """How many were compiled, those that were let go included."""
+        return self._count
+
+    def get(
+        self, key: str, simulation: Simulation, arguments: tuple[State, Point, FederatedDataset]
+    ) -> tuple[Any, float]:
+        """The executable of a program, and the seconds that it took to compile now: 0 if it was there.
+
+        Threads that ask for the same program wait for the one that compiles it.
+        """
+        shapes = jax.tree.map(lambda x: (x.shape, str(x.dtype)), arguments)
+        whole = (key, simulation.mesh, jax.tree.structure(arguments), tuple(jax.tree.leaves(shapes)))
+        with self._lock:
+            lock = self._locks.setdefault(whole, threading.Lock())
+        with lock:
+            with self._lock:
+                executable, seconds = self._compiled.pop(whole, None), 0.0
+            if executable is None:
+                executable, seconds = simulation.compile(*arguments)
+            with self._lock:
+                self._count += seconds > 0
+                self._compiled[whole] = executable
+                for oldest in list(self._compiled)[: -self._keep]:
+                    del self._compiled[oldest]
+            return executable, seconds
