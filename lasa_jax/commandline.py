@@ -1,8 +1,10 @@
 """What the command lines share: a config file with overrides, and one line on standard error for whatever is wrong."""
 
+import argparse
 import re
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -17,6 +19,13 @@ _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True, help_strin
 def resolved_config() -> ConfigDict:
     """The config that the command line names, checked and decided, see `config.resolve`."""
     return configs.resolve(_CONFIG.value, list(config_flags.get_override_values(flags.FLAGS["config"])))
+
+
+class Parser(argparse.ArgumentParser):
+    """Of command lines without a config: says in one line what is wrong."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{self.prog}: {message}")
 
 
 def _parse(argv: list[str]) -> list[str]:

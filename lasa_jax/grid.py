@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from lasa_jax import build, cost, experiment
@@ -59,8 +60,18 @@ def points(grid: Grid) -> list[ConfigDict]:
       GridError: for unknown fields, empty axes, tied axes of different lengths, and values that a config refuses.
     """
     faults: dict[str, None] = {}  # a set that keeps its order
+    if not isinstance(grid.axes, list | tuple) or not isinstance(grid.points, list | tuple):
+        raise GridError(["Grid: axes and points are lists of dictionaries"])
+    if not grid.axes and not grid.points:
+        raise GridError(["Grid: has neither axes nor points"])
+    for settings in (*grid.axes, *grid.points):
+        if not isinstance(settings, Mapping):
+            raise GridError([f"Grid: {settings!r} is not a dictionary of fields"])
     for axis in grid.axes:
         fields = ", ".join(axis)
+        for field, values in axis.items():
+            if isinstance(values, str) or not isinstance(values, Sequence | np.ndarray):
+                raise GridError([f"axis {field}: {values!r} is not a list of values"])
         lengths = {len(values) for values in axis.values()}
         if not axis or 0 in lengths:
             faults[f"axis {fields or '{}'}: is empty"] = None
@@ -140,14 +151,21 @@ def batch_sizes(configs_of_points: Sequence[ConfigDict], workdir: Path, *, batch
       InputError: if the sweep was begun with another size.
     """
     stored = read_batch_sizes(workdir)
+
+    def begun(group: Sequence[ConfigDict]) -> bool:
+        paths = [workdir / configs.run_name(config) for config in group]
+        return any(is_finished(path) or Workdir(path, lock=False).checkpoint_rounds() for path in paths)
+
     sizes = {}
     for program, group in programs(configs_of_points).items():
         sizes[program] = stored.get(program) or batch or cost.fitting(group)
         if batch is not None and sizes[program] != batch:
-            raise InputError(
-                f"--batch={batch}: the results in {workdir} were made in batches of {sizes[program]}; leave it out, or "
-                "choose another directory"
-            )
+            if begun(group):
+                raise InputError(
+                    f"--batch={batch}: the results in {workdir} were made in batches of {sizes[program]}; leave it out, or "
+                    "choose another directory"
+                )
+            sizes[program] = batch
     return sizes
 
 
@@ -214,8 +232,8 @@ class Plan:
     bytes_a_program: int
     seconds: float
 
-    def lines(self) -> list[str]:
-        """One item a line."""
+    def lines(self, *, here: bool = True) -> list[str]:
+        """One item a line; only what does not depend on the machine, unless the sweep runs `here`."""
 
         def between(low: int, high: int) -> str:
             return str(low) if low == high else f"{low} to {high}"
@@ -225,6 +243,7 @@ class Plan:
             f"finished: {self.finished}",
             f"programs: {self.programs}",
             f"runs a program: {between(*self.runs_a_program)}",
+        ] + here * [
             f"runs in a batch: {between(*self.runs_in_a_batch)}",
             f"memory a program: {self.bytes_a_program / 2**20:,.0f} MiB",
             f"estimated time: {_duration(self.seconds)}",

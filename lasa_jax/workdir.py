@@ -440,7 +440,7 @@ def read_batch_sizes(workdir: Path) -> dict[str, int]:
 
 
 def write_batch_sizes(workdir: Path, sizes: Mapping[str, int]) -> dict[str, int]:
-    """Keeps the sizes of a sweep's batches in `sweep.json`, and returns all that are there; one that was there stays.
+    """Keeps the sizes of a sweep's batches in `sweep.json` in place of older ones, and returns all that are there.
 
     Raises:
       InputError: if the directory cannot be written.
@@ -449,7 +449,7 @@ def write_batch_sizes(workdir: Path, sizes: Mapping[str, int]) -> dict[str, int]
         workdir.mkdir(parents=True, exist_ok=True)
         with open(workdir / ".sweep.lock", "a") as lock:  # the jobs of a cluster start together
             fcntl.flock(lock, fcntl.LOCK_EX)
-            known = {**sizes, **read_batch_sizes(workdir)}
+            known = {**read_batch_sizes(workdir), **sizes}
             replace_file(workdir / "sweep.json", json.dumps({"batch": known}, indent=2, sort_keys=True) + "\n")
     except OSError as error:
         raise InputError(f"--workdir={workdir}: cannot be used ({error.strerror})") from None

@@ -18,7 +18,7 @@ from lasa_jax import grid
 from lasa_jax.data import cache
 from lasa_jax.errors import InputError
 from lasa_jax.federated import Executables
-from lasa_jax.workdir import read_batch_sizes, write_batch_sizes
+from lasa_jax.workdir import is_finished, read_batch_sizes, write_batch_sizes
 
 _LOSSES = 3  # of its worker, after which a batch counts as failed: perhaps it is what kills them
 _PASSED_ON = ("TFDS_DATA_DIR", "XDG_CACHE_HOME", "JAX_", "XLA_", "LASA_JAX_")
@@ -32,17 +32,24 @@ class Worker:
         self._workdir = workdir
         self._executables = Executables()
 
+    def ready(self) -> None:
+        """Nothing, if this machine sees the directory of the sweep.
+
+        Raises:
+          InputError: if it does not.
+        """
+        if not read_batch_sizes(self._workdir):
+            host = os.uname().nodename
+            raise InputError(
+                f"--workdir={self._workdir}: on {host} this is not the directory that the sweep was started in"
+            )
+
     def sizes(self, points: Sequence[dict[str, Any]], batch: int | None) -> dict[str, int]:
         """`grid.batch_sizes` where the accelerator is."""
         return grid.batch_sizes([ConfigDict(point) for point in points], self._workdir, batch=batch)
 
     def run(self, program: str, points: Sequence[dict[str, Any]], size: int) -> list[tuple[dict | None, str | None]]:
         """Summary or error of each point of a batch."""
-        if program not in read_batch_sizes(self._workdir):
-            host = os.uname().nodename
-            raise InputError(
-                f"--workdir={self._workdir}: on {host} this is not the directory that the sweep was started in"
-            )
         batch = grid.Batch(program, [ConfigDict(point) for point in points], size)
         outcomes = grid.run_batch(batch, self._workdir, executables=self._executables, log=lambda text: None)
         return [(outcome.summary, outcome.error) for outcome in outcomes]
@@ -129,13 +136,16 @@ def _run(
 ) -> int:
     for outcome in grid.finished(points, workdir, log=lambda text: None):
         on_outcome(outcome)
+    if all(is_finished(workdir / configs.run_name(point)) for point in points):
+        return 0
+    log("waiting for the first worker")
     actor = ray.remote(num_cpus=1, num_gpus=gpus)(Worker)
     first = actor.remote(workdir)
     try:
         sizes = ray.get(first.sizes.remote([point.to_dict() for point in points], batch))
     except ray.exceptions.RayTaskError as error:
         raise InputError(" ".join(str(error.cause).split())) from None
-    except ray.exceptions.RayActorError as error:
+    except ray.exceptions.RayError as error:
         raise InputError(f"--backend=ray: the first worker ended at once ({' '.join(str(error).split())})") from None
     sizes = write_batch_sizes(workdir, sizes)
     todo = grid.batches(points, workdir, sizes)
@@ -144,7 +154,7 @@ def _run(
     busy: dict[Any, tuple[Any, grid.Batch | None]] = {}
 
     def start(worker: Any) -> None:
-        busy[worker.compiled.remote()] = (worker, None)
+        busy[worker.ready.remote()] = (worker, None)
 
     def fail(lost: grid.Batch, error: str) -> None:
         for config in lost.configs:
@@ -173,14 +183,22 @@ def _run(
                     raise InputError(
                         f"--backend=ray: {unstarted} workers ended before they had begun; see Ray's logs"
                     ) from None
+            with contextlib.suppress(ray.exceptions.RayError):  # it may only be out of reach, and hold its locks
+                ray.kill(worker)
             start(actor.remote(workdir))
             continue
         except ray.exceptions.RayTaskError as error:
-            if taken is None:
-                raise
+            if taken is None:  # its machine is not fit; another worker would come up there again
+                log(" ".join(str(error.cause).split()))
+                ray.kill(worker)
+                if not busy:
+                    raise InputError(" ".join(str(error.cause).split())) from None
+                continue
             fail(taken, " ".join(str(error.cause).split()))
             answer = []
-        if taken is not None:
+        if taken is None:
+            unstarted = 0
+        else:
             for config, (summary, error) in zip(taken.configs, answer, strict=False):
                 on_outcome(grid.Outcome(config, workdir / configs.run_name(config), summary, error))
         following = waiting.take(None if taken is None else taken.program)

@@ -9,16 +9,21 @@ import argparse
 import importlib.util
 import sys
 from pathlib import Path
-from typing import NoReturn
 
 import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from lasa_jax import grid
+from lasa_jax import commandline, grid
 from lasa_jax.data import cache
 from lasa_jax.errors import InputError
 from launch import ray_cluster, slurm
+
+# What a file of somebody else's may raise.
+_FILE_FAILURES = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, OSError)
+_FILE_FAILURES += (RuntimeError, SyntaxError, TypeError, ValueError)
+# Flags that only one backend reads, with their defaults.
+_FLAGS_OF = {"local": {"threads": None}, "ray": {"address": None, "gpus": None}, "slurm": {"jobs": 1, "slurm": ""}}
 
 
 def load(config: str) -> grid.Grid:
@@ -36,26 +41,36 @@ def load(config: str) -> grid.Grid:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        return module.get_grid(dataset or "digits")
+        declared = module.get_grid(dataset or "digits")
     except InputError:
         raise
-    except (AttributeError, ImportError, KeyError, NameError, SyntaxError, TypeError, ValueError) as error:
+    except _FILE_FAILURES as error:
         raise InputError(f"--config={path}: {type(error).__name__}: {' '.join(str(error).split())}") from None
+    if not isinstance(declared, grid.Grid):
+        raise InputError(f"--config={path}: get_grid gives {type(declared).__name__}, allowed is a lasa_jax.grid.Grid")
+    return declared
 
 
 def sweep(given: argparse.Namespace, console: Console) -> int:
     """Plans and runs a sweep; returns the exit code."""
+    for backend, flags in _FLAGS_OF.items():
+        for flag, default in flags.items():
+            if backend != given.backend and getattr(given, flag) != default:
+                raise InputError(f"--{flag}={getattr(given, flag)}: is for --backend={backend}, not {given.backend}")
     points, workdir = grid.points(load(given.config)), given.workdir
     if given.backend == "ray":
         jax.config.update("jax_platforms", "cpu")  # the accelerators are the workers'
     sizes = grid.batch_sizes(points, workdir, batch=given.batch)
-    for line in grid.plan(points, workdir, sizes, threads=given.threads).lines():
+    for line in grid.plan(points, workdir, sizes, threads=given.threads).lines(here=given.backend == "local"):
         print(line, flush=True)
     if given.dry_run:
         return 0
     if given.backend == "slurm":
         jobs = slurm.submit(given.config, points, workdir, jobs=given.jobs, batch=given.batch, parameters=given.slurm)
-        print(f"submitted: {len(jobs)} jobs, {', '.join(job.job_id for job in jobs)}; logs in {workdir / 'slurm'}")
+        submitted = (
+            f"{', '.join(job.job_id for job in jobs)}; logs in {workdir / 'slurm'}" if jobs else "nothing is left"
+        )
+        print(f"submitted: {len(jobs)} jobs, {submitted}")
         return 0
     failed: list[grid.Outcome] = []
     columns = (TextColumn("point"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[last]}"))
@@ -89,13 +104,6 @@ def sweep(given: argparse.Namespace, console: Console) -> int:
     return 1 if failed else 0
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says in one line what is wrong."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(message)
-
-
 def _count(text: str) -> int:
     """A whole number from 1 on."""
     if not text.isdecimal() or int(text) < 1:
@@ -105,7 +113,9 @@ def _count(text: str) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = commandline.Parser(
+        prog="python -m launch.sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--config", required=True, help="FILE.py:DATASET, see configs/sweeps/")
     parser.add_argument("--workdir", required=True, type=Path, help="directory of the sweep")
     parser.add_argument("--dry_run", action="store_true", help="only print the plan")

@@ -97,9 +97,8 @@ def test_what_is_wrong_with_a_cluster_is_one_line(small, tmp_path):
 
 
 def test_a_directory_that_is_not_shared(tmp_path):
-    config = configs.resolve(configs.paper("digits"))
     with pytest.raises(InputError, match="this is not the directory that the sweep was started in"):
-        ray_cluster.Worker(tmp_path).run("0" * 12, [config.to_dict()], 1)
+        ray_cluster.Worker(tmp_path).ready()
 
 
 class Ray:
@@ -159,6 +158,28 @@ def test_workers_that_are_lost_at_their_start_or_end(small, tmp_path):
         run_with(never, points, tmp_path, [])
 
 
+def test_a_machine_without_the_directory_takes_no_points(small, tmp_path):
+    """One worker of two: the other runs them all; both: one line."""
+    points = grid.points(sweep.load(small))
+    started, outcomes = [], []
+
+    def behave(name, given):
+        if name == "sizes":
+            return grid.batch_sizes(points, tmp_path)
+        if name == "ready":
+            started.append(1)
+            if len(started) == 1 or (not outcomes and strict):
+                raise Ray.exceptions.RayTaskError("ready", "", InputError("--workdir: not here"))
+        return [({"rounds": 4}, None)] if name == "run" else 1
+
+    strict = False
+    run_with(behave, points, tmp_path, outcomes)
+    assert [outcome.error for outcome in outcomes] == [None] * 8
+    started, outcomes, strict = [], [], True
+    with pytest.raises(InputError, match="--workdir: not here"):
+        run_with(behave, points, tmp_path, outcomes)
+
+
 def test_a_batch_that_kills_its_workers_fails_and_the_others_go_on(small, tmp_path):
     points = grid.points(sweep.load(small))
     bad = configs.run_name(points[0])
@@ -167,7 +188,7 @@ def test_a_batch_that_kills_its_workers_fails_and_the_others_go_on(small, tmp_pa
     def behave(name, given):
         if name == "sizes":
             return grid.batch_sizes(points, tmp_path)
-        if name == "compiled":
+        if name in ("compiled", "ready"):
             return 1
         if configs.run_name(ConfigDict(given[1][0])) == bad:
             raise Ray.exceptions.RayActorError

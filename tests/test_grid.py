@@ -365,9 +365,51 @@ def test_killed_and_started_again(tmp_path, seeds, kills):
 
 
 @pytest.mark.parametrize(
+    ("axes", "message"),
+    [
+        ({"seed": [1]}, "axes and points are lists of dictionaries"),
+        ([], "has neither axes nor points"),
+        (["seed"], "'seed' is not a dictionary of fields"),
+        ([{"aggregator.name": "lasa"}], "axis aggregator.name: 'lasa' is not a list of values"),
+        ([{"seed": 1}], "axis seed: 1 is not a list of values"),
+    ],
+)
+def test_what_is_no_grid(axes, message):
+    with pytest.raises(grid.GridError, match=message):
+        grid.points(grid.Grid(base(), axes))
+
+
+def test_a_size_that_nothing_was_made_with_can_be_changed(tmp_path):
+    found = grid.points(grid.Grid(base(), SMALL))
+    workdir_sizes = grid.batch_sizes(found, tmp_path, batch=3)
+    grid.write_batch_sizes(tmp_path, workdir_sizes)
+    assert set(grid.batch_sizes(found, tmp_path).values()) == {3}
+    assert set(grid.write_batch_sizes(tmp_path, grid.batch_sizes(found, tmp_path, batch=2)).values()) == {2}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--batch=0"], "argument --batch: '0': allowed is a whole number from 1 on"),
+        (["--gpus=2"], "--gpus=2.0: is for --backend=ray, not local"),
+        (["--backend=slurm", "--threads=2"], "--threads=2: is for --backend=local, not slurm"),
+        (["--backend=cloud"], "argument --backend: invalid choice: 'cloud'"),
+    ],
+)
+def test_bad_flags_are_one_line(flags, message, tmp_path, capsys):
+    assert sweep.main([f"--config={SWEEPS / 'table3.py'}:digits", f"--workdir={tmp_path / 'out'}", *flags]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [
         (None, "no sweep of that name"),
+        ("def get_grid(d):\n    return None", "get_grid gives NoneType, allowed is a lasa_jax.grid.Grid"),
+        ("def get_grid(d):\n    return 1 / 0", "ZeroDivisionError: division by zero"),
         ("x = 1", "AttributeError: module 'sweep' has no attribute 'get_grid'"),
         ("def get_grid(d):\n    return 1 / 0 if d == 'x' else int('a')", "ValueError: invalid literal"),
         (SWEEP_FILE.replace('"seed": [1, 2]', '"seed": []'), "axis seed: is empty"),

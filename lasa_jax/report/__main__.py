@@ -10,7 +10,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from absl import flags
 from rich.console import Console
@@ -131,16 +130,9 @@ def _partition(rest: Sequence[str]) -> None:
     _draw_partition()
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says in one line what is wrong."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{self.prog}: {message}")
-
-
 def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     """The command line, and the names of its commands; that of `tables` may be left out."""
-    parser = _Parser(
+    parser = commandline.Parser(
         prog="python -m lasa_jax.report",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
