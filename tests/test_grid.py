@@ -247,9 +247,11 @@ def test_one_bad_directory_does_not_stop_the_others_of_its_batch(tmp_path):
     found = grid.points(grid.Grid(base(), [{"seed": [1, 2, 3]}]))
     bad = tmp_path / configs.run_name(found[0])
     bad.mkdir()
-    (bad / "checkpoints").write_text("")  # a file where a folder must be
+    (bad / "config.json").write_text(configs.to_json(found[0]))
+    (bad / "checkpoints").write_text("")  # a file where a folder must be, found only when the first is saved
     outcomes, _ = run(found, tmp_path, batch=3)
     assert [outcome.error is None for outcome in outcomes] == [False, True, True]
+    assert "the checkpoint of round 2 cannot be written" in outcomes[0].error
     assert str(bad) in outcomes[0].error
 
 
