@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -321,3 +322,18 @@ def test_a_model_that_does_not_fit_the_data(tmp_path):
     with pytest.raises(InputError, match=r"config.model = 'lstm': takes sequences, and an example of 'digits'"):
         run(small(model="lstm"), tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_threads_save_checkpoints_side_by_side(tmp_path):
+    """Orbax numbers its operations per process; several at once, and files are lost."""
+    state = {"w": jax.numpy.arange(1000.0)}
+
+    def save(name: str) -> bool:
+        with Workdir(tmp_path / name) as workdir:
+            for last_round in range(1, 9):
+                workdir.save_checkpoint(last_round, state, keep=1)
+            restored = workdir.restore_checkpoint(8, state)
+        return restored is not None and bool((restored["w"] == state["w"]).all())
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(save, "abcd")) == [True] * 4
