@@ -126,7 +126,7 @@ def worst_case(group: Group) -> Figure | str:
 
 
 def detection(group: Group) -> Figure | str:
-    """True and false positive rates: by rule and attack, by layer and rule, by round and rule.
+    """True and false positive rates: by rule and attack; and under attack by layer and rule, by round and rule.
 
     Counted are pairs of a client and a layer; a positive is a client without weight in the layer.
     """
@@ -139,10 +139,12 @@ def detection(group: Group) -> Figure | str:
         return "detection.png needs a rule that filters clients"
     runs = runs[runs["rule"].isin(rules)]
     attacks = [attack for attack in group.attacks if attack in set(runs["attack"])]
-    layers = group.results.layers.merge(runs[["run", "rule"]], on="run")
+    attacked = runs[runs["attack"] != NO_ATTACK]
+    attacked = runs if attacked.empty else attacked
+    layers = group.results.layers.merge(attacked[["run", "rule"]], on="run")
     layers["true"], layers["false"] = 100 * layers["malicious_filtered"], 100 * (1 - layers["benign_kept"])
     names = list(dict.fromkeys(layers["layer"]))
-    lines = group.results.lines.merge(runs[["run", "rule"]], on="run")
+    lines = group.results.lines.merge(attacked[["run", "rule"]], on="run")
 
     kinds = {"true": "malicious filtered (true positives)", "false": "benign filtered (false positives)"}
     wide = max(len(attacks), len(rules), 3)

@@ -88,6 +88,16 @@ def test_detection(whole):
     assert figures.left_out_of_detection(whole) == ["FedAvg", "Median"]
 
 
+def test_detection_by_layer_and_round_is_under_attack(tmp_path):
+    """A run without attack, in which more benign clients are filtered, counts in its own column only."""
+    write_run(tmp_path, of("lasa", "lie"), [0.5], filtered=(1, 2))
+    write_run(tmp_path, of("lasa", "none"), [0.5], filtered=(0, 5))
+    _, false, _, layers_false, _, rounds_false = figures.detection(group_of(tmp_path)).axes[:6]
+    assert cells_of(false) == ["50.0", "25.0"]  # No Attack, Lie
+    assert cells_of(layers_false) == ["25.0"] * len(LAYERS)
+    assert lines(rounds_false) == [([1], [25.0])]
+
+
 def test_cost(whole, tmp_path):
     axes = figures.cost(whole).axes[0]
     assert [bar.get_width() for bar in axes.patches] == [0.5, 0.5, 0.5]
