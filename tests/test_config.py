@@ -133,7 +133,7 @@ def test_tables_are_made_from_the_signatures():
 
 def test_what_of_a_method_is_compiled_in():
     """Words, switches and sizes are; every other number is data, so that a grid over it is one program."""
-    from lasa_jax.experiment import _numbers, _words
+    from lasa_jax.build import _numbers, _words
 
     compiled = {}
     for kind, create in (("aggregator", aggregators), ("attack", attacks)):

@@ -14,7 +14,8 @@ from pathlib import Path
 from absl import flags
 from rich.console import Console
 
-from lasa_jax import build, commandline, data
+from lasa_jax import commandline, data
+from lasa_jax.data import partition
 from lasa_jax.errors import InputError
 from lasa_jax.report import partition as picture
 
@@ -116,7 +117,13 @@ def _draw_partition() -> None:
     """Draws how a config divides its examples, and prints a few numbers."""
     config = commandline.resolved_config()
     dataset = data.load(config.dataset, data_dir=config.data_dir, source=config.source)
-    shares = build.make_partition(config, dataset)
+    shares = partition.divide(
+        config.partition,
+        dataset.train.labels,
+        dataset.client_ids,
+        num_clients=config.num_clients,
+        seed=config.seed,
+    )
     counts = picture.class_counts(dataset, shares)
     picture.draw(counts, shares, picture.title(dataset, config.partition), _OUTPUT.value)
     for name, value in picture.describe(counts, shares).items():
