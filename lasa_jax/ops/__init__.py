@@ -24,6 +24,8 @@ from lasa_jax.ops.rows import (
     weighted_sum,
 )
 from lasa_jax.ops.statistics import (
+    counts,
+    largest_magnitude,
     masked_median,
     masked_std,
     sum_of_smallest,
@@ -37,7 +39,9 @@ __all__ = [
     "RUNS",
     "average_of_ranks",
     "conv2d",
+    "counts",
     "gram",
+    "largest_magnitude",
     "magnitude_threshold",
     "map_columns",
     "map_rows",

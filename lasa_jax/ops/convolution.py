@@ -1,17 +1,19 @@
-"""Convolution and pooling as slices, reshapes and one matrix product.
+"""Convolution and pooling in the forms that are fast for many clients, each with its own kernel.
 
-XLA's convolution is slow where a simulator of many clients needs it most: its gradient inside a loop runs at about
-1 GFLOP/s on a CPU, and `vmap` over kernels makes a grouped convolution that cuDNN handles badly and the partitioner
-replicates on every device. Patches times kernel is an ordinary (batched) matrix product everywhere.
+XLA's own convolution fails a simulator of clients twice: its gradient takes forms that the CPU runs at a thirtieth of the
+speed of a matrix product, and `vmap` over kernels makes a grouped convolution, which cuDNN handles badly and the
+partitioner replicates on every device. So where clients train together (an accelerator) a convolution is a product of
+patches and kernel; where they train one after another (a CPU) it is XLA's, and both gradients are written as what they
+are: convolutions again.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from lasa_jax.ops.rows import one_at_a_time
-
-_MIB = 2**20
 
 
 def conv2d(images: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: int = 0) -> jax.Array:
@@ -23,44 +25,73 @@ def conv2d(images: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: in
       images: `(batch, height, width, channels)`.
       kernel: `(kernel_height, kernel_width, channels, features)`.
       stride: step in both directions, in pixels.
-      padding: zeros added on each of the four sides, in pixels.
+      padding: zeros added on each of the four sides, in pixels, fewer than the kernel has rows and columns.
 
     Returns:
       `(batch, out_height, out_width, features)` with `out = (size + 2 * padding - kernel_size) // stride + 1`.
-
-    On a CPU a large batch is taken a few images at a time, so that their patches stay in cache (twice as fast).
     """
-    kernel_height, kernel_width, channels, features = kernel.shape
-    if padding:
-        images = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    out_height = (images.shape[1] - kernel_height) // stride + 1
-    out_width = (images.shape[2] - kernel_width) // stride + 1
+    if stride == 1 and one_at_a_time():
+        return _with_direct_gradients(images, kernel, padding)
+    return _patches_product(images, kernel, stride, (padding, padding))
 
-    def product(images: jax.Array, kernel: jax.Array) -> jax.Array:
-        rows, columns = (out_height - 1) * stride + 1, (out_width - 1) * stride + 1
-        patches = jnp.concatenate(
-            [
-                images[:, i : i + rows : stride, j : j + columns : stride]
-                for i in range(kernel_height)
-                for j in range(kernel_width)
-            ],
-            axis=-1,
-        )
-        return patches @ kernel.reshape(-1, features)
 
-    batch = images.shape[0]
-    image_bytes = out_height * out_width * kernel_height * kernel_width * channels * images.dtype.itemsize
-    # A large kernel is worth its packing for many images only.
-    if one_at_a_time() and batch * image_bytes > 8 * _MIB and kernel.nbytes <= _MIB:
-        some = max(1, min(2 * _MIB // image_bytes, batch))
-        whole = batch // some * some
-        few = jax.checkpoint(product)  # the gradient makes the patches again instead of keeping them
-        grouped = images[:whole].reshape(-1, some, *images.shape[1:])
-        done = lax.map(lambda few_images: few(few_images, kernel), grouped).reshape(
-            whole, out_height, out_width, features
-        )
-        return done if whole == batch else jnp.concatenate([done, product(images[whole:], kernel)])
-    return product(images, kernel)
+def _patches_product(images: jax.Array, kernel: jax.Array, stride: int, padding: tuple[int, int]) -> jax.Array:
+    """Patches times kernel: an ordinary matrix product, and under `vmap` a batched one."""
+    kernel_height, kernel_width, _, features = kernel.shape
+    down, across = padding
+    if down or across:
+        images = jnp.pad(images, ((0, 0), (down, down), (across, across), (0, 0)))
+    rows = (images.shape[1] - kernel_height) // stride * stride + 1
+    columns = (images.shape[2] - kernel_width) // stride * stride + 1
+    patches = jnp.concatenate(
+        [
+            images[:, i : i + rows : stride, j : j + columns : stride]
+            for i in range(kernel_height)
+            for j in range(kernel_width)
+        ],
+        axis=-1,
+    )
+    return patches @ kernel.reshape(-1, features)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _with_direct_gradients(images: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
+    return _direct(images, kernel, (padding, padding))
+
+
+def _forward(images: jax.Array, kernel: jax.Array, padding: int) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _direct(images, kernel, (padding, padding)), (images, kernel)
+
+
+def _backward(padding: int, saved: tuple[jax.Array, jax.Array], grad: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Of the images: the gradient under the kernel turned around. Of the kernel: the images under the gradient as kernel."""
+    images, kernel = saved
+    full = (kernel.shape[0] - 1 - padding, kernel.shape[1] - 1 - padding)
+    to_images = _direct(grad, jnp.flip(kernel, (0, 1)).swapaxes(2, 3), full)
+    to_kernel = _direct(images.transpose(3, 1, 2, 0), grad.transpose(1, 2, 0, 3), (padding, padding))
+    return to_images, to_kernel.transpose(1, 2, 0, 3)
+
+
+_with_direct_gradients.defvjp(_forward, _backward)
+
+
+def _direct(images: jax.Array, kernel: jax.Array, padding: tuple[int, int]) -> jax.Array:
+    """XLA's convolution with stride 1; the product of patches where `vmap` would make a grouped one of it."""
+
+    @jax.custom_batching.custom_vmap
+    def convolution(images: jax.Array, kernel: jax.Array) -> jax.Array:
+        sides = [(side, side) for side in padding]
+        return lax.conv_general_dilated(images, kernel, (1, 1), sides, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    @convolution.def_vmap
+    def _(size: int, batched: list[bool], images: jax.Array, kernel: jax.Array) -> tuple[jax.Array, bool]:
+        if batched[1]:
+            product = functools.partial(_patches_product, stride=1, padding=padding)
+            return jax.vmap(product, in_axes=(0 if batched[0] else None, 0))(images, kernel), True
+        together = _direct(images.reshape(-1, *images.shape[2:]), kernel, padding)
+        return together.reshape(size, -1, *together.shape[1:]), True
+
+    return convolution(images, kernel)
 
 
 def max_pool2d(images: jax.Array, window: int = 2) -> jax.Array:

@@ -1,9 +1,47 @@
-"""Statistics over the clients that are present, and sums over millions of entries whose rounding error stays bounded."""
+"""Statistics over the clients that are present; counts and sums over millions of entries, exact or with bounded error."""
+
+import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 _BLOCK = 1024
+
+
+def counts(x: jax.Array, *conditions: Callable[[jax.Array], jax.Array]) -> tuple[jax.Array, ...]:
+    """The number of entries for which each condition, a function of an array to bools, holds: int32 scalars, one pass.
+
+    Takes two conditions at least, for a reason that `_reduced` gives.
+    """
+    return _reduced([condition(x).astype(jnp.int32) for condition in conditions], lax.add)
+
+
+def largest_magnitude(x: jax.Array) -> jax.Array:
+    """Maximum of `abs(x)`, 0 if x is empty and NaN if any entry is: float32 `()`, one pass."""
+    if x.dtype != jnp.float32:
+        return jnp.max(jnp.abs(x), initial=0).astype(jnp.float32)
+    bits = lax.bitcast_convert_type(jnp.abs(x), jnp.int32)  # in the order of the magnitudes, NaN above infinity
+    bits = bits.reshape(tuple(size for size in x.shape if size > 1) or 1)
+    count = bits.shape[0]
+    pieces = next((p for p in (2, 3, 5, 7) if count % p == 0), 2)  # equal ones, and what is left
+    whole = count // pieces * pieces
+    largest = functools.reduce(lax.max, _reduced(jnp.split(bits[:whole], pieces), lax.max))
+    return lax.bitcast_convert_type(lax.max(largest, jnp.max(bits[whole:], initial=0)), jnp.float32)
+
+
+def _reduced(
+    operands: list[jax.Array], operation: Callable[[jax.Array, jax.Array], jax.Array]
+) -> tuple[jax.Array, ...]:
+    """Reduces each of several integer arrays of one shape to a scalar, from 0, in one pass over what they are made of.
+
+    XLA's CPU compiler turns the reduction of one array into a tree of windows and writes the array to memory first; that
+    of several together is one loop, three times as fast, as long as no index has to be taken apart: no array is flattened.
+    """
+    start = (jnp.int32(0),) * len(operands)
+    both = lambda a, b: tuple(map(operation, a, b))  # noqa: E731
+    return tuple(lax.reduce(tuple(operands), start, both, tuple(range(operands[0].ndim))))
 
 
 def total(x: jax.Array) -> jax.Array:
@@ -27,7 +65,7 @@ def tree_dot(a: object, b: object) -> jax.Array:
 def tree_norm(row: object) -> jax.Array:
     """Euclidean norm over all leaves of one update, a float32 scalar; infinite only where the norm is beyond float32."""
     leaves = jax.tree.leaves(row)
-    down, up = _scales(jnp.max(jnp.stack([jnp.max(jnp.abs(x), initial=0) for x in leaves])))
+    down, up = _scales(jnp.max(jnp.stack([largest_magnitude(x) for x in leaves])))
     return up * jnp.sqrt(sum((total(jnp.square(x * down)) for x in leaves), jnp.float32(0)))
 
 

@@ -81,7 +81,7 @@ def test_block_has_no_host_in_the_loop_and_donates_its_state():
     for word in ("callback", "infeed", "outfeed", "send(", "recv("):
         assert word not in text
     assert "input_output_alias" in text
-    assert "convolution(" not in text
+    assert "group_count" not in text  # no grouped convolution
 
 
 def test_rounds_beyond_the_last_change_nothing():
