@@ -2,7 +2,8 @@
 
 Seconds depend on the machine and on who else uses it; these numbers do not. For every rule (40 clients, 200,064 entries) and
 for a round of the digits: bytes of temporaries as a multiple of the stack of updates, sorts over more values than there are
-clients, convolutions, and calls to the host. `--write` makes docs/results/causes.json anew.
+clients, reductions of a whole update that XLA turned into windows (and so wrote their operand first), convolutions that are
+grouped or dilated, and calls to the host. `--write` makes docs/results/causes.json anew.
 """
 
 import argparse
@@ -32,14 +33,18 @@ Causes = dict[str, float]
 def count(compiled: Any, bytes_of_stack: int) -> Causes:
     """The causes of one compiled program."""
     text = compiled.as_text()
-    sizes = []
-    for line in re.findall(r" = (.*?) sort\(", text):
-        shapes = re.findall(r"\w+\[([\d,]*)\]", line)
-        sizes.append(max(int(np.prod([int(x) for x in dims.split(",") if x])) for dims in shapes))
+
+    def sizes(operation: str) -> list[int]:
+        lines = re.findall(rf" = (.*?) {operation}\(", text)
+        shapes = [re.findall(r"\w+\[([\d,]*)\]", line) for line in lines]
+        return [max(int(np.prod([int(x) for x in dims.split(",") if x])) for dims in shape) for shape in shapes]
+
+    slow = [line for line in text.splitlines() if " convolution(" in line and re.search("group_count=|hs_dilate=", line)]
     return {
         "temporaries / stack": round(compiled.memory_analysis().temp_size_in_bytes / bytes_of_stack, 2),
-        "large sorts": sum(size > CLIENTS**2 for size in sizes),
-        "convolutions": text.count(" convolution("),
+        "large sorts": sum(size > CLIENTS**2 for size in sizes("sort")),
+        "large reductions in windows": sum(size >= ENTRIES // 64 for size in sizes("reduce-window")),
+        "grouped or dilated convolutions": len(slow),
         "host calls": sum(text.count(word) for word in _HOST),
     }
 

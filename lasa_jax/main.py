@@ -114,7 +114,8 @@ def use_all_cores() -> None:
     holds the examples; `JAX_NUM_CPU_DEVICES` sets another number.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if jax.config.jax_num_cpu_devices < 0 and "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    flags_say = "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if "JAX_NUM_CPU_DEVICES" not in os.environ and not flags_say:
         jax.config.update("jax_num_cpu_devices", min(cores, 8))
 
 

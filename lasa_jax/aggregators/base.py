@@ -136,7 +136,7 @@ class Rows:
         """
         if self.mixing is not None:
             weights = jax.tree.map(lambda w: w @ self.mixing, weights)
-        return ops.weighted_sum(weights, self.stack, *self._numbers, row_map=self._read)
+        return ops.weighted_sum(weights, self.stack, *self._numbers, row_map=self._read if self.maps else None)
 
     def columns(self, fn: Callable[..., jax.Array], *shared: PyTree) -> PyTree:
         """`fn(block, present, *shared)` for blocks of columns, `(n, width)` to `(width,)`; see `ops.map_columns`."""

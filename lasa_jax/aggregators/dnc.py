@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lasa_jax import ops
 from lasa_jax.aggregators.base import (
@@ -18,6 +19,7 @@ from lasa_jax.aggregators.base import (
 )
 from lasa_jax.errors import check_choice, check_number
 
+_LARGE = 1 << 16  # entries of a leaf that is not joined with others
 _DEFAULTS = {"paper": (5, 10_000), "published": (1, 1_000)}
 
 
@@ -94,12 +96,16 @@ def dnc(
 
 def _gather(row: PyTree, coordinates: jax.Array) -> jax.Array:
     """Values of one update at coordinates of the flattened tree, `(r,)`."""
-    values, start = jnp.zeros(coordinates.shape, jnp.float32), 0
-    for leaf in (leaf for leaf in jax.tree.leaves(row) if leaf.size):
-        here = coordinates - start
-        inside = (here >= 0) & (here < leaf.size)
-        values = jnp.where(inside, leaf.ravel()[jnp.clip(here, 0, leaf.size - 1)], values)
-        start += leaf.size
+    leaves = [leaf.ravel() for leaf in jax.tree.leaves(row)]
+    ends = np.cumsum([leaf.size for leaf in leaves])
+    large = [(leaf, end - leaf.size) for leaf, end in zip(leaves, ends, strict=True) if leaf.size >= _LARGE]
+    # Small leaves are joined, so that a coordinate is looked for in few places.
+    others = jnp.concatenate([leaf for leaf in leaves if leaf.size < _LARGE] or [jnp.zeros(1)])
+    before = sum(jnp.where(coordinates >= start, leaf.size, 0) for leaf, start in large)  # entries of large leaves
+    values = others[jnp.clip(coordinates - before, 0, others.size - 1)]
+    for leaf, start in large:
+        inside = (coordinates >= start) & (coordinates < start + leaf.size)
+        values = jnp.where(inside, leaf[jnp.clip(coordinates - start, 0, leaf.size - 1)], values)
     return values
 
 

@@ -164,6 +164,6 @@ def _kept(
 
 def _purity(part: PyTree) -> jax.Array:
     """Positive direction purity of a layer or a whole update, a float32 scalar between 0 and 1."""
-    signs = [ops.counts(x, lambda x: x > 0, lambda x: x < 0) for x in jax.tree.leaves(part)]
+    signs = [ops.counts(x > 0, x < 0) for x in jax.tree.leaves(part)]
     positive, negative = (sum(leaf) for leaf in zip(*signs, strict=True))
     return 0.5 * (1 + (positive - negative) / jnp.maximum(positive + negative, 1))

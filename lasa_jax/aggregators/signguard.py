@@ -115,9 +115,9 @@ def _random_part(params: PyTree, key: jax.Array, fraction: float) -> PyTree:
 
 def _sign_counts(row: PyTree, part: PyTree) -> jax.Array:
     """How many of the looked-at entries of one update are positive, zero and negative, float32 `(3,)`."""
-    pairs = list(zip(jax.tree.leaves(row), jax.tree.leaves(part), strict=True))
-    compare = (jnp.greater, jnp.equal, jnp.less)
-    return jnp.stack([sum(jnp.sum(sign(x, 0) & here) for x, here in pairs) for sign in compare]).astype(jnp.float32)
+    pairs = zip(jax.tree.leaves(row), jax.tree.leaves(part), strict=True)
+    signs = [ops.counts((x > 0) & here, (x == 0) & here, (x < 0) & here) for x, here in pairs]
+    return jnp.stack([sum(leaf) for leaf in zip(*signs, strict=True)]).astype(jnp.float32)
 
 
 def largest_cluster(points: jax.Array, present: jax.Array) -> jax.Array:

@@ -48,7 +48,7 @@ def _search(values: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:
     bits = lax.bitcast_convert_type(jnp.abs(values), jnp.int32)
     m = bits.size
     rank = jnp.maximum(k, 1)
-    points = [jnp.int32(0)]  # masses of exact zeros are common: settled in the first pass
+    points = [jnp.int32(0), jnp.int32(_INFINITY >> 1)]  # masses of exact zeros are common: settled in the first pass
     if m > 4 * _SAMPLE:
         stride = m // _SAMPLE
         sample = bits[: stride * _SAMPLE].reshape(_SAMPLE, stride)[:, 0]
@@ -69,7 +69,7 @@ def _whole(count: int) -> _Bracket:
 
 def _probe(bits: jax.Array, k: jax.Array, bracket: _Bracket, points: Sequence[jax.Array]) -> _Bracket:
     """Narrows the bracket with one pass: the counts of values above each of a few points."""
-    counts = statistics.counts(bits, *((lambda part, at=at: part > at) for at in points))
+    counts = statistics.counts(*(bits > at for at in points))
     for at, above in zip(points, counts, strict=True):
         raises = (above >= k) & (at > bracket.low)
         lowers = (above < k) & (at < bracket.high)
@@ -108,14 +108,14 @@ def _narrow(bits: jax.Array, k: jax.Array, bracket: _Bracket) -> _Bracket:
 def sample_without_replacement(key: jax.Array, population: int, count: int) -> jax.Array:
     """`count` different integers of `0 .. population - 1`, every set equally likely: int32 `(count,)`, in no order.
 
-    Floyd's algorithm (Bentley, CACM 30, 1987): `count` draws, where shuffling would touch the whole population.
+    From a large population the first `count` different ones of somewhat more draws, enough that there being too few is
+    less likely than 2^-64. A small one is put in a random order.
     """
-    if count == population:
-        return jnp.arange(population, dtype=jnp.int32)
-    tops = jnp.arange(population - count, population, dtype=jnp.int32)
-    draws = jax.random.randint(key, (count,), 0, tops + 1, dtype=jnp.int32)
-
-    def add(i: jax.Array, chosen: jax.Array) -> jax.Array:
-        return chosen.at[i].set(jnp.where(jnp.any(chosen == draws[i]), tops[i], draws[i]))
-
-    return lax.fori_loop(0, count, add, jnp.full(count, -1, jnp.int32))
+    if population <= 8 * count + 64:
+        return jnp.argsort(jax.random.bits(key, (population,)))[:count].astype(jnp.int32)
+    repeated = count * count // (2 * population)  # so many are expected
+    draws = jax.random.randint(key, (count + 4 * repeated + 64,), 0, population, dtype=jnp.int32)
+    order = jnp.argsort(draws, stable=True)
+    ordered = draws[order]
+    is_first = jnp.zeros(len(draws), bool).at[order].set(jnp.diff(ordered, prepend=-1) != 0)
+    return draws[jnp.flatnonzero(is_first, size=count)]

@@ -165,11 +165,19 @@ def weighted_sum(
             row = jax.tree.map(lambda x: x[0], (stack, *others))
             zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), jax.eval_shape(lambda r: read(*r), row))
 
-            def add(total: PyTree, rows: tuple[PyTree, ...]) -> tuple[PyTree, None]:
-                w, *row = rows
-                return jax.tree.map(lambda a, w, x: a + jnp.where(w != 0, w * x, 0), total, w, read(*row)), None
+            def add(first: jax.Array, total: PyTree, count: int) -> PyTree:
+                for i in range(count):
+                    w, *row = jax.tree.map(
+                        lambda x, at=first + i: lax.dynamic_index_in_dim(x, at, keepdims=False),
+                        (weights, stack, *others),
+                    )
+                    total = jax.tree.map(lambda a, w, x: a + jnp.where(w != 0, w * x, 0), total, w, read(*row))
+                return total
 
-            total = lax.scan(add, zeros, (weights, stack, *others))[0]
+            # Four rows for each time the sum is read and written; a map is not worth being compiled four times.
+            n, group = jax.tree.leaves(weights)[0].shape[0], 4 if row_map is None else 1
+            total = lax.fori_loop(0, n // group, lambda i, total: add(i * group, total, group), zeros)
+            total = add(jnp.int32(n // group * group), total, n % group)
         else:
             mapped = jax.vmap(read)(stack, *others)
             total = jax.tree.map(

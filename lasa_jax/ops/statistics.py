@@ -10,12 +10,9 @@ from jax import lax
 _BLOCK = 1024
 
 
-def counts(x: jax.Array, *conditions: Callable[[jax.Array], jax.Array]) -> tuple[jax.Array, ...]:
-    """The number of entries for which each condition, a function of an array to bools, holds: int32 scalars, one pass.
-
-    Takes two conditions at least, for a reason that `_reduced` gives.
-    """
-    return _reduced([condition(x).astype(jnp.int32) for condition in conditions], lax.add)
+def counts(*masks: jax.Array) -> tuple[jax.Array, ...]:
+    """Numbers of true entries of two or more bool arrays of one shape: int32 scalars, one pass over what they compare."""
+    return _reduced([mask.astype(jnp.int32) for mask in masks], lax.add)
 
 
 def largest_magnitude(x: jax.Array) -> jax.Array:
