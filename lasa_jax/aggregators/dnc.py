@@ -96,7 +96,7 @@ def dnc(
 
 def _gather(row: PyTree, coordinates: jax.Array) -> jax.Array:
     """Values of one update at coordinates of the flattened tree, `(r,)`."""
-    leaves = [leaf.ravel() for leaf in jax.tree.leaves(row)]
+    leaves = [leaf.ravel().astype(jnp.float32) for leaf in jax.tree.leaves(row)]
     ends = np.cumsum([leaf.size for leaf in leaves])
     large = [(leaf, end - leaf.size) for leaf, end in zip(leaves, ends, strict=True) if leaf.size >= _LARGE]
     # Small leaves are joined, so that a coordinate is looked for in few places.

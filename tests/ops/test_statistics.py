@@ -93,3 +93,24 @@ def test_distances_of_11_million_entries(resnet_sized):
     ours = np.asarray(ops.squared_distances(ops.gram(stack, np.ones(3, bool), np.int32(0))))
     for i, j in ((0, 1), (0, 2), (1, 2)):
         assert ours[i, j] == pytest.approx(np.sum((exact[i] - exact[j]) ** 2), rel=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (0,), (7,), (13, 4), (1, 6, 3), (5, 1, 3), (11, 1)])
+def test_largest_magnitude_and_counts(shape):
+    x = np.asarray(jax.random.normal(jax.random.key(0), shape))
+    assert ops.largest_magnitude(jnp.asarray(x)) == (np.abs(x).max() if x.size else 0)
+    positive, negative = ops.counts(jnp.asarray(x) > 0, jnp.asarray(x) < 0)
+    assert (positive, negative) == ((x > 0).sum(), (x < 0).sum())
+    for bad in (np.nan, np.inf, -np.inf):
+        if x.size:
+            changed = x.copy()
+            changed.flat[-1] = bad
+            largest = ops.largest_magnitude(jnp.asarray(changed))
+            assert np.isnan(largest) if np.isnan(bad) else np.isposinf(largest)
+
+
+def test_counting_a_large_array_writes_nothing():
+    """XLA's tree of windows would write the bools first."""
+    x = np.zeros((400, 1000), np.float32)
+    count = jax.jit(lambda x: (*ops.counts(x > 0, x < 0), ops.largest_magnitude(x))).lower(x).compile()
+    assert count.memory_analysis().temp_size_in_bytes < 1000
