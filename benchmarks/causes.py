@@ -39,7 +39,9 @@ def count(compiled: Any, bytes_of_stack: int) -> Causes:
         shapes = [re.findall(r"\w+\[([\d,]*)\]", line) for line in lines]
         return [max(int(np.prod([int(x) for x in dims.split(",") if x])) for dims in shape) for shape in shapes]
 
-    slow = [line for line in text.splitlines() if " convolution(" in line and re.search("group_count=|hs_dilate=", line)]
+    slow = [
+        line for line in text.splitlines() if " convolution(" in line and re.search("group_count=|hs_dilate=", line)
+    ]
     return {
         "temporaries / stack": round(compiled.memory_analysis().temp_size_in_bytes / bytes_of_stack, 2),
         "large sorts": sum(size > CLIENTS**2 for size in sizes("sort")),
