@@ -48,6 +48,7 @@ def make_program(config: ConfigDict, dataset: Dataset, shares: Partition) -> Pro
         batch_stats=config.batch_stats,
         attack=(config.attack.name, _words(config.attack.parameters)),
         aggregator=(config.aggregator.name, _words(config.aggregator.parameters)),
+        record_filtering=config.record_filtering,
     )
 
 

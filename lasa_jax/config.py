@@ -89,6 +89,7 @@ def default() -> ConfigDict:
     config.checkpoint_every = 10
     config.keep_checkpoints = 2
     config.client_chunk = placeholder(int)
+    config.record_filtering = False
     return config
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -146,9 +147,19 @@ class _Run:
         self.workdir: Workdir | None = None
         self.saved = 0
 
-    def record(self, lines: Sequence[Mapping[str, Any]], done: int, state: State, *, diverged: bool) -> None:
-        """Writes what a block brought: lines, and the state once a checkpoint is due."""
+    def record(
+        self,
+        lines: Sequence[Mapping[str, Any]],
+        filtering: pd.DataFrame | None,
+        done: int,
+        state: State,
+        *,
+        diverged: bool,
+    ) -> None:
+        """Writes what a block brought: lines, the filtering if it is recorded, and the state once a checkpoint is due."""
         assert self.workdir is not None
+        if filtering is not None and len(filtering):
+            self.workdir.write_filtering(int(filtering["round"].iloc[0]), filtering)
         self.workdir.append_metrics(lines)
         if not diverged and (done - self.saved >= self.config.checkpoint_every or done == self.config.rounds):
             self.workdir.save_checkpoint(done, state, keep=self.config.keep_checkpoints)
@@ -232,7 +243,9 @@ def _run_blocks(
                 if one.workdir is not None:
                     lines = record.lines(own, done, count, simulation, layers, seconds)
                     state = jax.tree.map(lambda x, position=position: x[position], held)
-                    one.record(lines, done + count, state, diverged=diverged)
+                    one.record(
+                        lines, record.filtering(own, done, count, layers), done + count, state, diverged=diverged
+                    )
                     if on_line is not None:
                         for line in lines:
                             on_line(line)
@@ -337,10 +350,12 @@ def _restore(batch: Sequence[_Run], template: State, log: Log) -> tuple[int, lis
             for one, workdir in zip(batch, workdirs, strict=True):
                 workdir.remove_checkpoints_after(last_round)
                 workdir.keep_metrics_until(last_round)
+                workdir.keep_filtering_until(last_round)
                 log(f"{workdir.path}: going on after round {last_round}")
                 one.saved = last_round
             return last_round, states
     for workdir in workdirs:
         workdir.remove_checkpoints_after(0)
         workdir.keep_metrics_until(0)
+        workdir.keep_filtering_until(0)
     return 0, []

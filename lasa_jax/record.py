@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import pandas as pd
 
 from lasa_jax.federated import Simulation
 from lasa_jax.federated.simulation import BlockMetrics
@@ -61,6 +62,41 @@ def lines(
         )
         first = index + 1
     return written
+
+
+def filtering(metrics: BlockMetrics, done: int, count: int, layers: Sequence[str]) -> pd.DataFrame | None:
+    """What the rule made of each client in each layer of the rounds of a block, None where it is not recorded.
+
+    Args:
+      metrics: of one run, leaves `(block_rounds, ...)`, on the host.
+      done: rounds before the block. count: rounds of the block that count.
+      layers: from `layer_names`.
+
+    Returns:
+      A row for each round, client and layer, in this order: `round`, `client` (its id in the population), `malicious`,
+      `layer`, `kept` (whether its weight is not 0), `weight`, and what else the rule's diagnostics have; for LASA
+      `direction_score`, `magnitude_score`, `norm`, `purity`.
+    """
+    recorded = metrics.rounds.filtering
+    if recorded is None:
+        return None
+    rounds, clients = recorded.client[:count].shape
+    fields = {
+        name: np.asarray(values[:count]).transpose(0, 2, 1).ravel()  # (rounds, layers, n)
+        for name, values in recorded.fields.items()
+    }
+    table = pd.DataFrame(
+        {
+            "round": np.repeat(np.arange(done + 1, done + count + 1, dtype=np.int32), clients * len(layers)),
+            "client": np.repeat(recorded.client[:count].ravel(), len(layers)),
+            "malicious": np.repeat(recorded.malicious[:count].ravel(), len(layers)),
+            "layer": pd.Categorical(list(layers) * (rounds * clients), categories=list(layers)),
+            "kept": fields["weight"] != 0,
+            "weight": fields.pop("weight"),
+            **fields,
+        }
+    )
+    return table[table["client"] >= 0]
 
 
 def detection_rates(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

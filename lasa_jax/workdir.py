@@ -4,6 +4,7 @@ config.json      the resolved config
 metrics.jsonl    a line an evaluated round
 summary.json     written last: a run that has it is finished
 checkpoints/     round_000010/ by Orbax, and round_000010.json: its manifest with the SHA-256 of every file
+filtering/       round_000001.parquet: what the rule made of each client from that round on, a file a block; if recorded
 accuracy.png     drawn by the report
 .lock            held with flock while a process works here, so that a kill leaves nothing stale
 
@@ -19,6 +20,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import io
 import json
 import math
 import os
@@ -33,6 +35,7 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+import pandas as pd
 
 from lasa_jax.errors import InputError
 
@@ -62,7 +65,7 @@ def replace_file(path: Path, content: str | bytes) -> None:
     _sync(path.parent)
 
 
-def _read(path: Path) -> bytes:
+def read_file(path: Path) -> bytes:
     """A file's content; OSError for a link, which may lead anywhere, and for a pipe or device, which may never end."""
     with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -146,7 +149,7 @@ def _finite(value: Any) -> Any:
 def _digests(folder: Path) -> dict[str, str]:
     """SHA-256 of every file below a folder, by relative path; OSError if there is anything else than files and folders."""
     return {
-        str(path.relative_to(folder)): hashlib.sha256(_read(path)).hexdigest()
+        str(path.relative_to(folder)): hashlib.sha256(read_file(path)).hexdigest()
         for path in sorted(folder.rglob("*"))
         if path.is_symlink() or not path.is_dir()
     }
@@ -180,6 +183,14 @@ def _last_reason(error: ValueError) -> str:
 def is_finished(path: str | os.PathLike[str]) -> bool:
     """Whether a directory holds a finished run; takes no lock."""
     return (Path(path) / "summary.json").is_file()
+
+
+def filtering_files(path: str | os.PathLike[str]) -> list[Path]:
+    """The files of the filtering that a run recorded, oldest rounds first."""
+    found = (Path(path) / "filtering").glob("round_*.parquet")
+    return sorted(
+        (file for file in found if re.fullmatch(r"round_\d{6,7}", file.stem)), key=lambda file: int(file.stem[6:])
+    )
 
 
 class Workdir:
@@ -250,7 +261,7 @@ class Workdir:
     def _read_json(self, name: str) -> dict[str, Any] | None:
         path = self.path / name
         try:
-            value = _parse(_read(path))
+            value = _parse(read_file(path))
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
@@ -295,7 +306,7 @@ class Workdir:
         path = self.path / "metrics.jsonl"
         lines: list[dict[str, Any]] = []
         try:
-            content = _read(path)
+            content = read_file(path)
         except FileNotFoundError:
             return lines
         except OSError as error:
@@ -334,6 +345,21 @@ class Workdir:
         if (self.path / "metrics.jsonl").exists():
             with self._writing("metrics.jsonl"):
                 replace_file(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+
+    def write_filtering(self, first_round: int, table: pd.DataFrame) -> None:
+        """Stores the filtering of a block that begins with `first_round`, see `record.filtering`."""
+        content = io.BytesIO()
+        table.to_parquet(content, engine="pyarrow", compression="zstd", index=False)
+        with self._writing(f"the filtering of round {first_round}"):
+            folder = self.path / "filtering"
+            folder.mkdir(exist_ok=True)
+            replace_file(folder / f"round_{first_round:06d}.parquet", content.getvalue())
+
+    def keep_filtering_until(self, last_round: int) -> None:
+        """Drops the filtering of blocks after `last_round`: rounds that will be computed again."""
+        for path in filtering_files(self.path):
+            if int(path.stem.removeprefix("round_")) > last_round:
+                path.unlink()
 
     def write_figure(self, name: str, figure: Any) -> None:
         """Stores a matplotlib figure under a file name."""
@@ -386,7 +412,7 @@ class Workdir:
         """
         folder = self._folder(last_round)
         try:
-            manifest = _parse(_read(self._manifest(last_round)))
+            manifest = _parse(read_file(self._manifest(last_round)))
             if manifest["round"] != last_round or manifest["files"] != _digests(folder):
                 return None
             shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +42,19 @@ class Point(NamedTuple):
     aggregator: dict[str, jax.Array]
 
 
+class Filtering(NamedTuple):
+    """What the rule made of each client of a round, where `Program.record_filtering` is set.
+
+    client: int32 `(n,)`, ids, -1 in rows that are absent. malicious: bool `(n,)`. fields: by name `(layers, n)`, the weight
+    and whatever else the rule's diagnostics have of each client and layer; layers in the order of the flattened variables,
+    NaN in those that the rule does not see.
+    """
+
+    client: jax.Array
+    malicious: jax.Array
+    fields: dict[str, jax.Array]
+
+
 class RoundMetrics(NamedTuple):
     """What one round reports, all on the device.
 
@@ -50,7 +63,7 @@ class RoundMetrics(NamedTuple):
     weight 0 in each layer, layers in the order of the flattened variables. update_norm: of what the rule returned.
     step_waste: steps of local training that were computed over those that were needed, since clients that train together
     all take as many as the longest of them. assumed_malicious: the f that the rule used after its own limit, -1 if it has
-    none.
+    none. filtering: None unless it is recorded.
     """
 
     train_loss: jax.Array
@@ -61,6 +74,7 @@ class RoundMetrics(NamedTuple):
     update_norm: jax.Array
     step_waste: jax.Array
     assumed_malicious: jax.Array
+    filtering: Filtering | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +84,7 @@ class Program:
     local_training: of one client. num_clients, clients_per_round: population, and drawn each round. client_chunk:
     clients trained together, None for the platform's choice. ragged: whether clients differ in their numbers of steps.
     batch_stats: "aggregate" leaves running statistics in the update that the rule sees, "separate" takes them out. attack,
-    aggregator: name and parameters that are words.
+    aggregator: name and parameters that are words. record_filtering: whether each round reports `Filtering`.
     """
 
     local_training: LocalTraining
@@ -81,6 +95,7 @@ class Program:
     batch_stats: str
     attack: tuple[str, Mapping[str, Any]]
     aggregator: tuple[str, Mapping[str, Any]]
+    record_filtering: bool = False
 
     def methods(self, point: Point) -> tuple[attacks.Attack, aggregators.Aggregator]:
         """The attack and the rule of a run, with its numbers."""
@@ -231,17 +246,16 @@ def _aggregate(
     updates: Any,
     present: jax.Array,
     use: int = _AGGREGATE,
-) -> tuple[Any, Any, Any, jax.Array]:
-    """The rule's update, its state after it, the weights, and the f that it used, -1 if it has none."""
+) -> tuple[Any, Any, Any]:
+    """The rule's update, its state after it, and its diagnostics."""
     _, rule = program.methods(point)
-    update, rule_state, info = rule.aggregate(
+    return rule.aggregate(
         updates,
         state.aggregator,
         key=jax.random.fold_in(jax.random.fold_in(point.key, round_index), use),
         num_malicious=point.assumed_malicious,
         present=present,
     )
-    return update, rule_state, info.weight, jnp.asarray(getattr(info, "num_malicious", -1), jnp.int32)
 
 
 def one_round(
@@ -261,8 +275,8 @@ def one_round(
     """
     received, attack_state = receive(program, state, point, data, round_index)
     malicious, present, losses = received.malicious, received.present, received.losses
-    update, rule_state, weights, used = _aggregate(program, state, point, round_index, received.updates, present)
-    update_norm = ops.tree_norm(update)
+    update, rule_state, info = _aggregate(program, state, point, round_index, received.updates, present)
+    weights, update_norm = info.weight, ops.tree_norm(update)
     if received.batch_stats is not None:
         stats, shares = _averaged_statistics(received.batch_stats, weights)
         update, weights = {**update, "batch_stats": stats}, {**weights, "batch_stats": shares}
@@ -278,9 +292,30 @@ def one_round(
         benign_filtered=jnp.sum(filtered & benign, axis=1, dtype=jnp.int32),
         update_norm=update_norm,
         step_waste=received.step_waste,
-        assumed_malicious=used,
+        assumed_malicious=jnp.asarray(getattr(info, "num_malicious", -1), jnp.int32),
+        filtering=_filtering(program, point, round_index, received, info, weights)
+        if program.record_filtering
+        else None,
     )
     return State(variables, attack_state, rule_state), metrics
+
+
+def _filtering(
+    program: Program, point: Point, round_index: jax.Array, received: Received, info: Any, weights: Any
+) -> Filtering:
+    """The record of a round: `weights` is the weight in all layers, `info` what the rule says of those that it saw."""
+    n = len(received.present)
+    ids = clients_of_round(program, point, round_index)
+    ids = jnp.where(received.present, jnp.pad(ids, (0, n - len(ids))), -1)
+    unseen = {name: tree for name, tree in weights.items() if name not in info.weight}
+    unknown = jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan), unseen)
+    fields, seen = {"weight": weights}, cast(object, jax.tree.structure(info.weight))
+    for name, value in info._asdict().items():
+        alike = seen == jax.tree.structure(value)
+        if name != "weight" and alike and all(x.shape == (n,) for x in jax.tree.leaves(value)):
+            fields[name] = {**value, **unknown}
+    stacked = {name: jnp.stack(jax.tree.leaves(tree)).astype(jnp.float32) for name, tree in fields.items()}
+    return Filtering(ids, received.malicious, stacked)
 
 
 def _averaged_statistics(statistics: Any, weight: Any) -> tuple[Any, Any]:

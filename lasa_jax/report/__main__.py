@@ -2,6 +2,7 @@
 
 python -m lasa_jax.report DIR                            tables and figures of the runs below DIR, written to DIR/report
 python -m lasa_jax.report compare DIR                    the paper's numbers beside those of DIR
+python -m lasa_jax.report filtering RUN                  who was filtered in which layer, over a run that recorded it
 python -m lasa_jax.report robustness ROUND.npz --noise=3.3 --divergence=3.8     the paper's bound on a saved round
 python -m lasa_jax.report partition --config=configs/cifar10.py:alpha=0.1 --output=partition.png
 """
@@ -96,6 +97,28 @@ def _robustness(given: argparse.Namespace) -> None:
     print(f"report: {path}: {', '.join(sorted(files))}")
 
 
+def _filtering(given: argparse.Namespace) -> None:
+    """Prints and draws who was filtered in which layer over a run with --config.record_filtering=true."""
+    from lasa_jax.report import figures, filtering, output, tables
+
+    run = Path(given.directory)
+    recorded = filtering.load_recorded(run)
+    path = output.folder(run, given.output)
+    shares = filtering.recorded_rates(recorded)
+    _console().print(tables.as_rich(filtering.as_table(recorded)))
+    drawn = {"filtering_rounds": filtering.draw_over_rounds(recorded, run.name)}
+    try:
+        drawn["filtering_clients"] = filtering.draw_over_clients(recorded, run.name)
+    except InputError as error:
+        _say(f"no filtering_clients.png: {error}")
+    files: dict[str, str | bytes] = {
+        f"{name}.{kind}": figures.as_bytes(picture, kind) for name, picture in drawn.items() for kind in ("png", "svg")
+    }
+    files["filtering.csv"] = shares.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    output.write(path, files, own=())
+    print(f"report: {path}: {', '.join(sorted(files))}")
+
+
 def _groups(given: argparse.Namespace) -> list:
     """The groups of the selected runs; what was left out, and what tells groups apart, is a line each."""
     from lasa_jax.report import groups, results
@@ -158,6 +181,12 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
             help="only such runs, as dataset=digits",
         )
         command.set_defaults(run=run)
+    command = commands.add_parser(
+        "filtering", help=_filtering.__doc__, description=_filtering.__doc__, allow_abbrev=False
+    )
+    command.add_argument("directory", metavar="RUN", help="directory of one run")
+    command.add_argument("--output", metavar="DIR", help="where to write; RUN/report by default")
+    command.set_defaults(run=_filtering)
     command = commands.add_parser(
         "robustness", help=_robustness.__doc__, description=_robustness.__doc__, allow_abbrev=False
     )

@@ -1,0 +1,158 @@
+"""What a run records of each client and layer: written a block at a time, read with suspicion, drawn."""
+
+import json
+import threading
+
+import jax
+import numpy as np
+import pytest
+
+from lasa_jax import config as configs
+from lasa_jax import experiment
+from lasa_jax.errors import InputError
+from lasa_jax.federated import make_mesh
+from lasa_jax.report import filtering
+from lasa_jax.report.__main__ import main
+
+ROUNDS, CLIENTS = 6, 9
+
+
+def small(**settings):
+    config = configs.default()
+    config.update_from_flattened_dict(
+        {
+            "rounds": ROUNDS,
+            "num_clients": 20,
+            "clients_per_round": CLIENTS,
+            "client.epochs": 1,
+            "attack.name": "lie",
+            "block_rounds": 2,
+            "checkpoint_every": 4,
+            "record_filtering": True,
+            **settings,
+        }
+    )
+    return configs.resolve(config)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    path = tmp_path_factory.mktemp("recorded") / "run"
+    experiment.run(small(), path, mesh=make_mesh(jax.devices()[:1]), log=lambda text: None)
+    return path
+
+
+def test_every_client_and_layer_of_every_round_is_there_and_agrees_with_the_metrics(run):
+    recorded = filtering.load_recorded(run)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    layers = list(lines[0]["malicious_filtered"])
+    assert list(recorded["layer"].cat.categories) == layers
+    assert len(recorded) == ROUNDS * CLIENTS * len(layers)
+    assert list(recorded["round"].unique()) == list(range(1, ROUNDS + 1))
+    scores = ["direction_score", "magnitude_score", "norm", "purity"]
+    assert list(recorded.columns) == ["round", "client", "malicious", "layer", "kept", "weight", *scores]
+    assert recorded[scores].notna().all().all()
+    assert (recorded.groupby("client")["malicious"].nunique() == 1).all()
+    for line in lines:
+        here = recorded[(recorded["round"] == line["round"]) & ~recorded["kept"]]
+        for malicious, name in ((True, "malicious_filtered"), (False, "benign_filtered")):
+            counts = here[here["malicious"] == malicious]["layer"].value_counts()
+            assert {layer: int(counts[layer]) for layer in layers} == line[name]
+    rates = filtering.recorded_rates(recorded)
+    assert len(rates) == ROUNDS * len(layers)
+
+
+def test_a_recorded_entry_takes_at_most_24_bytes(run):
+    """What docs/report.md promises; short blocks have the largest share of headers."""
+    recorded = filtering.load_recorded(run)
+    stored = sum(file.stat().st_size for file in (run / "filtering").iterdir())
+    headers = 8_000 * len(list((run / "filtering").iterdir()))
+    assert stored - headers < 24 * len(recorded)
+
+
+def test_what_a_stopped_run_recorded_beyond_its_checkpoint_is_recorded_again(run, tmp_path):
+    stop, seen = threading.Event(), []
+
+    def watch(line):
+        seen.append(line["round"])
+        if line["round"] == 6 - 1:  # in the block after the checkpoint of round 4
+            stop.set()
+
+    config = small(rounds=8, block_rounds=1)
+    with pytest.raises(experiment.Stopped):
+        experiment.run(config, tmp_path / "run", on_line=watch, stop=stop, log=lambda text: None)
+    assert filtering.load_recorded(tmp_path / "run")["round"].max() == 5
+    experiment.run(config, tmp_path / "run", log=lambda text: None)
+    experiment.run(config, tmp_path / "whole", log=lambda text: None)
+    again, whole = (filtering.load_recorded(tmp_path / name) for name in ("run", "whole"))
+    assert again.equals(whole)
+
+
+def test_rows_that_only_fill_a_device_are_not_clients(run, tmp_path):
+    """9 clients on 2 devices are 10 rows."""
+    experiment.run(small(), tmp_path, mesh=make_mesh(jax.devices()[:2]), log=lambda text: None)
+    recorded = filtering.load_recorded(tmp_path)
+    alone = filtering.load_recorded(run)
+    assert len(recorded) == len(alone)
+    first = recorded["round"] == 1
+    assert recorded[first]["client"].equals(alone[first]["client"])
+    np.testing.assert_allclose(recorded[first]["norm"], alone[first]["norm"], rtol=1e-4)
+
+
+def test_a_rule_without_scores_records_its_weights(tmp_path):
+    experiment.run(small(**{"aggregator.name": "multi_krum", "rounds": 2}), tmp_path, log=lambda text: None)
+    recorded = filtering.load_recorded(tmp_path)
+    assert list(recorded.columns) == ["round", "client", "malicious", "layer", "kept", "weight"]
+    assert 0 < recorded["kept"].mean() < 1
+    filtering.draw_over_clients(recorded)
+
+
+def test_nothing_is_recorded_unless_asked(tmp_path):
+    experiment.run(small(record_filtering=False, rounds=2), tmp_path, log=lambda text: None)
+    assert not (tmp_path / "filtering").exists()
+    with pytest.raises(InputError, match=r"record_filtering=true"):
+        filtering.load_recorded(tmp_path)
+
+
+def test_command_draws_and_prints(run, capsys):
+    assert main(["filtering", str(run)]) == 0
+    printed = capsys.readouterr().out
+    assert "benign kept, %" in printed
+    assert {path.name for path in (run / "report").iterdir()} >= {
+        "filtering.csv",
+        "filtering_clients.png",
+        "filtering_clients.svg",
+        "filtering_rounds.png",
+        "filtering_rounds.svg",
+    }
+
+
+def test_too_many_clients_for_a_picture_are_refused(run):
+    recorded = filtering.load_recorded(run)
+    recorded["client"] = np.arange(len(recorded))
+    with pytest.raises(InputError, match=r"clients, allowed are 200"):
+        filtering.draw_over_clients(recorded)
+
+
+def test_damaged_files_are_one_line(run, tmp_path, capsys):
+    """Bytes changed or cut at random: refused, or still a table; never a traceback."""
+    source = sorted((run / "filtering").iterdir())[0].read_bytes()
+    (tmp_path / "filtering").mkdir()
+    file = tmp_path / "filtering" / "round_000001.parquet"
+    rng = np.random.default_rng(0)
+    said = []
+    for _ in range(60):
+        changed = bytearray(source[: rng.integers(len(source))] if rng.random() < 0.3 else source)
+        for at in rng.integers(len(changed), size=rng.integers(1, 20)) if changed else ():
+            changed[at] = rng.integers(256)
+        file.write_bytes(changed)
+        try:
+            filtering.load_recorded(tmp_path)
+        except InputError as error:
+            said.append(str(error))
+    assert len(said) > 20
+    assert not any("\n" in line for line in said)
+    file.unlink()
+    file.symlink_to(sorted((run / "filtering").iterdir())[0].absolute())
+    assert main(["filtering", str(tmp_path)]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
