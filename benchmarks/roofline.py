@@ -10,8 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
-from lasa_jax import models
+from lasa_jax import models, ops
+from lasa_jax.federated import make_mesh
 
 CNN = {"num_classes": 10, "input_shape": (28, 28, 1)}
 
@@ -47,7 +49,7 @@ def matrix_product() -> float:
 
 
 def updates(n: int, model: str = "cnn", seed: int = 0) -> Any:
-    """A stack of n updates of the paper's CNN, normal numbers with a common part, so that rules have something to do."""
+    """A stack of n updates of the paper's CNN over the devices of the mesh, normal numbers with a common part."""
     shapes = jax.eval_shape(models.create(model, **CNN).init, jax.random.key(0))
     leaves, structure = jax.tree.flatten(shapes)
 
@@ -59,7 +61,12 @@ def updates(n: int, model: str = "cnn", seed: int = 0) -> Any:
             for k, x in zip(keys, leaves, strict=True)
         ]
 
-    return jax.block_until_ready(jax.tree.unflatten(structure, make(jax.random.key(seed))))
+    stack = jax.tree.unflatten(structure, make(jax.random.key(seed)))
+    return jax.block_until_ready(
+        jax.device_put(
+            stack, NamedSharding(make_mesh(), PartitionSpec(None if n % jax.device_count() else ops.CLIENTS))
+        )
+    )
 
 
 def reading(stack: Any) -> float:

@@ -1,7 +1,8 @@
-"""How the time of every rule grows with the clients and the entries: `python -m benchmarks.scaling [--rules=lasa,median]`.
+"""How time and memory of every rule grow with clients and entries: `python -m benchmarks.scaling [--rules=lasa,median]`.
 
-Section E of the supplement, measured: n from 10 to 200 at d = 10^6, and d from 10^5 to 10^7 at n = 25. Prints a Markdown
-table of seconds with the exponents of power laws fitted to the upper half of each range: a dispatch has a cost of its own.
+Section E of the supplement, measured: n from 10 to 400 at d = 10^6, and d from 10^5 to 3 * 10^7 at n = 15. Prints a Markdown
+table of seconds with the exponents of power laws fitted to the upper half of each range (a dispatch has a cost of its own),
+the temporary memory at the largest n and d as a multiple of the stack, and the seconds of compiling for 400 clients.
 """
 
 import argparse
@@ -10,12 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.roofline import machine
-from benchmarks.rules import seconds_of
+from benchmarks.roofline import best_of, machine
+from benchmarks.rules import compiled
 from lasa_jax import aggregators
 
-CLIENTS = (10, 25, 50, 100, 200)
-ENTRIES = (100_000, 300_000, 1_000_000, 3_000_000, 10_000_000)
+CLIENTS = (10, 25, 50, 100, 200, 400)
+ENTRIES = (100_000, 300_000, 1_000_000, 3_000_000, 10_000_000, 30_000_000)
 THEORY = {  # n, d
     "bulyan": "n^2 d + n^3",
     "dnc": "n d",
@@ -40,6 +41,14 @@ def exponent(sizes: tuple[int, ...], seconds: list[float]) -> float:
     return float(np.polyfit(np.log(sizes[half:]), np.log(seconds[half:]), 1)[0])
 
 
+def measured(rule: aggregators.Aggregator, n: int, d: int) -> tuple[float, float, float]:
+    """Seconds of one aggregation, temporary bytes over those of the stack, and seconds of compiling."""
+    updates = stack(n, d)
+    executable, state, compiling = compiled(rule, updates, n // 5)
+    memory = executable.memory_analysis().temp_size_in_bytes / sum(x.nbytes for x in jax.tree.leaves(updates))
+    return best_of(executable, updates, state), memory, compiling
+
+
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -47,13 +56,18 @@ def main() -> None:
     rules = parser.parse_args().rules.split(",")
     print(machine() + "\n")
     heads = [f"n = {n}" for n in CLIENTS] + ["n^"] + [f"d = {d:,}" for d in ENTRIES] + ["d^", "theory"]
+    heads += ["memory / stack, n = 400", f"d = {ENTRIES[-1]:,}", "compiling, n = 400, s"]
     print("| rule | " + " | ".join(heads) + " |\n" + "| --- " * (len(heads) + 1) + "|")
     for name in rules:
         rule = aggregators.create(name)
-        by_clients = [seconds_of(rule, stack(n, 1_000_000), n // 5) for n in CLIENTS]
-        by_entries = [seconds_of(rule, stack(25, d), 5) for d in ENTRIES]
-        cells = [*(f"{s:.3f}" for s in by_clients), f"{exponent(CLIENTS, by_clients):.2f}"]
-        cells += [*(f"{s:.3f}" for s in by_entries), f"{exponent(ENTRIES, by_entries):.2f}", THEORY.get(name, "n d")]
+        by_clients = [measured(rule, n, 1_000_000) for n in CLIENTS]
+        by_entries = [measured(rule, 15, d) for d in ENTRIES]
+        cells = []
+        for sizes, found in ((CLIENTS, by_clients), (ENTRIES, by_entries)):
+            seconds = [one[0] for one in found]
+            cells += [*(f"{s:.3f}" for s in seconds), f"{exponent(sizes, seconds):.2f}"]
+        memory = (f"{by_clients[-1][1]:.2f}", f"{by_entries[-1][1]:.2f}")
+        cells += [THEORY.get(name, "n d"), *memory, f"{by_clients[-1][2]:.1f}"]
         print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
 
 

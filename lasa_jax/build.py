@@ -39,7 +39,13 @@ def make_program(config: ConfigDict, dataset: Dataset, shares: Partition) -> Pro
     client = config.client
     return Program(
         local_training=LocalTraining(
-            model, dataset, client.epochs, client.batch_size, client.decay_every, config.batch_stats == "separate"
+            model,
+            dataset,
+            client.epochs,
+            client.batch_size,
+            client.decay_every,
+            clips_parameters_only=config.batch_stats == "separate",
+            precision=client.precision,
         ),
         num_clients=num_clients,
         clients_per_round=config.clients_per_round,
@@ -57,7 +63,13 @@ def make_simulation(config: ConfigDict, dataset: Dataset, shares: Partition, mes
     blocks = -(-config.block_rounds // config.eval_every) * config.eval_every
     program = make_program(config, dataset, shares)
     return Simulation(
-        program, config.rounds, config.eval_every, min(blocks, config.rounds), config.eval_batch_size, mesh
+        program,
+        config.rounds,
+        config.eval_every,
+        min(blocks, config.rounds),
+        config.eval_batch_size,
+        mesh,
+        config.deterministic,
     )
 
 

@@ -78,6 +78,7 @@ def default() -> ConfigDict:
     config.client.learning_rate_decay = placeholder(float)
     config.client.decay_every = 1
     config.client.clip_norm = placeholder(float)
+    config.client.precision = "float32"
     config.aggregator = ConfigDict({"name": "lasa"})
     config.aggregator.assumed_malicious = placeholder(int)
     config.aggregator.update(_method_tables(aggregators.RULES))
@@ -90,6 +91,7 @@ def default() -> ConfigDict:
     config.keep_checkpoints = 2
     config.client_chunk = placeholder(int)
     config.record_filtering = False
+    config.deterministic = False
     return config
 
 
@@ -298,6 +300,7 @@ def _check_fields(config: ConfigDict) -> None:
     check_choice("config.dataset", config.dataset, tuple(data.names()))
     check_choice("config.model", config.model, tuple(models.names()))
     check_choice("config.partition.name", config.partition.name, tuple(partition.SETTINGS))
+    check_choice("config.client.precision", config.client.precision, ("float32", "bfloat16", "float64"))
     check_choice("config.batch_stats", config.batch_stats, ("aggregate", "separate"))
     check_choice("config.fidelity", config.fidelity, ("paper", "published"))
     for kind, functions in (("aggregator", aggregators.RULES), ("attack", attacks.ATTACKS)):

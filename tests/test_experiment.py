@@ -337,3 +337,17 @@ def test_threads_save_checkpoints_side_by_side(tmp_path):
 
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(save, "abcd")) == [True] * 4
+
+
+def test_a_deterministic_run_asks_the_compiler_for_it(tmp_path, monkeypatch):
+    """What it changes can be seen on a GPU only."""
+    asked = []
+    plain = jax.stages.Lowered.compile
+
+    def compile_(lowered, compiler_options=None, **others):
+        asked.append(compiler_options)
+        return plain(lowered, compiler_options, **others)
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", compile_)
+    run(small(rounds=2, deterministic=True), tmp_path)
+    assert asked == [{"xla_gpu_deterministic_ops": True}]

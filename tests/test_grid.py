@@ -35,6 +35,15 @@ def base(**settings):
 SMALL = [{"aggregator.name": ["fedavg", "median"]}, {"attack_ratio": [0.1, 0.3]}, {"seed": [1, 2]}]
 
 
+def test_sweep_of_the_costs_varies_clients_and_model():
+    found = grid.points(sweep.load(f"{SWEEPS / 'cost'}.py:digits"))
+    assert len(found) == len(grid.programs(found)) == 72
+    assert sorted({(config.clients_per_round, config.model) for config in found}) == [
+        (n, model) for n in (7, 15, 22, 30) for model in ("cnn", "small_cnn")
+    ]
+    assert len(grid.points(sweep.load(f"{SWEEPS / 'cost'}.py:mnist"))) == 36
+
+
 @pytest.mark.parametrize(
     ("name", "points", "programs"),
     [("figure1", 363, 21), ("table1", 243, 81), ("table2", 63, 3), ("table3", 42, 2), ("ablation", 54, 9)],

@@ -76,8 +76,8 @@ class Dataset:
         batch, height, width, _ = inputs.shape
         padded = jnp.pad(inputs, ((0, 0), (4, 4), (4, 4), (0, 0)), mode=self.crop)
         offset_key, flip_key = jax.random.split(key)
-        offsets = jax.random.randint(offset_key, (batch, 2), 0, 9)
-        flips = jax.random.bernoulli(flip_key, 0.5, (batch,))
+        offsets = jax.random.randint(offset_key, (batch, 2), 0, 9, jnp.int32)
+        flips = jax.random.bernoulli(flip_key, jnp.float32(0.5), (batch,))
 
         def one(image: jax.Array, offset: jax.Array, flip: jax.Array) -> jax.Array:
             image = jax.lax.dynamic_slice(image, (offset[0], offset[1], 0), (height, width, image.shape[-1]))

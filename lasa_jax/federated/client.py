@@ -1,5 +1,6 @@
 """Local training of one client: SGD with momentum over a few epochs of its own examples."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -41,7 +42,9 @@ class LocalTraining:
 
     model: see `models`. dataset: how examples are normalised and augmented. epochs: passes over the client's examples.
     batch_size: examples a step; the last, shorter batch of an epoch is kept. decay_every: see `SGD`. clips_parameters_only:
-    running statistics neither count in the norm that is clipped nor are scaled with it.
+    running statistics neither count in the norm that is clipped nor are scaled with it. precision: "float32"; "bfloat16" for
+    products and activations, while weights, velocity, statistics and the loss stay float32; "float64" for all of it. What is
+    sent is float32.
     """
 
     model: Model
@@ -50,6 +53,7 @@ class LocalTraining:
     batch_size: int
     decay_every: int
     clips_parameters_only: bool = False
+    precision: str = "float32"
 
     def __call__(
         self,
@@ -82,6 +86,32 @@ class LocalTraining:
           `local model - global model` over the whole tree of variables, batch statistics included, scaled down to
           `clip_norm`; and the mean loss over the labels seen, NaN for a client without examples.
         """
+        with jax.enable_x64(True) if self.precision == "float64" else contextlib.nullcontext():
+            local, loss = self._trained(variables, sgd, train, round_index, indices, size, key, relabel)
+            update = jax.tree.map(lambda new, old: (new - old).astype(old.dtype), local, variables)
+        if sgd.clip_norm is not None:
+            part = {"params": update["params"]} if self.clips_parameters_only else update
+            update = {**update, **clip_update(part, sgd.clip_norm)}
+        return update, loss
+
+    def _trained(
+        self,
+        variables: Variables,
+        sgd: SGD,
+        train: Examples,
+        round_index: jax.Array,
+        indices: jax.Array,
+        size: jax.Array,
+        key: jax.Array,
+        relabel: Callable[[jax.Array], jax.Array],
+    ) -> tuple[Variables, jax.Array]:
+        """The local model after training, and the mean loss, float32."""
+        kept = jnp.dtype("float64" if self.precision == "float64" else "float32")
+        computed = jnp.dtype(self.precision)
+
+        def cast(tree: Any, dtype: jnp.dtype) -> Any:
+            return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
+
         optimizer = optax.sgd(sgd.learning_rate * sgd.decay ** (round_index // self.decay_every), momentum=sgd.momentum)
         width = -(-indices.shape[0] // self.batch_size) * self.batch_size
         place = jnp.arange(width)
@@ -92,18 +122,23 @@ class LocalTraining:
             # What padding holds must not matter: its gradient is zero, but zero times NaN is NaN.
             inputs = jnp.where(real.reshape((-1,) + (1,) * (inputs.ndim - 1)), inputs, 0)
             logits, updated = self.model.apply(
-                {**rest, "params": params}, inputs, train=True, key=dropout_key, mask=real
+                {**rest, "params": cast(params, computed)},
+                cast(inputs, computed),
+                train=True,
+                key=dropout_key,
+                mask=real,
             )
             labels = train.labels[batch]
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, relabel(labels))
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(kept), relabel(labels))
             counted = self.dataset.counted(labels, real)
             total, count = jnp.sum(jnp.where(counted, losses, 0.0)), jnp.sum(counted)
-            return total / jnp.maximum(count, 1), (updated, jnp.stack([total, count.astype(total.dtype)]))
+            seen = jnp.stack([total, count.astype(total.dtype)]).astype(jnp.float32)
+            return total / jnp.maximum(count, 1), (cast(updated, kept), seen)
 
         def epoch(index: jax.Array, carry: Any) -> Any:
             order_key, steps_key = jax.random.split(jax.random.fold_in(key, index))
             # A random order of the first `size` places: padding has the largest key and the sort is stable.
-            draws = jnp.where(place < size, jax.random.bits(order_key, (width,)), jnp.uint32(0xFFFFFFFF))
+            draws = jnp.where(place < size, jax.random.bits(order_key, (width,), jnp.uint32), jnp.uint32(0xFFFFFFFF))
             order = jnp.pad(indices, (0, width - indices.shape[0]))[jnp.argsort(draws, stable=True)]
 
             def step(index: jax.Array, carry: Any) -> Any:
@@ -121,10 +156,7 @@ class LocalTraining:
             steps = (size + self.batch_size - 1) // self.batch_size
             return jax.lax.fori_loop(0, steps, step, carry)
 
-        start = (variables, optimizer.init(variables["params"]), jnp.zeros(2))  # loss and labels so far
+        first = cast(variables, kept)
+        start = (first, optimizer.init(first["params"]), jnp.zeros(2, jnp.float32))  # loss and labels so far
         local, _, loss = jax.lax.fori_loop(0, self.epochs, epoch, start)
-        update = jax.tree.map(jnp.subtract, local, variables)
-        if sgd.clip_norm is not None:
-            part = {"params": update["params"]} if self.clips_parameters_only else update
-            update = {**update, **clip_update(part, sgd.clip_norm)}
-        return update, loss[0] / loss[1]
+        return local, loss[0] / loss[1]

@@ -94,6 +94,7 @@ class Simulation:
 
     program: what is compiled in. rounds: of a whole run. eval_every: rounds between evaluations; the last round is
     always evaluated. block_rounds: rounds a dispatch. eval_batch_size: test examples at a time. mesh: see `make_mesh`.
+    deterministic: on a GPU only kernels that give the same bits each time; a CPU has no others.
     """
 
     program: Program
@@ -102,6 +103,7 @@ class Simulation:
     block_rounds: int
     eval_batch_size: int
     mesh: Mesh
+    deterministic: bool = False
 
     def init(self, points: Point) -> State:
         """States before the first round, leaves `(runs, ...)`, on one device of this process."""
@@ -150,7 +152,8 @@ class Simulation:
         with jax.set_mesh(self.mesh):
             runs = NamedSharding(self.mesh, PartitionSpec(ops.RUNS))
             jitted = jax.jit(self.block, donate_argnums=0, out_shardings=(runs, runs))
-            executable = jitted.lower(states, points, data, jnp.int32(0)).compile()
+            options: dict[str, str | bool] | None = {"xla_gpu_deterministic_ops": True} if self.deterministic else None
+            executable = jitted.lower(states, points, data, jnp.int32(0)).compile(compiler_options=options)
         return executable, time.perf_counter() - began
 
     def place(self, states: State, points: Point, data: FederatedDataset) -> tuple[State, Point, FederatedDataset]:

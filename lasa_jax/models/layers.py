@@ -71,6 +71,7 @@ class BatchNorm(nn.Module):
         if not train:
             mean, var = running_mean.value, running_var.value
         else:
+            x = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # sums over a batch need more than bfloat16
             real = jnp.ones(x.shape[:1], bool) if mask is None else mask
             weight = real.astype(x.dtype).reshape((-1,) + (1,) * (x.ndim - 1))
             count = jnp.maximum(jnp.sum(weight) * math.prod(x.shape[1:-1]), 1)

@@ -152,3 +152,48 @@ def test_clients_of_different_sizes_together(at_once):
     for row in range(5):
         alone = alone_one(indices[row], sizes[row], keys[row])
         np.testing.assert_allclose(together["params"]["p"][row], alone["params"]["p"], atol=1e-6)
+
+
+def local_update(precision, learning_rate=0.1):
+    """The update of one client of the digits, and its compiled program."""
+    dataset = data.load("digits")
+    model = models.create("small_cnn", num_classes=10, input_shape=dataset.input_shape)
+    local = LocalTraining(model, dataset, epochs=2, batch_size=8, decay_every=1, precision=precision)
+    variables = model.init(jax.random.key(0))
+    sgd = SGD(jnp.float32(learning_rate), 0.9, 1.0, None)
+
+    def call(variables, train):
+        return local(
+            variables,
+            sgd,
+            train,
+            jnp.int32(1),
+            indices=jnp.arange(20),
+            size=jnp.int32(20),
+            key=KEY,
+            relabel=lambda labels: labels,
+        )
+
+    compiled = jax.jit(call).lower(variables, dataset.train).compile()
+    update, loss = compiled(variables, dataset.train)
+    assert {x.dtype for x in (*jax.tree.leaves(update), loss)} == {jnp.dtype("float32")}
+    return np.concatenate([np.ravel(x) for x in jax.tree.leaves(update)]), compiled.as_text()
+
+
+def test_precision_of_local_training():
+    single, text = local_update("float32")
+    assert "f64[" not in text
+    assert "bf16[" not in text
+    double, text = local_update("float64")
+    assert "f64[" in text
+    half, text = local_update("bfloat16")
+    assert "bf16[" in text
+    assert 0 < np.abs(single - double).max() < 1e-5 * np.abs(double).max()
+    assert 1e-4 < np.linalg.norm(half - double) / np.linalg.norm(double) < 0.2
+
+
+def test_double_precision_keeps_steps_that_are_lost_beside_a_weight():
+    """Steps of 1e-10 beside weights of 0.1, whose neighbours in float32 are 7e-9 away."""
+    single, double = (local_update(precision, learning_rate=1e-9)[0] for precision in ("float32", "float64"))
+    assert np.mean(single == 0) > 0.5
+    assert np.mean(double == 0) < 0.2
