@@ -62,11 +62,9 @@ def updates(n: int, model: str = "cnn", seed: int = 0) -> Any:
         ]
 
     stack = jax.tree.unflatten(structure, make(jax.random.key(seed)))
-    return jax.block_until_ready(
-        jax.device_put(
-            stack, NamedSharding(make_mesh(), PartitionSpec(None if n % jax.device_count() else ops.CLIENTS))
-        )
-    )
+    if n % jax.device_count():
+        raise SystemExit(f"--clients={n}: allowed are multiples of the {jax.device_count()} devices")
+    return jax.block_until_ready(jax.device_put(stack, NamedSharding(make_mesh(), PartitionSpec(ops.CLIENTS))))
 
 
 def reading(stack: Any) -> float:

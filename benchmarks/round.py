@@ -163,7 +163,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     rounds = parser.parse_args().rounds
-    use_all_cores()
+    use_all_cores(100)
     with jax.set_mesh(make_mesh()):
         left, updates = ours(rounds)
         right = pytorch(updates)

@@ -4,6 +4,7 @@ Any setting can be given on the command line: `--config.aggregator.name=fedavg -
 `--workdir`; the same command again goes on where it stopped. docs/configs.md lists the settings.
 """
 
+import contextlib
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -107,16 +108,19 @@ def run(config: ConfigDict, workdir: str | None, *, with_tensorboard: bool = Fal
     print_summary(summary, path, console)
 
 
-def use_all_cores() -> None:
+def use_all_cores(clients_per_round: int) -> None:
     """Makes a CPU one device a core, before JAX is used, so that each core trains clients of its own.
 
     The matrix products of one client are too small to keep two threads busy: half the time a round. At most 8, as each
-    holds the examples; `JAX_NUM_CPU_DEVICES` sets another number.
+    holds the examples, and no more than there are clients; `JAX_NUM_CPU_DEVICES` sets another number.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):  # a container's share of the processor, where there is one
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        cores = min(cores, max(1, int(quota) // int(period)))
     flags_say = "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if "JAX_NUM_CPU_DEVICES" not in os.environ and not flags_say:
-        jax.config.update("jax_num_cpu_devices", min(cores, 8))
+        jax.config.update("jax_num_cpu_devices", min(cores, 8, clients_per_round))
 
 
 def join(processes: str) -> None:
@@ -149,7 +153,7 @@ def _main(rest: Sequence[str]) -> None:
     if _DISTRIBUTED.value is not None:
         join(_DISTRIBUTED.value)
     else:
-        use_all_cores()
+        use_all_cores(config.clients_per_round)
     run(config, _WORKDIR.value, with_tensorboard=_TENSORBOARD.value)
 
 

@@ -256,7 +256,9 @@ class Workdir:
 
     def has_results(self) -> bool:
         """Whether anything that a run leaves is here, apart from its config."""
-        return any((self.path / name).exists() for name in ("summary.json", "metrics.jsonl", "checkpoints"))
+        return any(
+            (self.path / name).exists() for name in ("summary.json", "metrics.jsonl", "checkpoints", "filtering")
+        )
 
     def _read_json(self, name: str) -> dict[str, Any] | None:
         path = self.path / name
@@ -357,9 +359,10 @@ class Workdir:
 
     def keep_filtering_until(self, last_round: int) -> None:
         """Drops the filtering of blocks after `last_round`: rounds that will be computed again."""
-        for path in filtering_files(self.path):
-            if int(path.stem.removeprefix("round_")) > last_round:
-                path.unlink()
+        with self._writing("filtering"):
+            for path in filtering_files(self.path):
+                if int(path.stem.removeprefix("round_")) > last_round:
+                    path.unlink()
 
     def write_figure(self, name: str, figure: Any) -> None:
         """Stores a matplotlib figure under a file name."""

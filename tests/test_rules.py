@@ -8,6 +8,7 @@ from sklearn.cluster import MeanShift, estimate_bandwidth
 
 from lasa_jax import aggregators
 from lasa_jax.aggregators import Rows
+from lasa_jax.aggregators.dnc import _gather
 from lasa_jax.aggregators.signguard import largest_cluster
 from tests.test_battery_aggregators import KEY, N, as_layers, assert_close, flat_rows, honest
 
@@ -304,3 +305,15 @@ def test_refuses_places_outside_the_update():
 def test_a_link_that_was_not_built_is_refused():
     with pytest.raises(TypeError, match="is not a link; one is made by a call"):
         aggregators.chain(aggregators.reject_nonfinite, aggregators.fedavg())
+
+
+@pytest.mark.parametrize("sizes", [(3, 70_000, 5, 80_000, 2), (70_000, 4), (0, 70_000), (6,), (70_000,)])
+def test_dnc_finds_every_coordinate(sizes):
+    """Small leaves are joined, large ones are not, whatever their order."""
+    row = [
+        np.arange(start, start + size, dtype=np.float32)
+        for start, size in zip(np.cumsum([0, *sizes]), sizes, strict=False)
+    ]
+    d = sum(sizes)
+    coordinates = np.unique(np.r_[0, d - 1, np.random.default_rng(0).integers(0, d, 200), np.cumsum(sizes)[:-1] % d])
+    np.testing.assert_array_equal(_gather(row, coordinates.astype(np.int32)), coordinates)

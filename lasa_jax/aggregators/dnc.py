@@ -100,7 +100,7 @@ def _gather(row: PyTree, coordinates: jax.Array) -> jax.Array:
     ends = np.cumsum([leaf.size for leaf in leaves])
     large = [(leaf, end - leaf.size) for leaf, end in zip(leaves, ends, strict=True) if leaf.size >= _LARGE]
     # Small leaves are joined, so that a coordinate is looked for in few places.
-    others = jnp.concatenate([leaf for leaf in leaves if leaf.size < _LARGE] or [jnp.zeros(1)])
+    others = jnp.concatenate([leaf for leaf in leaves if leaf.size < _LARGE] + [jnp.zeros(1)])
     before = sum(jnp.where(coordinates >= start, leaf.size, 0) for leaf, start in large)  # entries of large leaves
     values = others[jnp.clip(coordinates - before, 0, others.size - 1)]
     for leaf, start in large:

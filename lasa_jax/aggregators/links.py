@@ -160,8 +160,9 @@ def keep_top_k(sparsity_level: Scalar = 0.3, num_kept: Count | None = None) -> L
 
         def threshold(row: PyTree) -> jax.Array:
             # Written leaf by leaf: joined with `concatenate`, each entry would look for its leaf.
-            values, start = jnp.zeros(m, jnp.float32), 0
-            for x in filter(_is_masked, jax.tree.leaves(row)):
+            masked = [x for x in jax.tree.leaves(row) if _is_masked(x)]
+            values, start = jnp.zeros(m, jnp.result_type(*masked)), 0
+            for x in masked:
                 values, start = values.at[start : start + x.size].set(x.ravel()), start + x.size
             return jnp.where(k >= m, -1.0, ops.magnitude_threshold(values, k))
 

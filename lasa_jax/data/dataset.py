@@ -80,7 +80,7 @@ class Dataset:
         flips = jax.random.bernoulli(flip_key, jnp.float32(0.5), (batch,))
 
         def one(image: jax.Array, offset: jax.Array, flip: jax.Array) -> jax.Array:
-            image = jax.lax.dynamic_slice(image, (offset[0], offset[1], 0), (height, width, image.shape[-1]))
+            image = jax.lax.dynamic_slice(image, (offset[0], offset[1], jnp.int32(0)), (height, width, image.shape[-1]))
             return jnp.where(flip, image[:, ::-1], image)
 
         return jax.vmap(one)(padded, offsets, flips)

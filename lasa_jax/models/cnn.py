@@ -4,7 +4,7 @@ import jax
 from flax import linen as nn
 
 from lasa_jax import ops
-from lasa_jax.models.layers import Conv, Dense
+from lasa_jax.models.layers import Conv, Dense, Dropout
 
 
 class PaperCNN(nn.Module):
@@ -20,7 +20,7 @@ class PaperCNN(nn.Module):
         x = nn.relu(ops.max_pool2d(Conv(32, 5, padding=2, name="conv1")(x)))
         x = nn.relu(ops.max_pool2d(Conv(64, 5, padding=2, name="conv2")(x)))
         x = nn.relu(Dense(512, name="dense1")(x.reshape(x.shape[0], -1)))
-        x = nn.Dropout(0.5, deterministic=not train)(x)
+        x = Dropout(0.5)(x, train=train)
         return Dense(self.num_classes, name="dense2")(x)
 
 

@@ -51,6 +51,22 @@ class Dense(nn.Module):
         return x @ kernel + self.param("bias", init, (self.features,))
 
 
+class Dropout(nn.Module):
+    """Zeroes entries with probability `rate` in training and scales the others by `1 / (1 - rate)`.
+
+    The masks are the same for every precision of training.
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        if not train:
+            return x
+        kept = jax.random.bernoulli(self.make_rng("dropout"), jnp.float32(1 - self.rate), x.shape)
+        return jnp.where(kept, x / (1 - self.rate), 0)
+
+
 class BatchNorm(nn.Module):
     """Batch normalisation over batch and pixels, statistics over the real examples of the batch only.
 
@@ -63,7 +79,8 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, mask: jax.Array | None) -> jax.Array:
-        shape = (x.shape[-1],)
+        shape, dtype = (x.shape[-1],), x.dtype
+        x = x.astype(jnp.promote_types(dtype, jnp.float32))  # sums over a batch need more than bfloat16
         scale = self.param("scale", nn.initializers.ones, shape)
         bias = self.param("bias", nn.initializers.zeros, shape)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
@@ -71,7 +88,6 @@ class BatchNorm(nn.Module):
         if not train:
             mean, var = running_mean.value, running_var.value
         else:
-            x = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # sums over a batch need more than bfloat16
             real = jnp.ones(x.shape[:1], bool) if mask is None else mask
             weight = real.astype(x.dtype).reshape((-1,) + (1,) * (x.ndim - 1))
             count = jnp.maximum(jnp.sum(weight) * math.prod(x.shape[1:-1]), 1)
@@ -82,4 +98,4 @@ class BatchNorm(nn.Module):
                 unbiased = var * count / jnp.maximum(count - 1, 1)
                 running_mean.value = (1 - self.momentum) * running_mean.value + self.momentum * mean
                 running_var.value = (1 - self.momentum) * running_var.value + self.momentum * unbiased
-        return (x - mean) * jax.lax.rsqrt(var + self.epsilon) * scale + bias
+        return ((x - mean) * jax.lax.rsqrt(var + self.epsilon) * scale + bias).astype(dtype)

@@ -25,10 +25,12 @@ def conv2d(images: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: in
       images: `(batch, height, width, channels)`.
       kernel: `(kernel_height, kernel_width, channels, features)`.
       stride: step in both directions, in pixels.
-      padding: zeros added on each of the four sides, in pixels, fewer than the kernel has rows and columns.
+      padding: zeros added on each of the four sides, in pixels.
 
     Returns:
       `(batch, out_height, out_width, features)` with `out = (size + 2 * padding - kernel_size) // stride + 1`.
+
+    On a CPU the gradient is our own: it cannot be differentiated in reverse once more.
     """
     if stride == 1 and one_at_a_time():
         return _with_direct_gradients(images, kernel, padding)
@@ -39,8 +41,10 @@ def _patches_product(images: jax.Array, kernel: jax.Array, stride: int, padding:
     """Patches times kernel: an ordinary matrix product, and under `vmap` a batched one."""
     kernel_height, kernel_width, _, features = kernel.shape
     down, across = padding
-    if down or across:
-        images = jnp.pad(images, ((0, 0), (down, down), (across, across), (0, 0)))
+    if down or across:  # fewer than none, where a gradient takes away what the result had too much of
+        images = lax.pad(
+            images, jnp.zeros((), images.dtype), ((0, 0, 0), (down, down, 0), (across, across, 0), (0, 0, 0))
+        )
     rows = (images.shape[1] - kernel_height) // stride * stride + 1
     columns = (images.shape[2] - kernel_width) // stride * stride + 1
     patches = jnp.concatenate(
@@ -87,7 +91,8 @@ def _direct(images: jax.Array, kernel: jax.Array, padding: tuple[int, int]) -> j
     def _(size: int, batched: list[bool], images: jax.Array, kernel: jax.Array) -> tuple[jax.Array, bool]:
         if batched[1]:
             product = functools.partial(_patches_product, stride=1, padding=padding)
-            return jax.vmap(product, in_axes=(0 if batched[0] else None, 0))(images, kernel), True
+            with jax.enable_x64(images.dtype == jnp.float64):  # this may run after the caller's own has ended
+                return jax.vmap(product, in_axes=(0 if batched[0] else None, 0))(images, kernel), True
         together = _direct(images.reshape(-1, *images.shape[2:]), kernel, padding)
         return together.reshape(size, -1, *together.shape[1:]), True
 

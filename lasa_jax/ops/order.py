@@ -110,7 +110,12 @@ def sample_without_replacement(key: jax.Array, population: int, count: int) -> j
 
     From a large population the first `count` different ones of somewhat more draws, enough that there being too few is
     less likely than 2^-64. A small one is put in a random order.
+
+    Raises:
+      ValueError: if `count` exceeds the population.
     """
+    if count > population:
+        raise ValueError(f"count = {count}: allowed are at most {population}")
     if population <= 8 * count + 64:
         return jnp.argsort(jax.random.bits(key, (population,)))[:count].astype(jnp.int32)
     repeated = count * count // (2 * population)  # so many are expected

@@ -149,7 +149,7 @@ def weighted_sum(
     Args:
       weights: `(n,)`, or a pytree like the stack with leaves `(n,)`, one weight a client and layer.
       stack: leaves `(n, ...)`.
-      *others: pytrees with leaves `(n, ...)`, given to `row_map` row by row.
+      *others: pytrees with leaves `(n, ...)`, given to `row_map` row by row; only beside one.
       row_map: applied to each row before it is added; the mapped stack is never written to memory.
 
     Returns:

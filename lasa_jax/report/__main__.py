@@ -106,11 +106,10 @@ def _filtering(given: argparse.Namespace) -> None:
     path = output.folder(run, given.output)
     shares = filtering.recorded_rates(recorded)
     _console().print(tables.as_rich(filtering.as_table(recorded)))
-    drawn = {"filtering_rounds": filtering.draw_over_rounds(recorded, run.name)}
-    try:
-        drawn["filtering_clients"] = filtering.draw_over_clients(recorded, run.name)
-    except InputError as error:
-        _say(f"no filtering_clients.png: {error}")
+    drawn = {
+        "filtering_rounds": filtering.draw_over_rounds(recorded, run.name),
+        "filtering_clients": filtering.draw_over_clients(recorded, run.name),
+    }
     files: dict[str, str | bytes] = {
         f"{name}.{kind}": figures.as_bytes(picture, kind) for name, picture in drawn.items() for kind in ("png", "svg")
     }

@@ -36,7 +36,7 @@ Figure = Any  # matplotlib's, which is imported only to draw: half a second that
 
 BENIGN, MALICIOUS = "#0072B2", "#D55E00"
 _MOST_SIDE_BY_SIDE = 16  # layers, before the panels are stacked instead
-_MOST_CLIENTS = 200  # rows of a heatmap that can still be told apart
+_MOST_CLIENTS = 100  # rows of a heatmap that can still be told apart
 _MALICIOUS_KEY = "malicious"
 _PREFIX = "updates/"
 
@@ -122,6 +122,8 @@ def load_recorded(path: str | os.PathLike[str]) -> pd.DataFrame:
     from pyarrow import parquet
 
     files = filtering_files(path)
+    if not Path(path).is_dir():
+        raise InputError(f"{path}: is not a directory, allowed is that of a run")
     if not files:
         raise InputError(f"{path}: no filtering was recorded, allowed is a run with --config.record_filtering=true")
     tables: list[pd.DataFrame] = []
@@ -134,10 +136,11 @@ def load_recorded(path: str | os.PathLike[str]) -> pd.DataFrame:
         right = all(kinds.get(name) == kind for name, kind in _RECORDED.items())
         if not right or any(kind != "f" for name, kind in kinds.items() if name not in _RECORDED) or table.empty:
             raise InputError(f"{file}: is not the filtering that a run records")
-        if tables and (
-            list(table.columns) != list(tables[0].columns) or table["round"].min() <= tables[-1]["round"].max()
-        ):
-            raise InputError(f"{file}: does not go on from the file before it")
+        due = tables[-1]["round"].max() + 1 if tables else 1
+        if table["round"].min() != due:
+            raise InputError(f"{file}: begins with round {table['round'].min()}, where round {due} is due")
+        if tables and list(table.columns) != list(tables[0].columns):
+            raise InputError(f"{file}: has other columns than the file before it")
         tables.append(table)
     recorded = pd.concat(tables, ignore_index=True)
     recorded["layer"] = pd.Categorical(recorded["layer"], categories=list(dict.fromkeys(recorded["layer"])))
@@ -415,18 +418,13 @@ def draw_over_clients(recorded: pd.DataFrame, title: str = "") -> Figure:
     Of the norm the mean of log2(norm / median of the layer in that round); scores that are infinite do not count.
 
     Args:
-      recorded: from `load_recorded`, of at most 200 clients: choose some if there were more.
+      recorded: from `load_recorded`. Of more than 100 clients those are drawn that took part most often.
       title: of the whole picture.
-
-    Raises:
-      InputError: for more clients.
     """
-    number = recorded["client"].nunique()
-    if number > _MOST_CLIENTS:
-        raise InputError(
-            f"recorded: {number} clients, allowed are {_MOST_CLIENTS}; choose some, as recorded[recorded.client < 100]"
-        )
-    table = recorded.copy()
+    taken = recorded.groupby("client")["round"].nunique().sort_values(ascending=False, kind="stable")
+    if len(taken) > _MOST_CLIENTS:
+        title += f"\nthe {_MOST_CLIENTS} of {len(taken):,} clients that took part most often"
+    table = recorded[recorded["client"].isin(taken.index[:_MOST_CLIENTS])].copy()
     panels: list[tuple[str, str, dict[str, Any]]] = []
     if "norm" in table:
         middle = table.groupby(["round", "layer"], observed=True)["norm"].transform("median")

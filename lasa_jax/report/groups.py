@@ -47,7 +47,8 @@ _LAST_RULE = {"lasa": "LASA"}
 
 # Settings that come with a method or do not change what is computed. The clip is set by rule, see docs/fidelity.md.
 _WITH_THE_RULE = ("client.clip_norm",)
-_NOT_COMPARED = (*UNIDENTIFYING, "attack_ratio", "seed", "block_rounds", "client_chunk", "eval_batch_size")
+_NOT_COMPUTED = ("block_rounds", "client_chunk", "eval_batch_size", "deterministic", "record_filtering")
+_NOT_COMPARED = (*UNIDENTIFYING, "attack_ratio", "seed", *_NOT_COMPUTED)
 _TITLE = ("dataset", "model", "rounds", "fidelity")
 _FIRST = ("dataset", "fidelity", "rounds", "model")
 

@@ -81,7 +81,8 @@ def load(directory: str | os.PathLike[str]) -> Results:
             continue
         config, summary, its_layers = found
         identity = json.dumps(
-            {key: str(value) for key, value in config.items() if key not in UNIDENTIFYING}, sort_keys=True
+            {key: str(value) for key, value in config.items() if key not in (*UNIDENTIFYING, "record_filtering")},
+            sort_keys=True,
         )
         if identity in seen:
             twice.append(f"{name} is {seen[identity]}")

@@ -196,4 +196,39 @@ def test_double_precision_keeps_steps_that_are_lost_beside_a_weight():
     """Steps of 1e-10 beside weights of 0.1, whose neighbours in float32 are 7e-9 away."""
     single, double = (local_update(precision, learning_rate=1e-9)[0] for precision in ("float32", "float64"))
     assert np.mean(single == 0) > 0.5
-    assert np.mean(double == 0) < 0.2
+    assert np.mean(double == 0) < 0.3  # behind units that are off
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float64"])
+@pytest.mark.parametrize(("name", "shape"), [("cnn", (28, 28, 1)), ("lstm", (6,)), ("resnet18", (8, 8, 3))])
+@pytest.mark.parametrize("mapped", ["one after another", "together"])
+def test_every_model_trains_in_every_precision(name, shape, precision, mapped):
+    """Dropout, batch norm, crops and flips included."""
+    is_image = len(shape) == 3
+    inputs = np.zeros((4, *shape), np.uint8 if is_image else np.int32)
+    labels = np.zeros(4 if is_image else (4, *shape), np.int32)
+    examples = data.Examples(inputs, labels)
+    norm = {"mean": (0.0,) * shape[-1], "std": (1.0,) * shape[-1]} if is_image else {"mean": (), "std": ()}
+    dataset = data.Dataset("some", 10, examples, examples, crop="reflect" if is_image else None, **norm)
+    model = models.create(name, num_classes=10, input_shape=shape)
+    local = LocalTraining(model, dataset, epochs=1, batch_size=2, decay_every=1, precision=precision)
+    variables = jax.eval_shape(model.init, jax.random.key(0))
+    sgd = SGD(0.1, 0.9, 1.0, None)
+
+    def one(variables, train, indices, size, key):
+        return local(
+            variables, sgd, train, jnp.int32(1), indices=indices, size=size, key=key, relabel=lambda labels: labels
+        )
+
+    def many(variables, train, indices, sizes, keys):
+        if mapped == "together":
+            return jax.vmap(lambda *own: one(variables, train, *own))(indices, sizes, keys)
+        return ops.map_rows(
+            lambda indices, size, key, variables, train: one(variables, train, indices, size, key),
+            *(indices, sizes, keys),
+            shared=(variables, train),
+        )
+
+    clients = (np.zeros((3, 4), np.int32), np.full(3, 4, np.int32), jax.random.split(KEY, 3))
+    updates, losses = jax.jit(many).lower(variables, examples, *clients).out_info
+    assert {x.dtype for x in (*jax.tree.leaves(updates), losses)} == {jnp.dtype("float32")}

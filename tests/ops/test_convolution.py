@@ -80,6 +80,27 @@ def test_many_kernels_together_are_products_and_no_grouped_convolution(batched):
             np.testing.assert_allclose(a, b, atol=4e-6 * float(jnp.abs(b).max()))
 
 
+@pytest.mark.parametrize(("kernel_size", "padding"), [((1, 1), 1), ((2, 2), 1), ((3, 1), 2), ((2, 3), 0)])
+@pytest.mark.parametrize("together", [False, True])
+def test_gradients_of_kernels_of_any_shape_and_padding(kernel_size, padding, together):
+    images, kernels = batches((2, 6, 5, 2), True, 3), batches((*kernel_size, 2, 3), True, 4)
+
+    def loss(x, kernel, conv):
+        return (conv(x, kernel) ** 2).sum()
+
+    def theirs(x, kernel):
+        sides = [(padding, padding)] * 2
+        return lax.conv_general_dilated(x, kernel, (1, 1), sides, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    ours = jax.grad(lambda x, k: loss(x, k, lambda x, k: ops.conv2d(x, k, padding=padding)), (0, 1))
+    wanted = jax.grad(lambda x, k: loss(x, k, theirs), (0, 1))
+    for i in range(4):
+        actual = jax.tree.map(lambda x, i=i: x[i], jax.vmap(ours)(images, kernels)) if together else None
+        actual = ours(images[i], kernels[i]) if actual is None else actual
+        for a, b in zip(actual, wanted(images[i], kernels[i]), strict=True):
+            np.testing.assert_allclose(a, b, atol=4e-6 * float(jnp.abs(b).max()))
+
+
 @pytest.mark.parametrize("size", [8, 7])
 def test_max_pool(size):
     x = jax.random.normal(jax.random.key(1), (2, size, size, 3))

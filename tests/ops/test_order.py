@@ -63,3 +63,21 @@ def test_refuses_another_dtype():
 def test_never_sorts():
     text = jax.jit(lambda x: ops.magnitude_threshold(x, 1000)).lower(np.zeros(500_000, np.float32)).compile().as_text()
     assert " sort(" not in text
+
+
+@pytest.mark.parametrize(("population", "count"), [(1, 1), (5, 5), (50, 7), (5_000, 20), (100_000, 10_000)])
+def test_sample_without_replacement(population, count):
+    draw = jax.jit(lambda key: ops.sample_without_replacement(key, population, count))
+    samples = np.stack([draw(jax.random.key(seed)) for seed in range(200)])
+    assert samples.shape == (200, count)
+    assert samples.min() >= 0
+    assert samples.max() < population
+    assert all(len(set(sample)) == count for sample in samples.tolist())
+    # Every integer is as likely: the mean of all draws is near the middle.
+    spread = population / np.sqrt(12 * samples.size)
+    assert abs(samples.mean() - (population - 1) / 2) < 5 * spread
+
+
+def test_a_sample_larger_than_the_population_is_refused():
+    with pytest.raises(ValueError, match="at most 3"):
+        ops.sample_without_replacement(jax.random.key(0), 3, 4)

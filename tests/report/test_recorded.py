@@ -1,6 +1,7 @@
 """What a run records of each client and layer: written a block at a time, read with suspicion, drawn."""
 
 import json
+import shutil
 import threading
 
 import jax
@@ -127,11 +128,25 @@ def test_command_draws_and_prints(run, capsys):
     }
 
 
-def test_too_many_clients_for_a_picture_are_refused(run):
+def test_of_many_clients_the_most_frequent_are_drawn(run):
     recorded = filtering.load_recorded(run)
     recorded["client"] = np.arange(len(recorded))
-    with pytest.raises(InputError, match=r"clients, allowed are 200"):
-        filtering.draw_over_clients(recorded)
+    figure = filtering.draw_over_clients(recorded, "many")
+    assert "the 100 of 432 clients that took part most often" in figure.get_suptitle()
+    assert figure.axes[0].images[0].get_array().shape[0] == 100
+
+
+def test_a_file_that_is_missing_is_named(run, tmp_path):
+    shutil.copytree(run / "filtering", tmp_path / "filtering")
+    first, second, _ = sorted((tmp_path / "filtering").iterdir())
+    second.unlink()
+    with pytest.raises(InputError, match=r"begins with round 5, where round 3 is due"):
+        filtering.load_recorded(tmp_path)
+    first.unlink()
+    with pytest.raises(InputError, match=r"begins with round 5, where round 1 is due"):
+        filtering.load_recorded(tmp_path)
+    with pytest.raises(InputError, match=r"is not a directory"):
+        filtering.load_recorded(tmp_path / "typo")
 
 
 def test_damaged_files_are_one_line(run, tmp_path, capsys):
