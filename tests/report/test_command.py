@@ -97,7 +97,10 @@ def test_finished_runs_beside_broken_ones(tmp_path, capsys):
         ([], "the following arguments are required: DIR"),
         (["{empty}"], "has no finished run, which is a directory with config.json and summary.json"),
         (["compare", "{empty}"], "has no finished run"),
-        (["{empty}/nosuch"], "is not a directory, and no command: allowed are DIR, compare, filtering, robustness, partition"),
+        (
+            ["{empty}/nosuch"],
+            "is not a directory, and no command: allowed are DIR, compare, filtering, robustness, partition",
+        ),
         (["{runs}", "--where=dataset=mnist"], "--where=dataset=mnist: no run has that value; there are digits"),
         (["{runs}", "--colour=red"], "--colour=red: is not an option of tables; see --help"),
         (["{runs}", "--output=/proc/nosuch/report"], "--output=/proc/nosuch/report: cannot be written"),
