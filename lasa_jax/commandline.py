@@ -43,6 +43,9 @@ def _parse(argv: list[str]) -> list[str]:
     except InputError:
         raise
     except flags.Error as error:
+        boolean = re.fullmatch(r"flag --(\S+): \('Non-boolean argument to boolean flag', .*\)", str(error))
+        if boolean:
+            raise InputError(f"--{boolean[1]}: allowed are true and false") from None
         raise InputError(_one_line(str(error))) from None
     except OSError:  # of ml_collections, which says only where it looked
         given = next(a for a in re.findall(r"--?config[= ](\S+)", " ".join(argv)))

@@ -186,8 +186,9 @@ def is_finished(path: str | os.PathLike[str]) -> bool:
 
 
 def filtering_files(path: str | os.PathLike[str]) -> list[Path]:
-    """The files of the filtering that a run recorded, oldest rounds first."""
-    found = (Path(path) / "filtering").glob("round_*.parquet")
+    """The files of the filtering that a run recorded, oldest rounds first; none behind a link, which may lead anywhere."""
+    folder = Path(path) / "filtering"
+    found = () if folder.is_symlink() else folder.glob("round_*.parquet")
     return sorted(
         (file for file in found if re.fullmatch(r"round_\d{6,7}", file.stem)), key=lambda file: int(file.stem[6:])
     )
@@ -354,6 +355,8 @@ class Workdir:
         table.to_parquet(content, engine="pyarrow", compression="zstd", index=False)
         with self._writing(f"the filtering of round {first_round}"):
             folder = self.path / "filtering"
+            if folder.is_symlink():
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
             folder.mkdir(exist_ok=True)
             replace_file(folder / f"round_{first_round:06d}.parquet", content.getvalue())
 

@@ -76,6 +76,7 @@ BAD = {
     "workdir": ([f"--workdir={ROOT / 'README.md'}"], "README.md: is a file, allowed is a directory"),
     "misspelt": (["--config.atack_ratio=0.1"], "is not a setting (did you mean config.attack_ratio?)"),
     "type": (["--config.rounds=many"], "--config.rounds=many: invalid literal for int()"),
+    "boolean": (["--config.record_filtering=maybe"], "--config.record_filtering=maybe: allowed are true and false"),
     "flag": (["--wokdir=x"], "Unknown command line flag 'wokdir'. Did you mean: workdir"),
     "no flag": (["extra"], "extra: not a flag"),
 }

@@ -86,26 +86,6 @@ class LocalTraining:
           `local model - global model` over the whole tree of variables, batch statistics included, scaled down to
           `clip_norm`; and the mean loss over the labels seen, NaN for a client without examples.
         """
-        with jax.enable_x64(True) if self.precision == "float64" else contextlib.nullcontext():
-            local, loss = self._trained(variables, sgd, train, round_index, indices, size, key, relabel)
-            update = jax.tree.map(lambda new, old: (new - old).astype(old.dtype), local, variables)
-        if sgd.clip_norm is not None:
-            part = {"params": update["params"]} if self.clips_parameters_only else update
-            update = {**update, **clip_update(part, sgd.clip_norm)}
-        return update, loss
-
-    def _trained(
-        self,
-        variables: Variables,
-        sgd: SGD,
-        train: Examples,
-        round_index: jax.Array,
-        indices: jax.Array,
-        size: jax.Array,
-        key: jax.Array,
-        relabel: Callable[[jax.Array], jax.Array],
-    ) -> tuple[Variables, jax.Array]:
-        """The local model after training, and the mean loss, float32."""
         kept = jnp.dtype("float64" if self.precision == "float64" else "float32")
         computed = jnp.dtype(self.precision)
 
@@ -156,7 +136,12 @@ class LocalTraining:
             steps = (size + self.batch_size - 1) // self.batch_size
             return jax.lax.fori_loop(0, steps, step, carry)
 
-        first = cast(variables, kept)
-        start = (first, optimizer.init(first["params"]), jnp.zeros(2, jnp.float32))  # loss and labels so far
-        local, _, loss = jax.lax.fori_loop(0, self.epochs, epoch, start)
-        return local, loss[0] / loss[1]
+        with jax.enable_x64(True) if self.precision == "float64" else contextlib.nullcontext():
+            first = cast(variables, kept)
+            start = (first, optimizer.init(first["params"]), jnp.zeros(2, jnp.float32))  # loss and labels so far
+            local, _, loss = jax.lax.fori_loop(0, self.epochs, epoch, start)
+            update = jax.tree.map(lambda new, old: (new - old).astype(old.dtype), local, variables)
+        if sgd.clip_norm is not None:
+            part = {"params": update["params"]} if self.clips_parameters_only else update
+            update = {**update, **clip_update(part, sgd.clip_norm)}
+        return update, loss[0] / loss[1]

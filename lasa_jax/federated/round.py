@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -309,7 +309,8 @@ def _filtering(
     ids = jnp.where(received.present, jnp.pad(ids, (0, n - len(ids))), -1)
     unseen = {name: tree for name, tree in weights.items() if name not in info.weight}
     unknown = jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan), unseen)
-    fields, seen = {"weight": weights}, cast(object, jax.tree.structure(info.weight))
+    fields: dict[str, Any] = {"weight": weights}
+    seen: Any = jax.tree.structure(info.weight)
     for name, value in info._asdict().items():
         alike = seen == jax.tree.structure(value)
         if name != "weight" and alike and all(x.shape == (n,) for x in jax.tree.leaves(value)):

@@ -16,9 +16,9 @@ def counts(*masks: jax.Array) -> tuple[jax.Array, ...]:
 
 
 def largest_magnitude(x: jax.Array) -> jax.Array:
-    """Maximum of `abs(x)`, 0 if x is empty and NaN if any entry is: float32 `()`, one pass."""
+    """Maximum of `abs(x)`, 0 if x is empty and NaN if any entry is: a scalar of x's dtype, in one pass for float32."""
     if x.dtype != jnp.float32 or x.size == 0:
-        return jnp.max(jnp.abs(x), initial=0).astype(jnp.float32)
+        return jnp.max(jnp.abs(x), initial=0)
     bits = lax.bitcast_convert_type(jnp.abs(x), jnp.int32)  # in the order of the magnitudes, NaN above infinity
     bits = bits.reshape(tuple(size for size in x.shape if size > 1) or 1)
     count = bits.shape[0]

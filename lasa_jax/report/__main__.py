@@ -99,16 +99,16 @@ def _robustness(given: argparse.Namespace) -> None:
 
 def _filtering(given: argparse.Namespace) -> None:
     """Prints and draws who was filtered in which layer over a run with --config.record_filtering=true."""
-    from lasa_jax.report import figures, filtering, output, tables
+    from lasa_jax.report import figures, output, recorded, tables
 
     run = Path(given.directory)
-    recorded = filtering.load_recorded(run)
+    table = recorded.load(run)
     path = output.folder(run, given.output)
-    shares = filtering.recorded_rates(recorded)
-    _console().print(tables.as_rich(filtering.as_table(recorded)))
+    shares = recorded.rates(table)
+    _console().print(tables.as_rich(recorded.as_table(table)))
     drawn = {
-        "filtering_rounds": filtering.draw_over_rounds(recorded, run.name),
-        "filtering_clients": filtering.draw_over_clients(recorded, run.name),
+        "filtering_rounds": recorded.draw_rounds(table, run.name),
+        "filtering_clients": recorded.draw_clients(table, run.name),
     }
     files: dict[str, str | bytes] = {
         f"{name}.{kind}": figures.as_bytes(picture, kind) for name, picture in drawn.items() for kind in ("png", "svg")

@@ -5,12 +5,6 @@
     info = lasa(saved, sparsity_level=0.3, magnitude_radius=2.0)       # the filter again, nothing is trained
     draw_filtering(info, saved.malicious, magnitude_radius=2.0).savefig("filtering.png")
 
-or, over a whole run that was made with --config.record_filtering=true:
-
-    recorded = load_recorded("runs/digits_lasa_lie_...")              # a row for each round, client and layer
-    draw_over_rounds(recorded).savefig("rounds.png")
-    draw_over_clients(recorded).savefig("clients.png")
-
 Colours are those of Okabe and Ito and of maps that colour-blind readers can tell apart.
 """
 
@@ -28,15 +22,12 @@ from lasa_jax import aggregators
 from lasa_jax.aggregators import Aggregator, FilterDiagnostics
 from lasa_jax.errors import InputError, check_choice
 from lasa_jax.record import layer_names
-from lasa_jax.report.tables import Cell, Table
-from lasa_jax.workdir import filtering_files, read_file
 
 PyTree = Any
 Figure = Any  # matplotlib's, which is imported only to draw: half a second that a run should not wait for
 
 BENIGN, MALICIOUS = "#0072B2", "#D55E00"
 _MOST_SIDE_BY_SIDE = 16  # layers, before the panels are stacked instead
-_MOST_CLIENTS = 100  # rows of a heatmap that can still be told apart
 _MALICIOUS_KEY = "malicious"
 _PREFIX = "updates/"
 
@@ -107,44 +98,6 @@ def load_round(path: str | os.PathLike[str]) -> Round:
             table = table.setdefault(folder, {})
         table[last] = array
     return Round(updates, mask)
-
-
-_RECORDED = {"round": "i", "client": "i", "malicious": "b", "layer": "O", "kept": "b", "weight": "f"}
-
-
-def load_recorded(path: str | os.PathLike[str]) -> pd.DataFrame:
-    """What a run with `config.record_filtering` wrote of every round so far, see `record.filtering` for the columns.
-
-    Raises:
-      InputError: if nothing was recorded there, or a file cannot be read or holds something else.
-    """
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    files = filtering_files(path)
-    if not Path(path).is_dir():
-        raise InputError(f"{path}: is not a directory, allowed is that of a run")
-    if not files:
-        raise InputError(f"{path}: no filtering was recorded, allowed is a run with --config.record_filtering=true")
-    tables: list[pd.DataFrame] = []
-    for file in files:
-        try:
-            table = parquet.read_table(pa.BufferReader(read_file(file))).to_pandas()
-        except (OSError, ValueError, pa.ArrowException) as error:
-            raise InputError(f"{file}: cannot be read ({' '.join(str(error).split())[:200]})") from None
-        kinds = {name: table[name].dtype.kind for name in table.columns}
-        right = all(kinds.get(name) == kind for name, kind in _RECORDED.items())
-        if not right or any(kind != "f" for name, kind in kinds.items() if name not in _RECORDED) or table.empty:
-            raise InputError(f"{file}: is not the filtering that a run records")
-        due = tables[-1]["round"].max() + 1 if tables else 1
-        if table["round"].min() != due:
-            raise InputError(f"{file}: begins with round {table['round'].min()}, where round {due} is due")
-        if tables and list(table.columns) != list(tables[0].columns):
-            raise InputError(f"{file}: has other columns than the file before it")
-        tables.append(table)
-    recorded = pd.concat(tables, ignore_index=True)
-    recorded["layer"] = pd.Categorical(recorded["layer"], categories=list(dict.fromkeys(recorded["layer"])))
-    return recorded
 
 
 def apply(rule: Aggregator, saved: Round, num_malicious: int | None = None) -> Any:
@@ -280,7 +233,7 @@ def draw_filtering(
         )
     kept = (_stacked(info.weight) != 0).astype(float)
     panels.append(("kept", kept, {"cmap": ListedColormap(["#222222", "#E8E8E8"]), "vmin": 0, "vmax": 1}))
-    return _heatmaps(panels, list(layers(info.weight)), malicious, title)
+    return heatmaps(panels, list(layers(info.weight)), malicious, title)
 
 
 def draw_weights(infos: Mapping[str, Any], malicious: np.ndarray, title: str = "") -> Figure:
@@ -296,17 +249,20 @@ def draw_weights(infos: Mapping[str, Any], malicious: np.ndarray, title: str = "
     panels = [
         (f"{name}, weight x n", share, {"cmap": "cividis", "vmin": 0, "vmax": top}) for name, share in shares.items()
     ]
-    return _heatmaps(panels, list(layers(next(iter(infos.values())).weight)), malicious, title)
+    return heatmaps(panels, list(layers(next(iter(infos.values())).weight)), malicious, title)
 
 
-def _heatmaps(
+def heatmaps(
     panels: Sequence[tuple[str, np.ndarray, dict[str, Any]]],
     names: Sequence[str],
     malicious: np.ndarray,
     title: str,
     clients: np.ndarray | None = None,
 ) -> Figure:
-    """One heatmap a panel `(heading, (layers, n), how)`, clients as rows with the malicious on top, by number or name."""
+    """One heatmap a panel `(heading, (layers, n), how)`, clients as rows with the malicious on top.
+
+    clients: what the rows are called; by their number if None.
+    """
     from matplotlib.figure import Figure
     from matplotlib.transforms import blended_transform_factory
 
@@ -354,97 +310,6 @@ def _heatmaps(
     if title:
         figure.suptitle(title)
     return figure
-
-
-def recorded_rates(recorded: pd.DataFrame) -> pd.DataFrame:
-    """Shares of malicious clients dropped and of benign ones kept in each round and layer; NaN where there was none.
-
-    Args:
-      recorded: from `load_recorded`.
-
-    Returns:
-      Columns `round`, `layer`, `malicious_filtered`, `benign_kept`, in the order of rounds and layers.
-    """
-    kept = recorded.groupby(["round", "layer", "malicious"], observed=True)["kept"].mean().unstack("malicious")
-    kept = kept.reindex(columns=[False, True])
-    return pd.DataFrame({"malicious_filtered": 1 - kept[True], "benign_kept": kept[False]}).reset_index()
-
-
-def as_table(recorded: pd.DataFrame) -> Table:
-    """Shares of malicious clients dropped and of benign ones kept in each layer, over all rounds that were recorded."""
-    kept = recorded.groupby(["layer", "malicious"], observed=True)["kept"].mean().unstack("malicious")
-    kept = kept.reindex(columns=[False, True])
-
-    def percent(share: float) -> Cell:
-        return Cell("-" if np.isnan(share) else f"{100 * share:.1f}")
-
-    rows = [(Cell(str(layer)), percent(1 - row[True]), percent(row[False])) for layer, row in kept.iterrows()]
-    rounds, clients = recorded["round"].nunique(), recorded["client"].nunique()
-    caption = f"Filtering over {rounds} rounds, {clients} different clients"
-    return Table(caption, ("layer", "malicious dropped, %", "benign kept, %"), tuple(rows))
-
-
-def draw_over_rounds(recorded: pd.DataFrame, title: str = "") -> Figure:
-    """Heatmaps layer x round: the share of malicious clients that was dropped, and of benign ones that was kept.
-
-    Args:
-      recorded: from `load_recorded`.
-      title: of the whole picture.
-    """
-    from matplotlib.figure import Figure
-
-    shares = recorded_rates(recorded)
-    names = list(recorded["layer"].cat.categories)
-    tall = 1.0 + 0.22 * len(names)
-    figure = Figure(figsize=(9, 1 + 2 * tall), layout="constrained")
-    panels = (("malicious_filtered", "malicious clients dropped (%)"), ("benign_kept", "benign clients kept (%)"))
-    for ax, (column, heading) in zip(figure.subplots(2, 1, sharex=True), panels, strict=True):
-        share = shares.pivot(index="layer", columns="round", values=column).reindex(names)
-        first, last = share.columns[0], share.columns[-1]
-        extent = (first - 0.5, last + 0.5, len(names) - 0.5, -0.5)
-        how = {"aspect": "auto", "interpolation": "nearest", "cmap": "cividis", "vmin": 0, "vmax": 100}
-        ax.set_facecolor("#BBBBBB")
-        figure.colorbar(ax.imshow(100 * share.to_numpy(float), extent=extent, **how), ax=ax, label=heading)
-        ax.set_yticks(range(len(names)), [name.removeprefix("params/") for name in names], fontsize=8)
-    figure.axes[1].set_xlabel("round")
-    if title:
-        figure.suptitle(title)
-    return figure
-
-
-def draw_over_clients(recorded: pd.DataFrame, title: str = "") -> Figure:
-    """Heatmaps client x layer over a run: means of what was measured, and the share of its rounds a client was kept in.
-
-    Of the norm the mean of log2(norm / median of the layer in that round); scores that are infinite do not count.
-
-    Args:
-      recorded: from `load_recorded`. Of more than 100 clients those are drawn that took part most often.
-      title: of the whole picture.
-    """
-    taken = recorded.groupby("client")["round"].nunique().sort_values(ascending=False, kind="stable")
-    if len(taken) > _MOST_CLIENTS:
-        title += f"\nthe {_MOST_CLIENTS} of {len(taken):,} clients that took part most often"
-    table = recorded[recorded["client"].isin(taken.index[:_MOST_CLIENTS])].copy()
-    panels: list[tuple[str, str, dict[str, Any]]] = []
-    if "norm" in table:
-        middle = table.groupby(["round", "layer"], observed=True)["norm"].transform("median")
-        table["norm"] = np.log2(np.maximum(table["norm"], 1e-30) / np.maximum(middle, 1e-30)).clip(-4, 4)
-        panels.append(("norm", "norm / layer's median, log2", {"cmap": "PuOr_r", "vmin": -2, "vmax": 2}))
-    if "purity" in table:
-        panels.append(("purity", "purity", {"cmap": "PuOr_r", "vmin": 0, "vmax": 1}))
-    for kind in ("magnitude", "direction"):
-        if f"{kind}_score" in table:
-            table[f"{kind}_score"] = table[f"{kind}_score"].where(np.isfinite(table[f"{kind}_score"]))
-            panels.append((f"{kind}_score", f"{kind} MZ-score", {"cmap": "cividis", "vmin": 0, "vmax": 4}))
-    table["kept"] = table["kept"].astype(float)
-    panels.append(("kept", "share of its rounds kept", {"cmap": "cividis", "vmin": 0, "vmax": 1}))
-    means = table.groupby(["layer", "client"], observed=True)[[name for name, *_ in panels]].mean()
-    malicious = table.groupby("client")["malicious"].first()
-    names = list(recorded["layer"].cat.categories)
-    drawn = [
-        (heading, means[name].unstack("client").reindex(names).to_numpy(float), how) for name, heading, how in panels
-    ]
-    return _heatmaps(drawn, names, malicious.to_numpy(bool), title, clients=malicious.index.to_numpy())
 
 
 def draw_scores(
