@@ -10,6 +10,7 @@ from jax import lax
 from lasa_jax.ops import statistics
 
 _INFINITY = 0x7F800000  # its bit pattern
+_MOST_PASSES = 33  # each halves the 31 bits
 _SAMPLE = 1 << 15  # values in the sample that brackets the threshold: fits the second-level cache
 
 
@@ -87,7 +88,8 @@ def _narrow(bits: jax.Array, k: jax.Array, bracket: _Bracket) -> _Bracket:
     """Probes until the bracket is one wide or exactly `k - 1` values lie above it."""
 
     def unknown(bracket: _Bracket) -> jax.Array:
-        return (bracket.high - bracket.low > 1) & (bracket.above_high != k - 1)
+        wide = (bracket.high - bracket.low > 1) & (bracket.above_high != k - 1)
+        return wide & (bracket.passes < _MOST_PASSES)  # never reached: so that an error here is no hang
 
     def step(bracket: _Bracket) -> _Bracket:
         # Interpolation in the value, where the distribution is near uniform over a short interval: the place of the
