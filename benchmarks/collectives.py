@@ -2,7 +2,7 @@
 
 Compiles every rule, and every attack, for stacks of two sizes on eight host devices, adds up what the collectives of
 the optimised HLO deliver to a device, and writes it as a multiple of 4 d (one float32 model) and the rest. What stands in a
-loop is counted once, and marked.
+loop counts as often as that runs; where the program does not say how often, once, and it is marked.
 """
 
 import argparse
@@ -32,18 +32,38 @@ _COLLECTIVE = re.compile(
 
 def count(hlo: str) -> dict[str, tuple[int, bool]]:
     """For each kind of collective in the text of a compiled program: bytes of its results on a device, and whether some
-    stand in a computation that is the body of a loop."""
-    bodies = set(re.findall(r"body=%?([\w.\-]+)", hlo))
-    found: dict[str, tuple[int, bool]] = {}
-    computation = ""
+    stand in a loop of which the text does not say how often it runs; those are counted once."""
+    lines: list[tuple[str, str]] = []  # (computation, line)
     for line in hlo.splitlines():
-        if header := re.match(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$", line):
-            computation = header[1]
+        header = re.match(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$", line)
+        lines.append((header[1] if header else lines[-1][0] if lines else "", line))
+    callers: dict[
+        str, list[tuple[str, int, bool]]
+    ] = {}  # by computation: who runs it, how often, and whether that is known
+    for computation, line in lines:
+        called = re.findall(r"(?:body|to_apply|calls|\w+_computation)=%?([\w.\-]+)", line)
+        for branches in re.findall(r"branch_computations=\{(.*?)\}", line):
+            called += [name.strip(" %") for name in branches.split(",")]
+        trips = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', line)
+        for name in called:
+            times = int(trips[1]) if trips else 1
+            callers.setdefault(name, []).append((computation, times, trips is not None or " while(" not in line))
+
+    def runs(computation: str) -> tuple[int, bool]:
+        """How often a computation is run, and whether that is known."""
+        if computation not in callers:
+            return 1, True
+        each = [(times * runs(caller)[0], known and runs(caller)[1]) for caller, times, known in callers[computation]]
+        return sum(times for times, _ in each), all(known for _, known in each)
+
+    found: dict[str, tuple[int, bool]] = {}
+    for computation, line in lines:
         if match := _COLLECTIVE.match(line):
             shapes = re.findall(r"(\w+)\[([\d,]*)\]", match[1])
             size = sum(_BYTES[kind] * int(np.prod([int(x) for x in dims.split(",") if x])) for kind, dims in shapes)
-            before, looped = found.get(match[2], (0, False))
-            found[match[2]] = (before + size, looped or computation in bodies)
+            times, known = runs(computation)
+            before, open_ended = found.get(match[2], (0, False))
+            found[match[2]] = (before + times * size, open_ended or not known)
     return found
 
 
@@ -105,7 +125,7 @@ def row(name: str, of: Callable[[str, int, int], dict[str, tuple[int, bool]]], n
     small, large = of(name, n, d), of(name, n, 2 * d)
     total = [sum(size for size, _ in found.values()) for found in (small, large)]
     slope = (total[1] - total[0]) / (4 * d)
-    kinds = ", ".join(f"{kind}{' (in a loop)' if looped else ''}" for kind, (_, looped) in sorted(small.items()))
+    kinds = ", ".join(f"{kind}{' (in an open loop)' if looped else ''}" for kind, (_, looped) in sorted(small.items()))
     return f"| {name} | {slope:.2f} | {total[0] - slope * 4 * d:,.0f} | {kinds or '-'} |"
 
 

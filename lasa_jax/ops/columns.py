@@ -1,11 +1,10 @@
 """Work on stacked client updates column by column: sorting across clients, distances between clients, mixing of clients.
 
 A column is one coordinate of all clients. Columns are read in blocks that stay in cache; where the rows lie on several
-devices, each device first swaps its rows for its share of the columns.
+devices, each device swaps its rows of a block for its share of the columns, so that no second stack is written.
 """
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,10 +17,13 @@ from jax.sharding import PartitionSpec
 from lasa_jax.ops.rows import CLIENTS, num_shards, on_each_shard, one_at_a_time
 
 PyTree = Any
-_BLOCK_BYTES = {
-    True: 2**18,
-    False: 2**28,
-}  # by `one_at_a_time`: in cache on a CPU, a fraction of an accelerator's memory
+
+
+def _block_bytes(*, summed: bool) -> int:
+    """Size of a block: on a CPU it stays in cache, where products want longer rows than sorting; else a part of memory."""
+    if not one_at_a_time():
+        return 2**28
+    return 2**20 if summed else 2**18
 
 
 def map_columns(fn: Callable[..., jax.Array], stack: PyTree, *, shared: tuple[PyTree, ...] = ()) -> PyTree:
@@ -49,20 +51,22 @@ def _over_columns(fn: Callable[..., PyTree], stack: PyTree, shared: tuple[PyTree
 
     def local(leaves: list[jax.Array], shared: tuple[PyTree, ...]) -> PyTree:
         flat = [x.reshape(x.shape[0], -1).astype(jnp.float32) for x in leaves]
-        if shards > 1:
-            padded = [jnp.pad(x, ((0, 0), (0, -x.shape[1] % shards))) for x in flat]
-            flat = [lax.all_to_all(x, CLIENTS, split_axis=1, concat_axis=0, tiled=True) for x in padded]
-        width = max(16, _BLOCK_BYTES[one_at_a_time()] // (4 * n) // 16 * 16)
-        fetch, count, unpack = _blocks(flat, width)
+        share = -(-sum(x.shape[1] for x in flat) // shards)  # of the columns
+        width = max(16, min(_block_bytes(summed=summed) // (4 * n), share) // 16 * 16)
+        fetch, count, unpack = _blocks(flat, width * shards)
+
+        def work(i: Any) -> PyTree:
+            block = fetch(i)
+            if shards > 1:
+                block = lax.all_to_all(block, CLIENTS, split_axis=1, concat_axis=0, tiled=True)
+            return fn(block, *shared)
+
         if summed:
-            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(lambda: fn(fetch(0), *shared)))
-            add = lambda i, total: jax.tree.map(jnp.add, total, fn(fetch(i), *shared))  # noqa: E731
-            total = lax.fori_loop(0, count, add, zeros)
+            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(lambda: work(0)))
+            total = lax.fori_loop(0, count, lambda i, total: jax.tree.map(jnp.add, total, work(i)), zeros)
             return lax.psum(total, CLIENTS) if shards > 1 else total
-        done = unpack(lax.map(lambda i: fn(fetch(i), *shared), jnp.arange(count)))
-        if shards > 1:
-            done = [lax.all_gather(x, CLIENTS, tiled=True) for x in done]
-        return [x[: math.prod(like.shape[1:])] for x, like in zip(done, leaves, strict=True)]
+        done = lax.map(work, jnp.arange(count))
+        return unpack(lax.all_gather(done, CLIENTS, axis=1, tiled=True) if shards > 1 else done)
 
     result = on_each_shard(local, (leaves, shared), PartitionSpec(), (True, False))
     if summed:
@@ -179,13 +183,13 @@ def gram(stack: PyTree, present: jax.Array, center: jax.Array) -> jax.Array:
       diagonal and 0 beside it.
     """
 
-    def products(block: jax.Array, present: jax.Array, center: jax.Array) -> tuple[jax.Array, jax.Array]:
-        usable = present[:, None] & jnp.isfinite(block)
-        moved = jnp.where(usable, block - block[center], 0.0)
-        return jnp.matmul(moved, moved.T, precision=lax.Precision.HIGHEST), jnp.sum(~usable, axis=1)
+    # What is not finite spoils its own row and column of the product only, and shows on the diagonal.
+    def products(block: jax.Array, center: jax.Array) -> jax.Array:
+        moved = block - block[center]
+        return jnp.matmul(moved, moved.T, precision=lax.Precision.HIGHEST)
 
-    result, unusable = sum_columns(products, stack, shared=(present, center))
-    return usable_gram((result + result.T) / 2, present & (unusable == 0))
+    result = sum_columns(products, stack, shared=(center,))
+    return usable_gram((result + result.T) / 2, present)
 
 
 def usable_gram(products: jax.Array, usable: jax.Array) -> jax.Array:
@@ -235,14 +239,16 @@ def _mix(mixing: jax.Array, leaf: jax.Array) -> jax.Array:
     shards = num_shards()
     flat = leaf.reshape(leaf.shape[0], -1)
     m = flat.shape[1]
-    width = min(m, max(16, _BLOCK_BYTES[one_at_a_time()] // (4 * mixing.shape[0])))
+    width = min(m, max(16, _block_bytes(summed=True) // (4 * mixing.shape[0])))
     taken = (mixing != 0).astype(jnp.float32)
 
     def product(start: jax.Array) -> jax.Array:
         block = lax.dynamic_slice(flat, (0, start), (flat.shape[0], width)).astype(jnp.float32)
         finite = jnp.isfinite(block)
         total = jnp.matmul(mixing, jnp.where(finite, block, 0.0), precision=lax.Precision.HIGHEST)
-        spoilt = taken @ (~finite).astype(jnp.float32)
+        spoilt = lax.cond(
+            jnp.all(finite), lambda: jnp.zeros_like(total), lambda: taken @ (~finite).astype(jnp.float32)
+        )
         if shards > 1:
             total, spoilt = (lax.psum_scatter(x, CLIENTS, tiled=True) for x in (total, spoilt))
         return jnp.where(spoilt > 0, jnp.nan, total).astype(leaf.dtype)

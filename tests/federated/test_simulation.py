@@ -159,7 +159,7 @@ def test_lasa_exchanges_one_model_and_a_small_table():
 
 
 def test_collectives_are_counted():
-    """By hand: an all-reduce of 3 x 4 floats, and another in a loop."""
+    """By hand: an all-reduce of 3 x 4 floats; one in a loop that runs three times; one in a loop that ends when it likes."""
 
     def reduce(x):
         total = functools.partial(jax.lax.psum, axis_name="clients")
@@ -168,9 +168,13 @@ def test_collectives_are_counted():
     def loop(x):
         return jax.lax.fori_loop(0, 3, lambda i, x: x + jnp.sum(reduce(x)), x)
 
+    def open_loop(x):
+        return jax.lax.while_loop(lambda x: jnp.sum(x) < 9, lambda x: x + jnp.sum(reduce(x)), x)
+
     x = jax.ShapeDtypeStruct((24, 4), jnp.float32)
     assert collectives.count(collectives.compiled(reduce, x)) == {"all-reduce": (4 * 3 * 4, False)}
-    assert collectives.count(collectives.compiled(loop, x))["all-reduce"][1]
+    assert collectives.count(collectives.compiled(loop, x)) == {"all-reduce": (3 * 4 * 3 * 4, False)}
+    assert collectives.count(collectives.compiled(open_loop, x))["all-reduce"][1]
 
 
 def test_clients_are_drawn_without_replacement():

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis.extra import numpy as hnp
 
+from benchmarks import collectives
 from lasa_jax import ops
 from lasa_jax.aggregators.krum import nearest_window
 from lasa_jax.federated import make_mesh
@@ -131,7 +132,7 @@ class TestOverColumns:
 
     @pytest.mark.parametrize("block_bytes", [4 * N * 16, 2**18])
     def test_map_columns(self, block_bytes, monkeypatch):
-        monkeypatch.setattr(ops.columns, "_BLOCK_BYTES", {True: block_bytes, False: block_bytes})
+        monkeypatch.setattr(ops.columns, "_block_bytes", lambda summed: block_bytes)
         weights = np.linspace(-1, 1, N).astype(np.float32)
         result = jax.jit(lambda x, w: ops.map_columns(lambda block, w: w @ block, x, shared=(w,)))(stack(), weights)
         for name, x in stack().items():
@@ -203,13 +204,18 @@ def test_no_second_stack(work):
 
 
 def test_devices_swap_columns_once():
-    """Sharded, a column-wise rule sends each entry of the stack once and gathers one update."""
+    """Sharded, a column-wise rule sends each entry of the stack once, a few at a time, and gathers one update."""
     mesh = make_mesh()
     spec = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(ops.CLIENTS))
-    shapes = {"w": jax.ShapeDtypeStruct((N, 64, 32), np.float32, sharding=spec)}
+    n, d = 128, 1 << 20
+    shapes = {"w": jax.ShapeDtypeStruct((n, d), np.float32, sharding=spec)}
     with jax.set_mesh(mesh):
         lowered = jax.jit(lambda x: ops.map_columns(lambda block: jnp.max(block, axis=0), x)).lower(shapes)
-    text = lowered.compile().as_text()
+    compiled = lowered.compile()
+    text = compiled.as_text()
     assert text.count(" all-to-all(") == 1
     assert text.count(" all-gather(") == 1
     assert " all-reduce(" not in text
+    sent = {kind: size for kind, (size, _) in collectives.count(text).items()}
+    assert sent == pytest.approx({"all-to-all": 4 * d * n / 8, "all-gather": 4 * d}, rel=0.02)
+    assert compiled.memory_analysis().temp_size_in_bytes < 0.5 * 4 * d * n / 8  # no second copy of the device's rows
