@@ -16,6 +16,7 @@ from lasa_jax import models, ops
 from lasa_jax.federated import make_mesh
 
 CNN = {"num_classes": 10, "input_shape": (28, 28, 1)}
+RESNET = {"num_classes": 10, "input_shape": (32, 32, 3)}
 
 
 def best_of(fn: Callable[..., Any], *arguments: Any, repeat: int = 3) -> float:
@@ -49,8 +50,8 @@ def matrix_product() -> float:
 
 
 def updates(n: int, model: str = "cnn", seed: int = 0) -> Any:
-    """A stack of n updates of the paper's CNN over the devices of the mesh, normal numbers with a common part."""
-    shapes = jax.eval_shape(models.create(model, **CNN).init, jax.random.key(0))
+    """A stack of n updates of a model over the devices of the mesh, normal numbers with a common part."""
+    shapes = jax.eval_shape(models.create(model, **(CNN if model == "cnn" else RESNET)).init, jax.random.key(0))
     leaves, structure = jax.tree.flatten(shapes)
 
     @jax.jit
