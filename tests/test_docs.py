@@ -87,6 +87,15 @@ def test_every_method_is_in_the_readme():
         assert f"`{name}`" in text, name
 
 
+def test_every_method_has_its_formula_in_the_reference():
+    """A line of the table that is typeset: the formulas in docstrings are plain text."""
+    for page, names in (("aggregators", aggregators.names()), ("attacks", attacks.names())):
+        lines = (ROOT / "docs" / "reference" / f"{page}.md").read_text().splitlines()
+        with_formula = " ".join(line.split("|")[1] for line in lines if line.startswith("| `") and line.count("$") >= 2)
+        for name in names:
+            assert f"`{name}`" in with_formula, name
+
+
 def test_links_between_pages_lead_somewhere():
     for page in [
         ROOT / "README.md",

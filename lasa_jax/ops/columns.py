@@ -246,9 +246,7 @@ def _mix(mixing: jax.Array, leaf: jax.Array) -> jax.Array:
         block = lax.dynamic_slice(flat, (0, start), (flat.shape[0], width)).astype(jnp.float32)
         finite = jnp.isfinite(block)
         total = jnp.matmul(mixing, jnp.where(finite, block, 0.0), precision=lax.Precision.HIGHEST)
-        spoilt = lax.cond(
-            jnp.all(finite), lambda: jnp.zeros_like(total), lambda: taken @ (~finite).astype(jnp.float32)
-        )
+        spoilt = lax.cond(jnp.all(finite), lambda: jnp.zeros_like(total), lambda: taken @ (~finite).astype(jnp.float32))
         if shards > 1:
             total, spoilt = (lax.psum_scatter(x, CLIENTS, tiled=True) for x in (total, spoilt))
         return jnp.where(spoilt > 0, jnp.nan, total).astype(leaf.dtype)
