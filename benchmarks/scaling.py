@@ -20,6 +20,7 @@ ENTRIES = (100_000, 300_000, 1_000_000, 3_000_000, 10_000_000, 30_000_000)
 THEORY = {  # n, d
     "bulyan": "n^2 d + n^3",
     "dnc": "n d",
+    "geometric_median": "n^2 d",
     "krum": "n^2 d",
     "lasa": "n d (paper: n d log d)",
     "median": "n log^2 n d",
