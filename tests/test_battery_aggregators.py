@@ -12,6 +12,7 @@ import pytest
 from sklearn.cluster import MeanShift, estimate_bandwidth
 
 from lasa_jax import aggregators, ops
+from lasa_jax.errors import InputError
 from lasa_jax.federated import make_mesh
 
 N = 16
@@ -26,6 +27,24 @@ def honest(seed: int = 0, n: int = N) -> dict[str, np.ndarray]:
         name: (0.5 * rng.standard_normal(shape) + 0.3 * rng.standard_normal((n, *shape))).astype(np.float32)
         for name, shape in SHAPES.items()
     }
+
+
+@pytest.mark.parametrize("name", aggregators.names())
+@pytest.mark.parametrize(
+    ("updates", "present", "line"),
+    [
+        ({}, None, "updates: no arrays, allowed is"),
+        ({"w": np.ones((4, 3)), "steps": np.ones((4, 1), np.int32)}, None, "updates['steps']: int32, allowed are"),
+        ({"b": np.ones((4, 3)), "w": np.ones((5, 3))}, None, "updates['w']: shape (5, 3), allowed is (n, ...)"),
+        ({"b": np.ones((4, 3)), "w": np.float32(1)}, None, "updates['w']: shape (), allowed is (n, ...)"),
+        ({"w": np.ones((4, 3))}, np.ones(3, bool), "present: shape (3,), allowed is (4,)"),
+    ],
+)
+def test_a_stack_that_is_none_is_refused(name, updates, present, line):
+    rule = aggregators.create(name)
+    state = rule.init({"w": np.ones(3, np.float32)})
+    with pytest.raises(InputError, match=re.escape(line)):
+        jax.eval_shape(lambda: rule.aggregate(updates, state, key=KEY, num_malicious=1, present=present))
 
 
 def flat64(updates: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

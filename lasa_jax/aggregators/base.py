@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from lasa_jax import ops
+from lasa_jax.errors import InputError
 
 PyTree = Any
 Scalar = float | jax.Array
@@ -88,10 +89,16 @@ class Rows:
 
     @classmethod
     def of(cls, updates: "PyTree | Rows", present: jax.Array | None = None) -> "Rows":
-        """Rows of a plain stack; the argument itself where it is `Rows` already, as inside a chain."""
+        """Rows of a plain stack; the argument itself where it is `Rows` already, as inside a chain.
+
+        Raises:
+          InputError: for a stack without leaves, with a leaf that is not floating point, or with leaves that differ in n.
+        """
         if isinstance(updates, Rows):
             return updates
-        n = jax.tree.leaves(updates)[0].shape[0]
+        n = _num_rows(updates)
+        if present is not None and jnp.shape(present) != (n,):
+            raise InputError(f"present: shape {jnp.shape(present)}, allowed is ({n},), a value a client")
         return cls(updates, jnp.ones(n, bool) if present is None else present)
 
     @property
@@ -192,6 +199,23 @@ class Rows:
         for (fn, _), number in zip(self.maps, numbers, strict=True):
             row = fn(row, number)
         return row
+
+
+def _num_rows(updates: PyTree) -> int:
+    """n, the length of the leading axis of every leaf of a stack."""
+    leaves = jax.tree_util.tree_leaves_with_path(updates)
+    if not leaves:
+        raise InputError("updates: no arrays, allowed is a pytree of floating-point arrays (n, ...), a row a client")
+    shapes = [jnp.shape(leaf) for _, leaf in leaves]
+    for (path, leaf), shape in zip(leaves, shapes, strict=True):
+        name = f"updates{jax.tree_util.keystr(path)}"
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            raise InputError(f"{name}: {jnp.result_type(leaf)}, allowed are floating-point arrays")
+        if not shape or shape[0] != shapes[0][0]:
+            raise InputError(
+                f"{name}: shape {shape}, allowed is (n, ...) with the same n in every leaf, a row a client"
+            )
+    return shapes[0][0]
 
 
 def at_most(limit: jax.Array, num_malicious: Count) -> jax.Array:
