@@ -61,7 +61,10 @@ def _one_line(message: str) -> str:
 
 
 def entry_point(run: Callable[[Sequence[str]], None]) -> None:
-    """Calls `run` with the arguments that are no flags: exit code 0, or 2 with one line on standard error for bad input."""
+    """Calls `run` with the arguments that are no flags.
+
+    The exit code is 0; with one line on standard error it is 2 for bad input, and 130 where the user stopped it.
+    """
     logging.set_verbosity(logging.WARNING)  # Orbax reports every file it writes
     cache.keep_compiled_programs()
 
@@ -74,6 +77,9 @@ def entry_point(run: Callable[[Sequence[str]], None]) -> None:
             run(argv[1:])
         except InputError as error:
             return fail(error)
+        except KeyboardInterrupt:
+            print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+            return 130
         return 0
 
     try:

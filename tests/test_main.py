@@ -3,9 +3,11 @@
 import json
 import os
 import re
+import signal
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -55,6 +57,27 @@ def test_a_run_from_start_to_end(tmp_path):
     other = command(*arguments, "--config.seed=2")
     assert other.returncode == 2
     assert other.stderr.endswith("config.seed is 1 there and 2 here; choose another directory\n")
+
+
+def test_stopped_by_the_user(tmp_path):
+    """Ctrl-C: one line, and the run goes on."""
+    path, settings = tmp_path / "run", ("num_clients=8", "clients_per_round=4", "block_rounds=1", "rounds=10000")
+    arguments = ("--config=configs/digits.py", *(f"--config.{setting}" for setting in settings), f"--workdir={path}")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lasa_jax.main", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "XLA_FLAGS": ""},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells ignore it in the background
+    )
+    while process.poll() is None and not (path / "metrics.jsonl").exists():
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=100)
+    assert process.returncode == 130, error
+    assert error == "stopped; the same command goes on from the last checkpoint\n"
 
 
 BAD = {
