@@ -29,6 +29,8 @@ DEVICES = (1, 2, 4, 8)
 
 def measure(dataset_name: str, runs: int, devices: int, rounds: int) -> dict[str, float]:
     """One program: seconds a round and run, memory of a device over the stacks of its runs, and compile seconds."""
+    if len(jax.devices()) < devices:
+        raise SystemExit(f"{devices} devices: there are {len(jax.devices())}")
     config = configs.paper(dataset_name)
     config.update_from_flattened_dict(
         {"fidelity": "published", "attack.name": "byzmean", "rounds": rounds, "block_rounds": rounds}
@@ -87,13 +89,13 @@ def main() -> None:
         found = json.loads(subprocess.run(command, check=True, env=environment, stdout=subprocess.PIPE).stdout)
         return f"| {name} | {found['seconds']:.4f} | {found['memory']:.2f} | {found['compile']:.1f} |"
 
-    print(machine())
     tables = (("runs", [(r, 1) for r in RUNS]), ("devices", [(1, d) for d in DEVICES]))
     for index, (kind, sizes) in enumerate(tables):
         print(f"\n| {kind} | seconds a round and run | memory of a device / its stacks | compile, s |")
         print("| --- | --- | --- | --- |")
         for size in sizes:
             print(line(*size, size[index]), flush=True)
+    print(f"\n{machine()}")  # last: this process must not take an accelerator's memory from the others
 
 
 if __name__ == "__main__":

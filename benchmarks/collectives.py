@@ -32,16 +32,15 @@ _COLLECTIVE = re.compile(
 
 def count(hlo: str) -> dict[str, tuple[int, bool]]:
     """For each kind of collective in the text of a compiled program: bytes of its results on a device, and whether some
-    stand in a loop of which the text does not say how often it runs; those are counted once."""
+    stand in a loop of which the text does not say how often it runs; those are counted once. All branches count."""
     lines: list[tuple[str, str]] = []  # (computation, line)
     for line in hlo.splitlines():
         header = re.match(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$", line)
         lines.append((header[1] if header else lines[-1][0] if lines else "", line))
-    callers: dict[
-        str, list[tuple[str, int, bool]]
-    ] = {}  # by computation: who runs it, how often, and whether that is known
+    # By computation: who runs it, how often, and whether that is known.
+    callers: dict[str, list[tuple[str, int, bool]]] = {}
     for computation, line in lines:
-        called = re.findall(r"(?:body|to_apply|calls|\w+_computation)=%?([\w.\-]+)", line)
+        called = re.findall(r"(?:body|condition|to_apply|calls|\w+_computation)=%?([\w.\-]+)", line)
         for branches in re.findall(r"branch_computations=\{(.*?)\}", line):
             called += [name.strip(" %") for name in branches.split(",")]
         trips = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', line)

@@ -271,9 +271,11 @@ def leaves_the_hull(name: str, stack: Stack, result: np.ndarray) -> str | None:
     return None
 
 
-def fuzz_updates(count: int, names: list[str] | None = None, *, absent: bool = False) -> tuple[int, Failures]:
+def fuzz_updates(
+    count: int, names: list[str] | None = None, *, absent: bool = False, seed: int = 0
+) -> tuple[int, Failures]:
     """Every rule on every stack."""
-    stacks, failures = make_stacks(count), Failures()
+    stacks, failures = make_stacks(count, seed), Failures()
     for name in aggregators.names() if names is None else names:
         results = aggregate_all(aggregators.create(name), stacks, absent=absent)
         for index, (stack, result) in enumerate(zip(stacks, results, strict=True)):
@@ -679,11 +681,12 @@ def run() -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stacks", type=int, default=10_000, help="stacks of updates, through every rule")
+    parser.add_argument("--seed", type=int, default=0, help="of the stacks")
     parser.add_argument("--mutations", type=int, default=1000, help="of each other kind")
     parser.add_argument("--kinds", nargs="*", default=["updates", *KINDS], choices=["updates", *KINDS])
     given = parser.parse_args()
     kinds: dict[str, Callable[[], tuple[int, Failures]]] = {
-        "updates": functools.partial(fuzz_updates, given.stacks),
+        "updates": functools.partial(fuzz_updates, given.stacks, seed=given.seed),
         **{name: functools.partial(fuzz, given.mutations) for name, fuzz in KINDS.items()},
     }
     failed = 0

@@ -438,8 +438,11 @@ class Workdir:
         return self._folder(last_round).with_suffix(".json")
 
     def _remove(self, last_round: int) -> None:
-        self._manifest(last_round).unlink(missing_ok=True)  # first: then it is no checkpoint any more
-        shutil.rmtree(self._folder(last_round), ignore_errors=True)
+        for path in (
+            self._manifest(last_round),
+            self._folder(last_round),
+        ):  # in this order: no longer a checkpoint at once
+            _delete(path)
 
     def _keep_only(self, rounds: Collection[int]) -> None:
         """Removes all checkpoints but those of these rounds, and what a process left that was stopped while it wrote one."""
@@ -447,10 +450,15 @@ class Workdir:
             self._remove(old)
         kept = {path for last_round in rounds for path in (self._folder(last_round), self._manifest(last_round))}
         for path in set(self._checkpoints.iterdir()) - kept:
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+            _delete(path)
+
+
+def _delete(path: Path) -> None:
+    """Whatever is there, if anything: a folder with what is in it, a file, a link but not where it leads."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def read_batch_sizes(workdir: Path) -> dict[str, int]:

@@ -33,11 +33,14 @@ def honest(seed: int = 0, n: int = N) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize(
     ("updates", "present", "line"),
     [
-        ({}, None, "updates: no arrays, allowed is"),
+        ({}, None, "updates: no entries, allowed is"),
+        ({"w": np.ones((0, 3))}, None, "updates: no entries, allowed is"),
+        ({"w": np.ones((4, 0))}, None, "updates: no entries, allowed is"),
         ({"w": np.ones((4, 3)), "steps": np.ones((4, 1), np.int32)}, None, "updates['steps']: int32, allowed are"),
         ({"b": np.ones((4, 3)), "w": np.ones((5, 3))}, None, "updates['w']: shape (5, 3), allowed is (n, ...)"),
         ({"b": np.ones((4, 3)), "w": np.float32(1)}, None, "updates['w']: shape (), allowed is (n, ...)"),
-        ({"w": np.ones((4, 3))}, np.ones(3, bool), "present: shape (3,), allowed is (4,)"),
+        ({"w": np.ones((4, 3))}, np.ones(3, bool), "present: bool[3], allowed is bool[4]"),
+        ({"w": np.ones((4, 3))}, np.ones(4, np.int32), "present: int32[4], allowed is bool[4]"),
     ],
 )
 def test_a_stack_that_is_none_is_refused(name, updates, present, line):

@@ -150,6 +150,23 @@ def test_dnc_keeps_who_is_kept_every_time():
     assert {2, 7} <= set(np.flatnonzero(np.asarray(info.weight["w"]) == 0).tolist())
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_dnc_of_identical_clients_is_what_they_send(seed):
+    """Their scores are equal, not rounding by which each iteration would drop another."""
+    row = np.random.default_rng(seed).standard_normal(20_000).astype(np.float32)  # more than are drawn
+    update, *_ = aggregators.dnc().aggregate({"w": np.stack([row] * 3)}, (), key=KEY, num_malicious=1)
+    np.testing.assert_allclose(update["w"], row, rtol=1e-6)
+
+
+def test_dnc_iterations_that_draw_all_coordinates_agree():
+    """One attacker so far out that the scores of the others are rounding: as many as asked are dropped, not all."""
+    x = np.random.default_rng(0).standard_normal((7, 50)).astype(np.float32)
+    x[0] *= 1e10
+    _, _, info = aggregators.dnc().aggregate({"w": x}, (), key=KEY, num_malicious=3)
+    assert info.weight["w"][0] == 0
+    assert np.sum(info.weight["w"] > 0) == 4
+
+
 def test_dnc_with_nobody_left_changes_nothing():
     update, _, info = aggregators.dnc(filter_fraction=10.0).aggregate(honest(), (), key=KEY, num_malicious=5)
     assert not any(np.asarray(x).any() for x in (*update.values(), *info.weight.values()))
@@ -186,11 +203,21 @@ def test_geometric_median_of_identical_clients_is_not_moved_by_one_far_out():
     np.testing.assert_allclose(update["w"], 1e-3, atol=2e-6)
 
 
+def test_geometric_median_where_half_of_the_clients_are_one_point():
+    """One of the other half far out has no weight, though the median distance is zero."""
+    x = np.zeros((6, 40), np.float32)
+    x[3:5] = 1e-4 * np.random.default_rng(0).standard_normal((2, 40))
+    x[5] = 1e15
+    update, _, info = aggregators.geometric_median().aggregate({"w": x}, (), key=KEY, num_malicious=1)
+    assert info.weight["w"][5] < 1e-15
+    assert np.linalg.norm(update["w"]) < np.linalg.norm(x[3])
+
+
 def test_dnc_overlooks_an_attacker_in_the_shadow_of_another():
     """Why its docstring gives no factor for attackers that differ; the smaller one alone is seen."""
     updates = {"w": np.random.default_rng(0).standard_normal((9, 8)).astype(np.float32)}
     updates["w"][:2] = 0
-    updates["w"][1, 1] = 1e4
+    updates["w"][1, :2] = 1e6, 1e4  # a little towards the other, so nearer to the middle than the benign are
     for largest, is_dropped in ((0.0, True), (1e8, False)):
         updates["w"][0, 0] = largest
         _, _, info = aggregators.dnc().aggregate(updates, (), key=KEY, num_malicious=2)

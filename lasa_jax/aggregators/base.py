@@ -92,14 +92,16 @@ class Rows:
         """Rows of a plain stack; the argument itself where it is `Rows` already, as inside a chain.
 
         Raises:
-          InputError: for a stack without leaves, with a leaf that is not floating point, or with leaves that differ in n.
+          InputError: for a stack without entries, with a leaf that is not floating point, or with leaves that differ in n;
+            for `present` other than bool `(n,)`.
         """
         if isinstance(updates, Rows):
             return updates
         n = _num_rows(updates)
-        if present is not None and jnp.shape(present) != (n,):
-            raise InputError(f"present: shape {jnp.shape(present)}, allowed is ({n},), a value a client")
-        return cls(updates, jnp.ones(n, bool) if present is None else present)
+        present = jnp.ones(n, bool) if present is None else jnp.asarray(present)
+        if present.shape != (n,) or present.dtype != bool:
+            raise InputError(f"present: {present.dtype}{list(present.shape)}, allowed is bool[{n}], a value a client")
+        return cls(updates, present)
 
     @property
     def count(self) -> jax.Array:
@@ -204,8 +206,8 @@ class Rows:
 def _num_rows(updates: PyTree) -> int:
     """n, the length of the leading axis of every leaf of a stack."""
     leaves = jax.tree_util.tree_leaves_with_path(updates)
-    if not leaves:
-        raise InputError("updates: no arrays, allowed is a pytree of floating-point arrays (n, ...), a row a client")
+    if not any(jnp.size(leaf) for _, leaf in leaves):
+        raise InputError("updates: no entries, allowed is a pytree of floating-point arrays (n, ...), a row a client")
     shapes = [jnp.shape(leaf) for _, leaf in leaves]
     for (path, leaf), shape in zip(leaves, shapes, strict=True):
         name = f"updates{jax.tree_util.keystr(path)}"

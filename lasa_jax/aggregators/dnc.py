@@ -40,10 +40,11 @@ def dnc(
     and drops the floor(c * f) largest scores. Clients that every iteration keeps are averaged; no client if none is left.
     A client whose update is not finite has an infinite score in every iteration.
 
-    While no more than f clients are malicious and all of them send the same, the result is within (1 + r) D of every benign
-    client, D the largest distance between two of those and r = n sqrt(n - b) / ((n - 2b) sqrt(b)) for b malicious ones. For
-    malicious updates that differ there is no such factor: one that is very far out takes the direction v for itself, and
-    another, at right angles to it and less far, is not seen.
+    While no more than f clients are malicious and all of them send the same, and where a client is left (one is if all
+    coordinates are drawn, since the iterations agree then), the result is within (1 + r) D of every benign client, D the
+    largest distance between two of those and r = n sqrt(n - b) / ((n - 2b) sqrt(b)) for b malicious ones. For malicious
+    updates that differ there is no such factor: one that is very far out takes the direction v for itself, and another,
+    nearly at right angles to it and less far, is not seen.
 
     Args:
       num_iterations: of the above, 1 to 1,000; 5 if None.
@@ -81,8 +82,12 @@ def dnc(
         if coordinates is not None:
             check_number("coordinates", coordinates, low=0, high=d - 1)
 
+        def draw(key: jax.Array) -> jax.Array:
+            # In another order the scores round otherwise, and of equal ones each iteration would drop others.
+            return jnp.arange(d) if drawn >= d else ops.sample_without_replacement(key, d, drawn)
+
         def iteration(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-            chosen = ops.sample_without_replacement(key, d, min(drawn, d)) if coordinates is None else coordinates
+            chosen = draw(key) if coordinates is None else coordinates
             score = jnp.where(usable, _outlier_scores(rows.each(_gather, chosen), usable), jnp.inf)
             place = jnp.argsort(jnp.argsort(score, stable=True))
             return usable & (place < kept_count), score
@@ -115,6 +120,8 @@ def _outlier_scores(x: jax.Array, usable: jax.Array) -> jax.Array:
     # So that no square leaves float32. In two steps: the reciprocal of 1e38 alone would be flushed to zero.
     x = x * jnp.where(jnp.max(jnp.abs(x)) > 1e18, 1e-20, 1.0)
     x = x / jnp.maximum(jnp.max(jnp.abs(x)), 1e-30)
+    x = x - x[jnp.argmax(usable)]  # identical rows become exactly zero: their scores are equal, not rounding
+    x = jnp.where(usable[:, None], x, 0.0)
     mean = jnp.sum(x / jnp.maximum(jnp.sum(usable), 1), axis=0)
     centred = jnp.where(usable[:, None], x - mean, 0.0)
     # C v = sigma u, and the left singular vector u is an eigenvector of the small matrix C C^T.

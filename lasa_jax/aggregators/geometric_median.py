@@ -61,10 +61,10 @@ def geometric_median(
         apart = ops.squared_distances(rows.gram) > 0
         norms = jnp.sqrt(jnp.diagonal(gram))
         radius = ops.masked_median(norms, usable, lower=True)
-        # In distances of the nearer half. Where most clients are one point, what is finer than the smoothing does not count;
-        # without a unit a far client's weight of 1e-8 would pass for none.
-        one_point = 2 * jnp.sum(usable & (norms == 0)) > jnp.sum(usable)
-        unit = jnp.where(radius > 0, radius, jnp.where(one_point, smoothing, jnp.inf))
+        # In distances of the nearer half; of the next client where that half is one point. Where most clients are, what is
+        # finer than the smoothing does not count. Without a unit a far client's weight of 1e-8 would pass for none.
+        beyond = ops.masked_median(norms, usable)
+        unit = jnp.where(radius > 0, radius, jnp.where(beyond > 0, beyond, smoothing))
         outwards = jnp.maximum(norms / unit, 1.0)
 
         def distances(w: jax.Array) -> jax.Array:

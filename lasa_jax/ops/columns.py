@@ -1,7 +1,8 @@
 """Work on stacked client updates column by column: sorting across clients, distances between clients, mixing of clients.
 
 A column is one coordinate of all clients. Columns are read in blocks that stay in cache; where the rows lie on several
-devices, each device swaps its rows of a block for its share of the columns, so that no second stack is written.
+devices, each device swaps its rows of a block for its share of the columns, so that no second stack is written. Copied
+are leaves smaller than a block, and stacks that are not float32.
 """
 
 import functools
@@ -20,7 +21,8 @@ PyTree = Any
 
 
 def _block_bytes(*, summed: bool) -> int:
-    """Size of a block: on a CPU it stays in cache, where products want longer rows than sorting; else a part of memory."""
+    """Largest size of a block of one run: on a CPU it stays in cache, where products want longer rows than sorting; else a
+    part of memory."""
     if not one_at_a_time():
         return 2**28
     return 2**20 if summed else 2**18
@@ -51,8 +53,10 @@ def _over_columns(fn: Callable[..., PyTree], stack: PyTree, shared: tuple[PyTree
 
     def local(leaves: list[jax.Array], shared: tuple[PyTree, ...]) -> PyTree:
         flat = [x.reshape(x.shape[0], -1).astype(jnp.float32) for x in leaves]
+        # Blocks of like width, so that the last is not nearly empty.
         share = -(-sum(x.shape[1] for x in flat) // shards)  # of the columns
-        width = max(16, min(_block_bytes(summed=summed) // (4 * n), share) // 16 * 16)
+        blocks = max(1, -(-share // max(16, _block_bytes(summed=summed) // (4 * n))))
+        width = max(16, -(-share // (16 * blocks)) * 16)
         fetch, count, unpack = _blocks(flat, width * shards)
 
         def work(i: Any) -> PyTree:
@@ -246,6 +250,7 @@ def _mix(mixing: jax.Array, leaf: jax.Array) -> jax.Array:
         block = lax.dynamic_slice(flat, (0, start), (flat.shape[0], width)).astype(jnp.float32)
         finite = jnp.isfinite(block)
         total = jnp.matmul(mixing, jnp.where(finite, block, 0.0), precision=lax.Precision.HIGHEST)
+        # Blocks without NaN are spared the second product; devices may differ in this, so what they exchange is outside.
         spoilt = lax.cond(jnp.all(finite), lambda: jnp.zeros_like(total), lambda: taken @ (~finite).astype(jnp.float32))
         if shards > 1:
             total, spoilt = (lax.psum_scatter(x, CLIENTS, tiled=True) for x in (total, spoilt))
@@ -256,4 +261,4 @@ def _mix(mixing: jax.Array, leaf: jax.Array) -> jax.Array:
         return lax.dynamic_update_slice(out, product(start), (0, start))
 
     out = jnp.zeros((mixing.shape[0] // shards, m), leaf.dtype)
-    return lax.fori_loop(0, -(-m // max(width, 1)), write, out).reshape(-1, *leaf.shape[1:])
+    return lax.fori_loop(0, -(-m // max(width, 1)), write, out).reshape(out.shape[0], *leaf.shape[1:])

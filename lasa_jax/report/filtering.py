@@ -361,7 +361,7 @@ def draw_scores(
             if kind == "magnitude":
                 ax.set_title(name.removeprefix("params/"), fontsize=9)
         line[0].set_ylabel("clients")
-        line[-1].legend(fontsize=7)
+        line[-1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))  # beside the last panel
     if title:
         figure.suptitle(title)
     return figure
