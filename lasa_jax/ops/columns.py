@@ -20,12 +20,14 @@ from lasa_jax.ops.rows import CLIENTS, num_shards, on_each_shard, one_at_a_time
 PyTree = Any
 
 
-def _block_bytes(*, summed: bool) -> int:
-    """Largest size of a block of one run: on a CPU it stays in cache, where products want longer rows than sorting; else a
-    part of memory."""
+def _block_width(n: int, *, summed: bool) -> int:
+    """Most columns of a block of n rows of one run: on a CPU it stays in cache, else it is a part of memory.
+
+    Products want longer rows than sorting, but no longer than float32 can add up without losing digits.
+    """
     if not one_at_a_time():
-        return 2**28
-    return 2**20 if summed else 2**18
+        return max(16, 2**28 // (4 * n))
+    return max(16, min(2**20 // (4 * n), 4096) if summed else 2**18 // (4 * n))
 
 
 def map_columns(fn: Callable[..., jax.Array], stack: PyTree, *, shared: tuple[PyTree, ...] = ()) -> PyTree:
@@ -55,7 +57,7 @@ def _over_columns(fn: Callable[..., PyTree], stack: PyTree, shared: tuple[PyTree
         flat = [x.reshape(x.shape[0], -1).astype(jnp.float32) for x in leaves]
         # Blocks of like width, so that the last is not nearly empty.
         share = -(-sum(x.shape[1] for x in flat) // shards)  # of the columns
-        blocks = max(1, -(-share // max(16, _block_bytes(summed=summed) // (4 * n))))
+        blocks = max(1, -(-share // _block_width(n, summed=summed)))
         width = max(16, -(-share // (16 * blocks)) * 16)
         fetch, count, unpack = _blocks(flat, width * shards)
 
@@ -243,7 +245,7 @@ def _mix(mixing: jax.Array, leaf: jax.Array) -> jax.Array:
     shards = num_shards()
     flat = leaf.reshape(leaf.shape[0], -1)
     m = flat.shape[1]
-    width = min(m, max(16, _block_bytes(summed=True) // (4 * mixing.shape[0])))
+    width = min(m, _block_width(mixing.shape[0], summed=True))
     taken = (mixing != 0).astype(jnp.float32)
 
     def product(start: jax.Array) -> jax.Array:

@@ -71,9 +71,9 @@ def _backward(padding: int, saved: tuple[jax.Array, jax.Array], grad: jax.Array)
     """Of the images: the gradient under the kernel turned around. Of the kernel: the images under the gradient as kernel."""
     images, kernel = saved
     full = (kernel.shape[0] - 1 - padding, kernel.shape[1] - 1 - padding)
-    to_images = _direct(grad, jnp.flip(kernel, (0, 1)).swapaxes(2, 3), full)
-    to_kernel = _direct(images.transpose(3, 1, 2, 0), grad.transpose(1, 2, 0, 3), (padding, padding))
-    return to_images, to_kernel.transpose(1, 2, 0, 3)
+    to_images = _direct(grad, jnp.swapaxes(jnp.flip(kernel, (0, 1)), 2, 3), full)
+    to_kernel = _direct(jnp.transpose(images, (3, 1, 2, 0)), jnp.transpose(grad, (1, 2, 0, 3)), (padding, padding))
+    return to_images, jnp.transpose(to_kernel, (1, 2, 0, 3))
 
 
 _with_direct_gradients.defvjp(_forward, _backward)

@@ -62,7 +62,7 @@ class TestRaggedClients:
         alone, *_, none = jax.jit(functools.partial(train_clients, single))(state, point, fed, 1)
         together = dataclasses.replace(program, client_chunk=30)
         *_, much = jax.jit(functools.partial(train_clients, together))(state, point, fed, 1)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), grouped, alone)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=5e-5), grouped, alone)
         assert none == 1
         assert 1 < waste < 0.6 * much
 
