@@ -63,14 +63,15 @@ def test_stopped_by_the_user(tmp_path):
     """Ctrl-C: one line, and the run goes on."""
     path, settings = tmp_path / "run", ("num_clients=8", "clients_per_round=4", "block_rounds=1", "rounds=10000")
     arguments = ("--config=configs/digits.py", *(f"--config.{setting}" for setting in settings), f"--workdir={path}")
+    # Where a shell started the tests in the background, Ctrl-C is ignored, and so it would be below.
+    listen = "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
     process = subprocess.Popen(
-        [sys.executable, "-m", "lasa_jax.main", *arguments],
+        [sys.executable, "-c", f"{listen}; runpy.run_module('lasa_jax.main', run_name='__main__')", *arguments],
         cwd=ROOT,
         env={**os.environ, "XLA_FLAGS": ""},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells ignore it in the background
     )
     while process.poll() is None and not (path / "metrics.jsonl").exists():
         time.sleep(0.1)
