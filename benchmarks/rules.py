@@ -103,6 +103,8 @@ def main() -> None:
         "--rules", default=",".join(aggregators.names()), help="ByzFL's are timed beside all of them only"
     )
     given = parser.parse_args()
+    if unknown := set(given.rules.split(",")) - set(aggregators.names()):
+        parser.error(f"--rules: {', '.join(sorted(unknown))} not known: allowed are {', '.join(aggregators.names())}")
     with jax.set_mesh(make_mesh()):
         tables(given.clients, given.model, given.rules.split(","))
 

@@ -438,11 +438,8 @@ class Workdir:
         return self._folder(last_round).with_suffix(".json")
 
     def _remove(self, last_round: int) -> None:
-        for path in (
-            self._manifest(last_round),
-            self._folder(last_round),
-        ):  # in this order: no longer a checkpoint at once
-            _delete(path)
+        _delete(self._manifest(last_round))  # first: then it is no checkpoint any more
+        _delete(self._folder(last_round))
 
     def _keep_only(self, rounds: Collection[int]) -> None:
         """Removes all checkpoints but those of these rounds, and what a process left that was stopped while it wrote one."""
