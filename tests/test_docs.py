@@ -87,6 +87,19 @@ def test_every_method_is_in_the_readme():
         assert f"`{name}`" in text, name
 
 
+def rows_of_table_1(path: str) -> dict[str, list[str]]:
+    """The numbers of the table of rules and attacks on digits in a page, without spreads and marks."""
+    rows = re.search(r"\| rule \| No Attack .*\n\|[-:| ]+\n((?:\|.*\n)+)", (ROOT / path).read_text())[1].splitlines()
+    return {row.split("|")[1].strip(): re.findall(r"(?<!± )\b\d+\.\d+", row) for row in rows}
+
+
+def test_the_readmes_table_is_the_one_measured():
+    shown, measured = rows_of_table_1("README.md"), rows_of_table_1("docs/results/digits_tables.md")
+    assert len(shown) == 9
+    assert {len(numbers) for numbers in shown.values()} == {10}
+    assert shown == measured
+
+
 def test_every_method_has_its_formula_in_the_reference():
     """A line of the table that is typeset: the formulas in docstrings are plain text."""
     for page, names in (("aggregators", aggregators.names()), ("attacks", attacks.names())):
