@@ -1,6 +1,11 @@
 """Notebooks are stored without output, and run. All of them: `python -m pytest --nbmake notebooks`."""
 
+import os
+import shutil
+import site
+import subprocess
 import tomllib
+import venv
 from pathlib import Path
 
 import nbformat
@@ -32,11 +37,44 @@ def test_the_first_cell_installs_from_the_repository(path):
     notebook = read(path)
     first = next(cell for cell in notebook.cells if cell.cell_type == "code")
     address = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"].get("urls", {}).get("Repository")
-    install = '-e "..[notebooks]"' if address is None else f'"lasa_jax[notebooks] @ git+{address}"'
-    assert 'find_spec("lasa_jax") is None' in first.source
+    install = '"..[notebooks]"' if address is None else f'"lasa_jax[notebooks] @ git+{address}"'
     assert f"%pip install --quiet {install}" in first.source
     on_colab = (address or PLACEHOLDER).replace("https://github.com", "https://colab.research.google.com/github")
     assert f"({on_colab}/blob/main/notebooks/{path.name})" in notebook.cells[0].source
+
+
+@pytest.mark.slow
+def test_after_the_first_cell_the_package_is_there(tmp_path):
+    """In the same kernel, which an editable install would not do; the environment has all that we need."""
+    environment = tmp_path / "environment"
+    venv.create(environment, with_pip=True, symlinks=True)
+    (packages,) = environment.glob("lib/python*/site-packages")
+    (packages / "others.pth").write_text(
+        "\n".join(site.getsitepackages())
+    )  # whose own .pth files, as ours, do not count
+    source = next(cell.source for cell in read(NOTEBOOKS[0]).cells if cell.cell_type == "code")
+    source = source.replace("%matplotlib inline", "")  # the shell below draws nothing
+    code = f"""
+from IPython.core.interactiveshell import InteractiveShell
+shell = InteractiveShell.instance()
+assert not shell.run_cell("import lasa_jax", silent=True).success
+for source in ({source!r}, "from lasa_jax.report import compare", "print(compare.__file__, len(compare.published()))"):
+    shell.run_cell(source).raise_error()
+"""
+    python = environment / "bin" / "python"
+    clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    done = subprocess.run(
+        [python, "-c", code],
+        cwd=ROOT / "notebooks",
+        env=clean,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    shutil.rmtree(ROOT / "build", ignore_errors=True)  # pip's, ignored by git
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert str(packages) in done.stdout
 
 
 @pytest.mark.parametrize("path", [ROOT / "notebooks" / "quickstart.ipynb", *SLOW])

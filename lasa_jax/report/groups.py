@@ -48,7 +48,7 @@ _LAST_RULE = {"lasa": "LASA"}
 # Settings that come with a method or do not change what is computed. The clip is set by rule, see docs/fidelity.md.
 _WITH_THE_RULE = ("client.clip_norm",)
 _NOT_COMPUTED = ("block_rounds", "client_chunk", "eval_batch_size", "deterministic", "record_filtering")
-_NOT_COMPARED = (*UNIDENTIFYING, "attack_ratio", "seed", *_NOT_COMPUTED)
+NOT_COMPARED = (*UNIDENTIFYING, "attack_ratio", "seed", *_NOT_COMPUTED)
 _TITLE = ("dataset", "model", "rounds", "fidelity")
 _FIRST = ("dataset", "fidelity", "rounds", "model")
 
@@ -84,7 +84,7 @@ class Group:
 
 def split(results: Results) -> tuple[list[Group], str | None]:
     """The groups of the runs in the order of their settings, and a line with the fields that tell them apart."""
-    shared = [field for field in results.fields if field not in _NOT_COMPARED and not _of_a_method(field)]
+    shared = [field for field in results.fields if field not in NOT_COMPARED and not _of_a_method(field)]
     texts = results.runs[shared].map(str)
     differing: list[str] = []  # without those that follow from the others, as the model from the dataset
     for field in sorted(shared, key=lambda field: (_FIRST.index(field) if field in _FIRST else len(_FIRST), field)):

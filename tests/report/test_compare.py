@@ -49,17 +49,19 @@ def test_the_tables_agree_where_they_overlap():
         assert own.max() - own.min() < 0.01
 
 
+def run_on_mnist(root, settings, accuracy, rounds=180):
+    write_run(root, {"fidelity": "published", **settings}, [accuracy] * rounds, dataset="mnist")
+
+
 def test_cells_beside_the_papers(tmp_path):
     for seed, accuracy in ((1, 0.97), (2, 0.98)):
-        write_run(tmp_path, of("signguard", "byzmean", seed), [accuracy], dataset="mnist")
-        write_run(tmp_path, of("lasa", "byzmean", seed, lasa__sparsity_level=0.5), [accuracy], dataset="mnist")
-    write_run(tmp_path, of("lasa", "byzmean"), [0.9], dataset="mnist")
-    write_run(
-        tmp_path, of("lasa", "byzmean", lasa__granularity="model"), [0.1], dataset="mnist"
-    )  # not LASA as published
-    write_run(tmp_path, of("lasa", "byzmean", ratio=0.1), [0.1], dataset="mnist")  # at another ratio
-    write_run(tmp_path, of("median", "byzmean"), [0.1], dataset="mnist")  # not in the paper
-    write_run(tmp_path, of("fedavg", "none", ratio=0.1), [0.9], dataset="mnist")  # without attack no ratio matters
+        run_on_mnist(tmp_path, of("signguard", "byzmean", seed), accuracy)
+        run_on_mnist(tmp_path, of("lasa", "byzmean", seed, lasa__sparsity_level=0.5), accuracy)
+    run_on_mnist(tmp_path, of("lasa", "byzmean"), 0.9)
+    run_on_mnist(tmp_path, of("lasa", "byzmean", ratio=0.1), 0.1)  # at another ratio
+    run_on_mnist(tmp_path, of("median", "byzmean"), 0.1)  # not in the paper
+    for ratio in (0.1, 0.3):  # without attack no ratio matters, and one is enough
+        run_on_mnist(tmp_path, of("fedavg", "none", ratio=ratio), 0.9)
     group = group_of(tmp_path)
     compared = compare.compare(group)
     shown = compared[
@@ -73,12 +75,63 @@ def test_cells_beside_the_papers(tmp_path):
         [2, "lasa", 0.5, 97.821, 97.5, -0.321, -0.454, 2],
         [3, "lasa", 0.3, 97.943, 90.0, -7.943, None, 1],
     ]
+    assert set(compared["differs"]) == {""}
     table = compare.as_table(group, compared)
     rows = [[cell.text for cell in row] for row in table.rows]
     assert rows[1] == ["1", "signguard", "byzmean", "", "97.63", "97.50 ± 0.71", "-0.13", "-0.2", "2"]
     assert rows[4] == ["2", "lasa", "byzmean", "sparsity level 0.5", "97.82", "97.50 ± 0.71", "-0.32", "-0.5", "2"]
     assert rows[5][3] == "radii 1, 2"
     assert table.notes[1] == "Table 1: 3 cells, 5.31 points apart in the mean, at most 7.94 (lasa, byzmean)."
+
+
+def test_runs_that_are_not_the_papers_say_so_and_do_not_count(tmp_path):
+    run_on_mnist(tmp_path, of("signguard", "byzmean"), 0.97)
+    run_on_mnist(tmp_path, {**of("signguard", "lie"), "attack.lie.z": 3.0}, 0.2)
+    run_on_mnist(tmp_path, {**of("fedavg", "lie"), "client.clip_norm": 5.0}, 0.2)
+    run_on_mnist(tmp_path, of("bulyan", "lie", bulyan__variant="paper"), 0.2)
+    run_on_mnist(tmp_path, of("lasa", "lie", lasa__granularity="model"), 0.2)
+    group = group_of(tmp_path)
+    compared = compare.compare(group)
+    told = {(row.rule, row.attack): row.differs for row in compared.itertuples()}
+    assert told == {
+        ("signguard", "byzmean"): "",
+        ("signguard", "lie"): "attack.z 3 (0.5)",
+        ("fedavg", "lie"): "client.clip_norm 5 (1)",
+        ("bulyan", "lie"): "aggregator.variant paper (published)",
+        ("lasa", "lie"): "aggregator.granularity model (layer)",
+    }
+    table = compare.as_table(group, compared)
+    assert table.headings[-1].startswith("differs")
+    assert table.notes[1] == (
+        "Table 1: 1 cell, 0.63 points apart in the mean, at most 0.63 (signguard, byzmean); "
+        "not counted: 4 of runs that differ from the paper's."
+    )
+
+
+def test_runs_of_other_rounds_are_not_the_papers(tmp_path):
+    run_on_mnist(tmp_path, of("signguard", "byzmean"), 0.97, rounds=2)
+    compared = compare.compare(group_of(tmp_path))
+    assert compared["differs"].tolist() == ["rounds 2 (180)"]
+    assert compare.as_table(group_of(tmp_path), compared).notes[1] == (
+        "Table 1: 0 cells; not counted: 1 of runs that differ from the paper's."
+    )
+
+
+def test_doubtful_numbers_are_marked(tmp_path):
+    """In MNIST's row of FedAvg eight cells add up to 454.91, eight times the printed 56.36 is 450.88."""
+    (reason,) = set(published(table=1, dataset="mnist", rule="fedavg", attack="lie")["doubtful"])
+    assert reason == "the printed average asks for -4 points in the cells of this row"
+    assert set(published(table=1, dataset="mnist", rule="lasa")["doubtful"]) == {""}
+    rows = compare.published().query("table == 1 and attack == 'lie' and doubtful != ''")
+    assert len(rows) == 22  # of 27, as shared/paper says
+    level = published(table=2, dataset="femnist", attack="min_max", sparsity_level=0.3).iloc[0]
+    (elsewhere,) = published(table=1, dataset="femnist", rule="lasa", attack="tailored_trmean")["published"]
+    assert abs(level["published"] - elsewhere) < 0.005
+    assert "TailoredTrmean" in level["doubtful"]
+    run_on_mnist(tmp_path, of("fedavg", "lie"), 0.97)
+    table = compare.as_table(group_of(tmp_path), compare.compare(group_of(tmp_path)))
+    assert table.rows[0][4].text == "96.86 ?"
+    assert table.notes[2] == f"?: {reason} (table 1, fedavg)."
 
 
 def test_datasets_that_the_paper_does_not_have(tmp_path):
