@@ -381,6 +381,35 @@ def as_json(config: ConfigDict) -> dict[str, Any]:
     return plain(config.to_dict())
 
 
+def from_json(stored: Mapping[str, Any]) -> ConfigDict:
+    """The resolved config of which `as_json` made these values, checked as a new one.
+
+    Raises:
+      InputError: if it is none of this version: a field is missing, unknown or out of range.
+    """
+    flat: dict[str, Any] = {}
+    for field, value in flatten({name: value for name, value in stored.items() if name != "source_id"}):
+        kind, _, name = field.partition(".parameters.")
+        if name:
+            field = f"{kind}.{dict(flatten(stored)).get(f'{kind}.name')}.{name}"
+        if not isinstance(value, Mapping):  # the parameters of a method that has none
+            flat[field] = float(value) if value in ("inf", "-inf") else value
+    if flat.get("client.clip_norm", 0.0) is None:
+        flat["client.clip_norm"] = math.inf  # None would leave it to the fidelity
+    check_fields(flat)
+    config = default()
+    try:
+        config.update_from_flattened_dict(flat)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"config.json: {' '.join(str(error).split())}") from None
+    resolved = resolve(config)
+    kept = {name: value for name, value in stored.items() if name != "source_id"}
+    difference = first_difference(kept, as_json(resolved))
+    if difference is not None:
+        raise InputError(f"config.json: is of another version of lasa_jax, {difference}")
+    return resolved
+
+
 def to_json(config: ConfigDict) -> str:
     """A resolved config as JSON text."""
     return json.dumps(as_json(config), indent=2, sort_keys=True) + "\n"

@@ -1,11 +1,14 @@
 """One round of a run, computed again to look inside: what the server received, and the models of the clients on the way.
 
 before = replay.before_round(config, 12)
-updates, malicious = replay.received(before)
+updates, malicious, clients = replay.received(before)
+
+Of a run that was kept: `python -m lasa_jax.report round RUN 12`.
 """
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -20,6 +23,7 @@ from lasa_jax.data import FederatedDataset
 from lasa_jax.errors import check_number
 from lasa_jax.federated.round import Point, Program, State, clients_of_round, one_round, receive, train_clients
 from lasa_jax.models import Variables
+from lasa_jax.workdir import Workdir
 
 PyTree = Any
 
@@ -34,14 +38,16 @@ class Before(NamedTuple):
     round_index: int
 
 
-def before_round(config: ConfigDict, round_index: int) -> Before:
-    """Plays the rounds of a run that come before one. Nothing is read from or written to a run directory.
+def before_round(config: ConfigDict, round_index: int, run: str | os.PathLike[str] | None = None) -> Before:
+    """Plays the rounds of a run that come before one, all of them or those since a checkpoint. Nothing is written.
 
-    Clients, batches, attack and rule are those of the run; on other devices than the run's, sums are rounded differently.
+    Clients, batches, attack and rule are those of the run. Sums are rounded differently on other devices than the run's and
+    in another program, as this one is: over many rounds a filter may decide otherwise on a client that is on its border.
 
     Args:
-      config: resolved, see `config.resolve`.
+      config: resolved, see `config.resolve`; `config.from_json` gives that of a run.
       round_index: counted from 1, at most `config.rounds`.
+      run: a directory of that config; the newest sound checkpoint before the round is the start, if it has one.
 
     Raises:
       InputError: if the round is out of range, or the data is missing.
@@ -53,21 +59,39 @@ def before_round(config: ConfigDict, round_index: int) -> Before:
     point = build.make_point(config, program)
     fed = jax.device_put(FederatedDataset(dataset.train, dataset.test, shares))
     state = jax.jit(program.init)(point)
+    done, state = (0, state) if run is None else _last_checkpoint(Workdir(run, lock=False), round_index, state)
     step = jax.jit(functools.partial(one_round, program))
-    for index in range(1, round_index):
+    for index in range(done + 1, round_index):
         state, _ = step(state, point, fed, jnp.int32(index))
     return Before(program, state, point, fed, round_index)
 
 
-def received(before: Before) -> tuple[PyTree, np.ndarray]:
+def _last_checkpoint(workdir: Workdir, round_index: int, start: State) -> tuple[int, State]:
+    """The newest state that is kept of the rounds before one, and how many rounds it has seen; else the start."""
+    for done in reversed([done for done in workdir.checkpoint_rounds() if done < round_index]):
+        state = workdir.restore_checkpoint(done, start)
+        if state is not None:
+            return done, state
+    return 0, start
+
+
+def update_norm(before: Before) -> float:
+    """The norm of the round's update after the rule, as `update_norm` in the metrics of a run."""
+    call = jax.jit(functools.partial(one_round, before.program))
+    _, metrics = call(before.state, before.point, before.data, jnp.int32(before.round_index))
+    return float(metrics.update_norm)
+
+
+def received(before: Before) -> tuple[PyTree, np.ndarray, np.ndarray]:
     """What the server received in the round, after the attack.
 
     Returns:
-      Stacked updates, NumPy arrays `(n, ...)`, and who is malicious, bool `(n,)`.
+      Stacked updates, NumPy arrays `(n, ...)`; who is malicious, bool `(n,)`; and their ids in the population, int32 `(n,)`.
     """
     call = jax.jit(functools.partial(receive, before.program))
     arrived, _ = call(before.state, before.point, before.data, jnp.int32(before.round_index))
-    return jax.device_get((arrived.updates, arrived.malicious))
+    ids = clients_of_round(before.program, before.point, jnp.int32(before.round_index))
+    return jax.device_get((arrived.updates, arrived.malicious, ids))
 
 
 def local_models(before: Before) -> Variables:

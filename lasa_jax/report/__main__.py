@@ -3,7 +3,8 @@
 python -m lasa_jax.report DIR                            tables and figures of the runs below DIR, written to DIR/report
 python -m lasa_jax.report compare DIR                    the paper's numbers beside those of DIR
 python -m lasa_jax.report filtering RUN                  who was filtered in which layer, over a run that recorded it
-python -m lasa_jax.report robustness ROUND.npz --noise=3.3 --divergence=3.8     the paper's bound on a saved round
+python -m lasa_jax.report round RUN 12 --variances       a round of a run, computed again and saved to round_12.npz
+python -m lasa_jax.report robustness round_12.npz        the paper's bound on a saved round
 python -m lasa_jax.report partition --config=configs/cifar10.py:alpha=0.1 --output=partition.png
 """
 
@@ -77,7 +78,10 @@ def _compare(given: argparse.Namespace) -> None:
 
 
 def _robustness(given: argparse.Namespace) -> None:
-    """Prints and writes the paper's bound and the error of LASA on a saved round against the sparsity level."""
+    """Prints and writes the paper's bound and the error of LASA on a saved round against the sparsity level.
+
+    With --rules prints the (f, kappa)-robustness coefficient of rules on it too.
+    """
     from lasa_jax.report import figures, filtering, output, robustness, tables
 
     saved = filtering.load_round(given.round)
@@ -89,12 +93,49 @@ def _robustness(given: argparse.Namespace) -> None:
         magnitude_radius=given.magnitude_radius,
         direction_radius=given.direction_radius,
     )
-    _console().print(tables.as_rich(robustness.as_table(frame)))
+    made = [robustness.as_table(frame)]
+    if given.rules:
+        made.append(robustness.coefficients_table(saved, given.rules.split(",")))
+    for table in made:
+        _console().print(tables.as_rich(table))
     drawn = robustness.draw_against_sparsity(frame, Path(given.round).name)
     files: dict[str, str | bytes] = {f"robustness.{kind}": figures.as_bytes(drawn, kind) for kind in ("png", "svg")}
     files["robustness.csv"] = frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    files["robustness.md"] = "\n".join(map(tables.as_markdown, made))
+    files["robustness.tex"] = "\n".join(map(tables.as_latex, made))
     output.write(path, files, own=())
     print(f"report: {path}: {', '.join(sorted(files))}")
+
+
+def _round(given: argparse.Namespace) -> None:
+    """Computes a round of a run again, from its last checkpoint before, and saves what the server received."""
+    from lasa_jax import config as configs
+    from lasa_jax import replay
+    from lasa_jax.report import filtering, robustness
+    from lasa_jax.workdir import Workdir
+
+    workdir = Workdir(given.directory, lock=False)
+    stored = workdir.config()
+    if stored is None:
+        raise InputError(f"{given.directory}: has no config.json, allowed is the directory of a run")
+    before = replay.before_round(configs.from_json(stored), given.index, given.directory)
+    saved = filtering.Round(*replay.received(before))
+    if given.variances:
+        found = robustness.round_variances(before, saved.malicious)
+        saved = saved._replace(noise=found.nu, divergence=found.zeta)
+    path = Path(f"round_{given.index}.npz" if given.output is None else given.output)
+    filtering.save_round(path, saved)
+    recorded = {line["round"]: line["update_norm"] for line in workdir.metrics()}.get(given.index)
+    if recorded is not None:
+        norm = replay.update_norm(before)
+        agrees = abs(norm - recorded) <= 1e-3 * abs(recorded)
+        what = (
+            "as in the run"
+            if agrees
+            else f"{recorded:.6g} in the run: rounding has led elsewhere, this is a like round"
+        )
+        _say(f"norm of the round's update {norm:.6g}, {what}")
+    print(f"round {given.index}: {int(saved.malicious.sum())} of {len(saved.malicious)} clients malicious: {path}")
 
 
 def _filtering(given: argparse.Namespace) -> None:
@@ -186,12 +227,23 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     command.add_argument("directory", metavar="RUN", help="directory of one run")
     command.add_argument("--output", metavar="DIR", help="where to write; RUN/report by default")
     command.set_defaults(run=_filtering)
+    command = commands.add_parser("round", help=_round.__doc__, description=_round.__doc__, allow_abbrev=False)
+    command.add_argument("directory", metavar="RUN", help="directory of one run")
+    command.add_argument("index", metavar="ROUND", type=int, help="counted from 1")
+    command.add_argument("--output", metavar="FILE", help="where to write; round_ROUND.npz by default")
+    command.add_argument(
+        "--variances", action="store_true", help="measure nu and zeta too: epochs * clients² gradients of whole clients"
+    )
+    command.set_defaults(run=_round)
     command = commands.add_parser(
         "robustness", help=_robustness.__doc__, description=_robustness.__doc__, allow_abbrev=False
     )
-    command.add_argument("round", metavar="ROUND.npz", help="from lasa_jax.report.filtering.save_round")
-    command.add_argument("--noise", type=float, required=True, help="nu, the variance of stochastic gradients")
-    command.add_argument("--divergence", type=float, required=True, help="zeta, that of gradients between clients")
+    command.add_argument("round", metavar="ROUND.npz", help="from `round`, or filtering.save_round")
+    command.add_argument("--noise", type=float, help="nu, the variance of stochastic gradients; the round's by default")
+    command.add_argument("--divergence", type=float, help="zeta, that of gradients between clients; the round's too")
+    command.add_argument(
+        "--rules", metavar="NAME,NAME", help="whose (f, kappa)-robustness coefficients are printed too"
+    )
     command.add_argument("--magnitude_radius", type=float, default=1.0)
     command.add_argument("--direction_radius", type=float, default=1.0)
     command.add_argument("--output", metavar="DIR", help="where to write; report/ beside the file by default")

@@ -157,8 +157,8 @@ def as_table(group: Group, compared: pd.DataFrame) -> Table:
         spread = "" if pd.isna(cell.spread) else f" ± {cell.spread:.2f}"
         units = "-" if pd.isna(cell.in_spreads) else f"{cell.in_spreads:+.1f}"
         papers = f"{cell.published:.2f}{' ?' if cell.doubtful else ''}"
-        texts = (str(cell.table), cell.rule, cell.attack, setting, papers, f"{cell.ours:.2f}{spread}")
-        texts += (f"{cell.difference:+.2f}", units, str(cell.seeds), *([cell.differs] if differ else []))
+        texts = [str(cell.table), cell.rule, cell.attack, setting, papers, f"{cell.ours:.2f}{spread}"]
+        texts += [f"{cell.difference:+.2f}", units, str(cell.seeds), *([cell.differs] if differ else [])]
         rows.append(tuple(map(Cell, texts)))
     notes = ["The radii are direction, magnitude."]
     for number, part in compared.groupby("table"):
@@ -176,7 +176,7 @@ def as_table(group: Group, compared: pd.DataFrame) -> Table:
             {f"table {cell.table}, {cell.rule if cell.table == 1 else cell.attack}" for cell in part.itertuples()}
         )
         notes.append(f"?: {reason} ({'; '.join(where)}).")
-    headings = ("table", "rule", "attack", "setting", "published", "ours", "difference", "in spreads", "seeds")
-    headings += ("differs from the paper's run in (paper's)",) if differ else ()
+    headings = ["table", "rule", "attack", "setting", "published", "ours", "difference", "in spreads", "seeds"]
+    headings += ["differs from the paper's run in (paper's)"] if differ else []
     caption = f"{group.title}: best test accuracy in %, as published and ours; differences in points"
-    return Table(caption, headings, tuple(rows), 4, tuple(notes))
+    return Table(caption, tuple(headings), tuple(rows), 4, tuple(notes))

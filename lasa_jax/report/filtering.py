@@ -1,9 +1,11 @@
 """Who was dropped in which layer and why: one round's updates saved, filtered again with other numbers, and drawn.
 
-    save_round("round.npz", updates, malicious)                       # what the server received
+    save_round("round.npz", Round(*replay.received(before)))           # what the server received
     saved = load_round("round.npz")
     info = lasa(saved, sparsity_level=0.3, magnitude_radius=2.0)       # the filter again, nothing is trained
-    draw_filtering(info, saved.malicious, magnitude_radius=2.0).savefig("filtering.png")
+    draw_filtering(info, saved, magnitude_radius=2.0).savefig("filtering.png")
+
+`python -m lasa_jax.report round RUN 12` writes such a file for a round of a run.
 
 Colours are those of Okabe and Ito and of maps that colour-blind readers can tell apart.
 """
@@ -28,18 +30,26 @@ Figure = Any  # matplotlib's, which is imported only to draw: half a second that
 
 BENIGN, MALICIOUS = "#0072B2", "#D55E00"
 _MOST_SIDE_BY_SIDE = 16  # layers, before the panels are stacked instead
-_MALICIOUS_KEY = "malicious"
 _PREFIX = "updates/"
 
 
 class Round(NamedTuple):
     """What the server received in one round.
 
-    updates: nested dicts of arrays `(n, ...)`. malicious: bool `(n,)`, the truth that the server does not know.
+    updates: nested dicts of arrays `(n, ...)`. malicious: bool `(n,)`, the truth that the server does not know. clients:
+    their ids in the population, int `(n,)`, as in what a run records. noise, divergence: nu and zeta of the theory, see
+    `robustness.bound`. The last three are None where they are not known.
     """
 
     updates: PyTree
     malicious: np.ndarray
+    clients: np.ndarray | None = None
+    noise: float | None = None
+    divergence: float | None = None
+
+    def names(self) -> np.ndarray:
+        """What the clients are called: their ids, or their rows where those are not known."""
+        return np.arange(len(self.malicious)) if self.clients is None else self.clients
 
 
 def layers(tree: PyTree) -> dict[str, Any]:
@@ -47,29 +57,32 @@ def layers(tree: PyTree) -> dict[str, Any]:
     return dict(zip(layer_names(tree), jax.tree.leaves(tree), strict=True))
 
 
-def save_round(path: str | os.PathLike[str], updates: PyTree, malicious: Any) -> None:
-    """Writes stacked updates and the malicious mask to an .npz file, which appears whole or not at all.
+def save_round(path: str | os.PathLike[str], saved: Round) -> None:
+    """Writes a round to an .npz file, which appears whole or not at all.
 
     Args:
       path: the file.
-      updates: nested dicts of arrays `(n, ...)`.
-      malicious: bool `(n,)`.
+      saved: the round.
 
     Raises:
       InputError: if the arrays do not have one row a client, or the file cannot be written.
     """
-    arrays: dict[str, Any] = {_PREFIX + name: np.asarray(leaf) for name, leaf in layers(updates).items()}
-    mask = np.asarray(malicious, bool)
+    arrays: dict[str, Any] = {_PREFIX + name: np.asarray(leaf) for name, leaf in layers(saved.updates).items()}
+    mask = np.asarray(saved.malicious, bool)
     if mask.ndim != 1 or not arrays or any(x.shape[:1] != mask.shape for x in arrays.values()):
         found = ", ".join(str(x.shape) for x in arrays.values())
         raise InputError(
             f"updates: allowed are arrays with a row for each of {mask.shape} clients, found {found or 'none'}"
         )
+    if saved.clients is not None and np.shape(saved.clients) != mask.shape:
+        raise InputError(f"clients: allowed is an id for each of {mask.shape} clients, found {np.shape(saved.clients)}")
+    known = {"clients": saved.clients, "noise": saved.noise, "divergence": saved.divergence}
+    arrays |= {"malicious": mask, **{name: np.asarray(x) for name, x in known.items() if x is not None}}
     path = Path(path)
     part = path.with_name(f".{path.name}.part")
     try:
         with open(part, "wb") as file:
-            np.savez_compressed(file, **{_MALICIOUS_KEY: mask, **arrays})
+            np.savez_compressed(file, **arrays)
         os.replace(part, path)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror})") from None
@@ -86,8 +99,10 @@ def load_round(path: str | os.PathLike[str]) -> Round:
             arrays = {name: archive[name] for name in archive.files}
     except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: cannot be read as a saved round ({error})") from None
-    mask = arrays.pop(_MALICIOUS_KEY, None)
+    mask, clients, *numbers = (arrays.pop(name, None) for name in ("malicious", "clients", "noise", "divergence"))
     whole = mask is not None and mask.dtype == bool and mask.ndim == 1 and bool(arrays)
+    whole = whole and (clients is None or (clients.dtype.kind == "i" and clients.shape == mask.shape))
+    whole = whole and all(x is None or (x.dtype.kind == "f" and x.ndim == 0) for x in numbers)
     if not whole or any(not name.startswith(_PREFIX) or x.shape[:1] != mask.shape for name, x in arrays.items()):
         raise InputError(f"{path}: is no saved round, allowed is what lasa_jax.report.filtering.save_round writes")
     updates: dict[str, Any] = {}
@@ -97,7 +112,8 @@ def load_round(path: str | os.PathLike[str]) -> Round:
         for folder in folders:
             table = table.setdefault(folder, {})
         table[last] = array
-    return Round(updates, mask)
+    noise, divergence = (None if x is None else float(x) for x in numbers)
+    return Round(updates, mask, clients, noise, divergence)
 
 
 def apply(rule: Aggregator, saved: Round, num_malicious: int | None = None) -> Any:
@@ -137,19 +153,20 @@ def _lasa(updates: PyTree, num_kept: Any, magnitude_radius: Any, direction_radiu
     return _diagnostics(rule, updates, (), 0)
 
 
-def table(info: Any, malicious: np.ndarray) -> pd.DataFrame:
-    """Diagnostics as a table with a row for each client and layer.
+def table(info: Any, saved: Round) -> pd.DataFrame:
+    """Diagnostics of a rule on a round, as a table with a row for each client and layer.
 
-    Columns: client (row of the stack), layer, malicious, kept (weight not 0), and every field of the diagnostics that has a
-    number a client and layer: `weight`, and for LASA `norm`, `purity`, `magnitude_score`, `direction_score`.
+    Columns: client (its id as in what a run records, else its row in the stack), layer, malicious, kept (weight not 0), and
+    every field of the diagnostics that has a number a client and layer: `weight`, and for LASA `norm`, `purity`,
+    `magnitude_score`, `direction_score`.
     """
-    n = len(malicious)
+    n = len(saved.malicious)
     names = list(layers(info.weight))
     rows = pd.DataFrame(
         {
-            "client": np.tile(np.arange(n), len(names)),
+            "client": np.tile(saved.names(), len(names)),
             "layer": np.repeat(names, n),
-            "malicious": np.tile(malicious, len(names)),
+            "malicious": np.tile(saved.malicious, len(names)),
             "kept": _stacked(info.weight).ravel() != 0,
         }
     )
@@ -165,10 +182,10 @@ def _stacked(tree: PyTree) -> np.ndarray:
     return np.stack([np.asarray(x) for x in layers(tree).values()])
 
 
-def rates(info: Any, malicious: np.ndarray) -> dict[str, float]:
+def rates(info: Any, saved: Round) -> dict[str, float]:
     """Share of malicious clients that were dropped and of benign ones that were kept, over all layers; NaN if none."""
     kept = _stacked(info.weight) != 0
-    dropped, stayed = 1 - kept[:, malicious], kept[:, ~malicious]
+    dropped, stayed = 1 - kept[:, saved.malicious], kept[:, ~saved.malicious]
     return {
         "malicious_filtered": float(dropped.mean()) if dropped.size else np.nan,
         "benign_kept": float(stayed.mean()) if stayed.size else np.nan,
@@ -186,13 +203,13 @@ def rates_against(saved: Round, setting: str, values: Sequence[float], **others:
     """
     check_choice("setting", setting, ("sparsity_level", "magnitude_radius", "direction_radius"))
     return pd.DataFrame(
-        [{setting: value, **rates(lasa(saved, **{**others, setting: value}), saved.malicious)} for value in values]
+        [{setting: value, **rates(lasa(saved, **{**others, setting: value}), saved)} for value in values]
     )
 
 
 def draw_filtering(
     info: FilterDiagnostics,
-    malicious: np.ndarray,
+    saved: Round,
     *,
     magnitude_radius: float,
     direction_radius: float = 1.0,
@@ -205,7 +222,7 @@ def draw_filtering(
 
     Args:
       info: from `lasa`.
-      malicious: bool `(n,)`.
+      saved: the round.
       magnitude_radius, direction_radius: that `info` was computed with.
       title: of the whole picture.
     """
@@ -233,23 +250,24 @@ def draw_filtering(
         )
     kept = (_stacked(info.weight) != 0).astype(float)
     panels.append(("kept", kept, {"cmap": ListedColormap(["#222222", "#E8E8E8"]), "vmin": 0, "vmax": 1}))
-    return heatmaps(panels, list(layers(info.weight)), malicious, title)
+    return heatmaps(panels, list(layers(info.weight)), saved.malicious, title, saved.names())
 
 
-def draw_weights(infos: Mapping[str, Any], malicious: np.ndarray, title: str = "") -> Figure:
+def draw_weights(infos: Mapping[str, Any], saved: Round, title: str = "") -> Figure:
     """Heatmaps client x layer of the weight that each rule gave, times n: 1 is the share in a plain mean, 0 is dropped.
 
     Args:
-      infos: diagnostics by the name of the rule, all of the same round.
-      malicious: bool `(n,)`; malicious clients are the rows on top.
+      infos: diagnostics by the name of the rule, from `apply`.
+      saved: the round; its malicious clients are the rows on top.
       title: of the whole picture.
     """
-    shares = {name: _stacked(info.weight) * len(malicious) for name, info in infos.items()}
+    shares = {name: _stacked(info.weight) * len(saved.malicious) for name, info in infos.items()}
     top = max(2.0, *(float(share.max()) for share in shares.values()))
     panels = [
         (f"{name}, weight x n", share, {"cmap": "cividis", "vmin": 0, "vmax": top}) for name, share in shares.items()
     ]
-    return heatmaps(panels, list(layers(next(iter(infos.values())).weight)), malicious, title)
+    names = list(layers(next(iter(infos.values())).weight))
+    return heatmaps(panels, names, saved.malicious, title, saved.names())
 
 
 def heatmaps(
@@ -257,11 +275,11 @@ def heatmaps(
     names: Sequence[str],
     malicious: np.ndarray,
     title: str,
-    clients: np.ndarray | None = None,
+    clients: np.ndarray,
 ) -> Figure:
     """One heatmap a panel `(heading, (layers, n), how)`, clients as rows with the malicious on top.
 
-    clients: what the rows are called; by their number if None.
+    clients: what the rows are called, `(n,)`.
     """
     from matplotlib.figure import Figure
     from matplotlib.transforms import blended_transform_factory
@@ -296,7 +314,7 @@ def heatmaps(
             ax.axhline(bad - 0.5, color="black", linewidth=1.5)
         if stacked or place == 0:
             step = max(1, n // 50)
-            ax.set_yticks(range(0, n, step), (order if clients is None else clients[order])[::step], fontsize=7)
+            ax.set_yticks(range(0, n, step), clients[order][::step], fontsize=7)
             for label, client in zip(ax.get_yticklabels(), order[::step], strict=True):
                 label.set_color(MALICIOUS if malicious[client] else BENIGN)
             beside = blended_transform_factory(ax.transAxes, ax.transData)
@@ -314,7 +332,7 @@ def heatmaps(
 
 def draw_scores(
     info: FilterDiagnostics,
-    malicious: np.ndarray,
+    saved: Round,
     *,
     magnitude_radius: float,
     direction_radius: float = 1.0,
@@ -325,7 +343,7 @@ def draw_scores(
 
     Args:
       info: from `lasa`.
-      malicious: bool `(n,)`.
+      saved: the round.
       magnitude_radius, direction_radius: that `info` was computed with.
       only: names of the layers that are shown; the first eight if None.
       title: of the whole picture.
@@ -352,7 +370,7 @@ def draw_scores(
         edges = np.linspace(0, top, 25)
         for ax, name in zip(line, names, strict=True):
             score = by_layer[name]
-            parts = [score[mask & np.isfinite(score)] for mask in (malicious, ~malicious)]
+            parts = [score[mask & np.isfinite(score)] for mask in (saved.malicious, ~saved.malicious)]
             ax.hist(parts, edges, stacked=True, color=[MALICIOUS, BENIGN], label=["malicious", "benign"])
             if np.isfinite(radius):
                 ax.axvline(radius, color="black", linestyle="--", linewidth=1.2, label=f"radius {radius:g}")

@@ -51,6 +51,7 @@ def test_the_bound_holds_where_its_assumptions_do(crafted):
             assert found.benign_variance <= found.lemma_4
             measured = robustness.bound(saved, noise=0, divergence=found.benign_variance, sparsity_level=level, **radii)
             assert 0 < found.squared_error == measured.squared_error <= measured.bound <= found.bound
+            assert found.squared_error <= measured.layered_bound <= found.layered_bound
             assert found.tightness == found.squared_error / found.bound
 
 
@@ -118,7 +119,7 @@ def test_against_sparsity_and_its_picture():
 
 def test_the_command_line(tmp_path, capsys):
     saved, nu, zeta = sgd_round(2, "shifted")
-    filtering.save_round(tmp_path / "round.npz", *saved)
+    filtering.save_round(tmp_path / "round.npz", saved)
     numbers = [f"--noise={nu}", f"--divergence={zeta}", "--magnitude_radius=2", "--direction_radius=2"]
     assert main(["robustness", str(tmp_path / "round.npz"), *numbers]) == 0
     shown = capsys.readouterr().out
@@ -130,11 +131,25 @@ def test_the_command_line(tmp_path, capsys):
     printed = [[cell.strip() for cell in line.split("│")[1:3]] for line in shown.splitlines() if "│" in line]
     assert ["0.3", f"{alone.squared_error:.3g}"] in printed
     assert {path.name for path in (tmp_path / "report").iterdir()} == {
-        f"robustness.{kind}" for kind in ("csv", "png", "svg")
+        f"robustness.{kind}" for kind in ("csv", "md", "png", "svg", "tex")
     }
+    filtering.save_round(tmp_path / "known.npz", saved._replace(noise=nu, divergence=zeta))
+    radii = ["--magnitude_radius=2", "--direction_radius=2"]
+    assert main(["robustness", str(tmp_path / "known.npz"), *radii, "--rules=median,krum"]) == 0
+    again = capsys.readouterr().out
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "report" / "robustness.csv"), table)
+    written = (tmp_path / "report" / "robustness.md").read_text()
+    for name in ("median", "krum"):
+        rule = aggregators.create(name)
+        coefficient = robustness.robustness_coefficient(rule, saved.updates, F)
+        error = robustness.squared_error(rule, saved)
+        assert f"| {name} | {coefficient:.3g} | {error:.3g} |" in written
+        assert f"{coefficient:.3g}" in again
     for wrong in (
         [str(tmp_path / "none.npz"), *numbers],
         [str(tmp_path / "round.npz"), "--noise=-1", "--divergence=0"],
+        [str(tmp_path / "round.npz")],
+        [str(tmp_path / "known.npz"), "--rules=krumm"],
     ):
         assert main(["robustness", *wrong]) == 2
         assert len(capsys.readouterr().err.splitlines()) == 1
@@ -146,7 +161,70 @@ def test_small_radii_are_said_to_be_outside_of_the_proof():
     frame = robustness.against_sparsity(saved, [0.3], noise=nu, divergence=zeta, **small)
     assert frame.smallest_kept[0] < N / 2 - F
     assert not frame.enough_kept[0]
-    assert "the proof does not cover" in robustness.as_table(frame).notes[0]
+    assert "the proof does not cover" in robustness.as_table(frame).notes[2]
+
+
+def three_kinds_of_clients() -> Round:
+    """48 honest clients, three layers: each kind of client keeps another layer, where LASA drops it, and all are alike."""
+    rng = np.random.default_rng(0)
+    x = np.where(rng.random((48, 3, 20, 20)) < 0.03, -0.999, 0.999)
+    for client in range(48):
+        x[client, client % 3] = 1.0
+    return Round({f"layer{k}": x[:, k].astype(np.float32) for k in range(3)}, np.zeros(48, bool))
+
+
+def test_equation_14_does_not_follow_from_its_assumptions():
+    """One exact step of SGD, eta = 1 / (2 tau) = 1/2, on gradients of 2 Delta_i: nu = 0, zeta = 4 V; the error is above.
+
+    Each layer is the mean of clients that zeroed it, so that F = 0, while b_k says that nobody zeroes more than two thirds.
+    """
+    saved = three_kinds_of_clients()
+    spread = robustness.bound(saved, noise=0, divergence=0).benign_variance
+    numbers = {"sparsity_level": 1 - (400 + 1.5) / 1200, "magnitude_radius": 2.0, "direction_radius": 1.0}
+    for divergence in (4 * spread, spread):  # by Lemma 4's assumptions; what the updates do vary by
+        found = robustness.bound(saved, noise=0, divergence=divergence, **numbers)
+        assert found.enough_kept
+        assert found.conditions_hold
+        assert found.b_k == pytest.approx(2 / 3, rel=0.01)
+        assert found.squared_error > 1.1 * found.bound
+        assert found.tightness > 1.1
+        assert found.b_by_layer == pytest.approx(1, rel=0.01)
+        assert found.squared_error <= found.layered_bound
+    frame = robustness.against_sparsity(
+        saved, [numbers["sparsity_level"]], noise=0, divergence=spread, magnitude_radius=2.0
+    )
+    assert "larger than the bound at sparsity level 0.66" in robustness.as_table(frame).notes[-1]
+
+
+def test_what_the_proof_gives_layer_by_layer():
+    """b added up over layers, and a malicious client counts only where a layer keeps it."""
+    saved, nu, zeta = sgd_round(0, "flipped")
+    far = {name: x.copy() for name, x in saved.updates.items()}
+    for x in far.values():
+        x[:F] *= 100
+    level = 0.7
+    numbers = {"noise": nu, "divergence": zeta, "sparsity_level": level, "magnitude_radius": 2.0}
+    found = robustness.bound(saved._replace(updates=far), **numbers)
+    mean = {name: x[F:].astype(np.float64).mean(0).ravel() for name, x in far.items()}
+    flat = np.concatenate([far[name].reshape(N, -1) for name in ("v", "w")], 1)
+    kept = np.stack([np.abs(row) > np.sort(np.abs(row))[-int(80 * 0.3 + 1e-9)] for row in flat])
+    lost = [(mean["v"] ** 2 * ~kept[:, :30]).sum(1).max(), (mean["w"] ** 2 * ~kept[:, 30:]).sum(1).max()]
+    total = sum((x**2).sum() for x in mean.values())
+    assert found.b_by_layer == pytest.approx(sum(lost) / total, rel=1e-6)
+    assert found.b_by_layer > found.b_k
+    spread = 4 * nu + 2 * zeta + 4 * found.update_bound  # all three are dropped everywhere
+    expected = found.c_k * (1 + F / (N - 2 * F)) * spread + found.b_by_layer * found.update_bound
+    assert found.layered_bound == pytest.approx(expected, rel=1e-6)
+    assert found.layered_bound < 0.01 * found.bound
+
+
+def test_notes_say_where_lemma_4_fails():
+    saved, nu, zeta = sgd_round(0, "honest")
+    holds = robustness.as_table(robustness.against_sparsity(saved, [0.3, 0.6], noise=nu, divergence=zeta))
+    fails = robustness.as_table(robustness.against_sparsity(saved, [0.3, 0.6], noise=0, divergence=0))
+    assert not any("does not hold" in note for note in holds.notes)
+    assert any("does not hold here" in note for note in fails.notes)
+    assert re.fullmatch(r"The error is smallest at sparsity level 0\.[36], the bound at 0\.[36]\.", holds.notes[0])
 
 
 def test_what_the_theory_does_not_cover_is_refused():
