@@ -36,13 +36,14 @@ def _tables(given: argparse.Namespace) -> None:
 
     path = output.folder(Path(given.directory), given.output)
     found = _groups(given)
-    made = {group.folder: tables.tables(group) for group in found}
+    made = {group.folder: [*tables.tables(group), *filter(None, [tables.detection_table(group)])] for group in found}
     console = _console()
     for group in found:
         for table in made[group.folder]:
             console.print(tables.as_rich(table))
         if idle := figures.left_out_of_detection(group):
-            _say(f"not in detection.png, since they filter nobody: {', '.join(idle)}")
+            at = f"at {100 * group.ratio:g} % malicious"
+            _say(f"not in detection.png, since no client has weight 0 in a layer {at}: {', '.join(idle)}")
     files, missing = output.make(found, made)
     for line in missing:
         _say(line)
@@ -154,7 +155,8 @@ def _filtering(given: argparse.Namespace) -> None:
     files: dict[str, str | bytes] = {
         f"{name}.{kind}": figures.as_bytes(picture, kind) for name, picture in drawn.items() for kind in ("png", "svg")
     }
-    files["filtering.csv"] = shares.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    for name, frame in (("filtering.csv", shares), ("filtering_clients.csv", recorded.by_client(table))):
+        files[name] = frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
     output.write(path, files, own=())
     print(f"report: {path}: {', '.join(sorted(files))}")
 

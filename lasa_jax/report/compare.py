@@ -8,7 +8,6 @@ from typing import Any
 import pandas as pd
 
 from lasa_jax import config as configs
-from lasa_jax import grid
 from lasa_jax.errors import InputError
 from lasa_jax.report.groups import NOT_COMPARED, Group
 from lasa_jax.report.tables import NO_ATTACK, Cell, Table, cells
@@ -78,8 +77,9 @@ def _read(name: str) -> pd.DataFrame:
 @functools.cache
 def _as_published(dataset: str, rule: str, attack: str) -> dict[str, Any]:
     """The settings of a published cell by the names of `results.Results`, without those that it leaves open."""
-    names = {"fidelity": "published", "aggregator.name": rule, "attack.name": attack}
-    resolved = grid.resolve(configs.paper(dataset), names)
+    config = configs.paper(dataset)
+    config.fidelity, config.aggregator.name, config.attack.name = "published", rule, attack
+    resolved = configs.resolve(config)
     flat = {field.replace(".parameters.", "."): value for field, value in configs.flatten(configs.as_json(resolved))}
     natural = ("num_clients",) if flat["num_clients"] is None else ()  # as many as the data has
     return {field: value for field, value in flat.items() if field not in (*_FREE, *natural)}

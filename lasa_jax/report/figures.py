@@ -27,6 +27,8 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#
 _MARKERS = "osD^vPX*<>"
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (3, 1, 1, 1, 1, 1)))
 _BASELINE = "fedavg"
+_MOST_TICKS = 8
+_NEAR = 15.0  # percentage points below the best within which a line is enlarged beside others that are far
 
 
 def _style(index: int) -> dict[str, Any]:
@@ -51,15 +53,20 @@ def ratio(group: Group) -> Figure | str:
     rules = [rule for rule in group.rules if rule in set(attacked["rule"])]
     plain = [rule for rule, (method, _) in group.variants.items() if method == _BASELINE]
     baseline = found[(found["attack"] == NO_ATTACK) & found["rule"].isin(plain)]["mean"].mean()
+    parts = {key: part.sort_values("attack_ratio") for key, part in attacked.groupby(["attack", "rule"], sort=False)}
+    enlarged = _enlarged(parts)
     title = f"{group.title}{_bands(group.runs)}"
-    figure, panels = _panels(attacks, title, "malicious clients in %", "best test accuracy in %")
-    for axes, attack in zip(panels, attacks, strict=True):
-        for rule in rules:
-            line = attacked[(attacked["attack"] == attack) & (attacked["rule"] == rule)].sort_values("attack_ratio")
-            style = _style(group.rules.index(rule))
-            _band(axes, 100 * line["attack_ratio"], line["mean"], line["min"], line["max"], style)
+    figure, panels = _panels(attacks, title, "malicious clients in %", "best test accuracy in %", enlarged)
+    ratios = sorted(100 * attacked["attack_ratio"].unique())
+    for axes, attack in ((axes, attack) for attack, both in zip(attacks, panels, strict=True) for axes in both):
         if not math.isnan(baseline):
-            axes.axhline(baseline, color="black", linestyle="--", linewidth=1.2)
+            axes.axhline(baseline, color="black", linestyle="--", linewidth=1.2, zorder=1)
+        if len(ratios) <= _MOST_TICKS:
+            axes.set_xticks(ratios, [f"{at:g}" for at in ratios])
+        for rule in rules:
+            if (line := parts.get((attack, rule))) is not None:
+                style = _style(group.rules.index(rule))
+                _band(axes, 100 * line["attack_ratio"], line["mean"], line["min"], line["max"], style)
     handles = _handles(group, rules)
     if not math.isnan(baseline):
         handles.append(Line2D([], [], color="black", linestyle="--", label=f"{RULES[_BASELINE]}, no attack"))
@@ -77,13 +84,16 @@ def curves(group: Group) -> Figure | str:
     lines["accuracy"] = 100 * lines["test_accuracy"]
     attacks = [attack for attack in group.attacks if attack in set(lines["attack"])]
     rules = [rule for rule in group.rules if rule in set(lines["rule"])]
+    by = lines.groupby(["attack", "rule", "round"], sort=False)["accuracy"].agg(["mean", "min", "max"]).sort_index()
+    parts = {key: part.droplevel(["attack", "rule"]) for key, part in by.groupby(["attack", "rule"], sort=False)}
+    enlarged = _enlarged({key: part.iloc[-1:] for key, part in parts.items()})  # on the way all lines cross
     title = f"{group.title}, {100 * at:g} % malicious{_bands(runs)}"
-    figure, panels = _panels(attacks, title, "round", "test accuracy in %")
-    panels[0].xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
-    for axes, attack in zip(panels, attacks, strict=True):
+    figure, panels = _panels(attacks, title, "round", "test accuracy in %", enlarged)
+    panels[0][0].xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
+    for axes, attack in ((axes, attack) for attack, both in zip(attacks, panels, strict=True) for axes in both):
         for rule in rules:
-            part = lines[(lines["attack"] == attack) & (lines["rule"] == rule)]
-            by_round = part.groupby("round")["accuracy"].agg(["mean", "min", "max"])
+            if (by_round := parts.get((attack, rule))) is None:
+                continue
             index = group.rules.index(rule)
             apart = max(1, len(by_round) // 6)  # rounds between markers
             style = {**_style(index), "markevery": (index % apart, apart)}
@@ -126,35 +136,35 @@ def worst_case(group: Group) -> Figure | str:
 
 
 def detection(group: Group) -> Figure | str:
-    """True and false positive rates: by rule and attack; and under attack by layer and rule, by round and rule.
+    """True and false positive rates: by rule and attack, by layer and attack of rules that differ in it, and by round.
 
     Counted are pairs of a client and a layer; a positive is a client without weight in the layer.
     """
     at = group.ratio
-    runs = group.runs[group.runs["attack_ratio"] == at].copy()
-    runs["true"], runs["false"] = 100 * runs["malicious_filtered"], 100 * (1 - runs["benign_kept"])
-    filters = runs.groupby("rule")[["true", "false"]].max().max(axis=1) > 0
-    rules = [rule for rule in group.rules if filters.get(rule, False)]
+    runs, rules = _that_filter(group)
     if not rules:
         return "detection.png needs a rule that filters clients"
-    runs = runs[runs["rule"].isin(rules)]
+    runs = runs[runs["rule"].isin(rules)].copy()
+    runs["true"], runs["false"] = 100 * runs["malicious_filtered"], 100 * (1 - runs["benign_kept"])
     attacks = [attack for attack in group.attacks if attack in set(runs["attack"])]
     attacked = runs[runs["attack"] != NO_ATTACK]
     attacked = runs if attacked.empty else attacked
-    layers = group.results.layers.merge(attacked[["run", "rule"]], on="run")
+    layers = group.results.layers.merge(runs[["run", "rule", "attack"]], on="run")
     layers["true"], layers["false"] = 100 * layers["malicious_filtered"], 100 * (1 - layers["benign_kept"])
     names = list(dict.fromkeys(layers["layer"]))
+    differ = layers.groupby(["rule", "run"])[["true", "false"]].nunique().max(axis=1).groupby("rule").max() > 1
+    by_layer = [rule for rule in rules if differ[rule]]
     lines = group.results.lines.merge(attacked[["run", "rule"]], on="run")
 
     kinds = {"true": "malicious filtered (true positives)", "false": "benign filtered (false positives)"}
-    wide = max(len(attacks), len(rules), 3)
-    heights = (0.5 + 0.36 * len(rules), 0.5 + 0.3 * len(names), 2.2)
-    panel = 0.75 * wide  # inches, about
+    wide = max(len(attacks), 3)
+    heights = (0.5 + 0.36 * len(rules), *([0.5 + 0.3 * len(names)] * len(by_layer)), 2.2)
+    panel = max(0.75 * wide, 0.1 * max(len(f"{rule}, by layer") for rule in rules))  # inches, about; a title fits
     size = (4.2 + 2 * panel, sum(heights) + 2.2)
     figure = Figure(figsize=size, layout="constrained")
     figure.suptitle(_wrapped(f"{group.title}, {100 * at:g} % malicious", size[0]), fontsize="medium")
-    grid = figure.subplots(3, 2, height_ratios=heights, sharey="row")
-    for (kind, title), (by_attack, by_layer, by_round) in zip(kinds.items(), grid.T, strict=True):
+    grid = figure.subplots(len(heights), 2, height_ratios=heights, sharey="row")
+    for (kind, title), (by_attack, *of_layers, by_round) in zip(kinds.items(), grid.T, strict=True):
         last = kind == "false"
         table = runs.pivot_table(index="rule", columns="attack", values=kind, aggfunc="mean", dropna=False)
         table = table.reindex(index=rules, columns=attacks).astype(float)
@@ -169,12 +179,13 @@ def detection(group: Group) -> Figure | str:
             "rate in %" * last,
         )
         by_attack.set_title(title)
-        table = layers.pivot_table(index="layer", columns="rule", values=kind, aggfunc="mean", dropna=False)
-        table = table.reindex(index=names, columns=rules).astype(float)
-        _heatmap(
-            figure, by_layer, table.values, _rounded(table.values), names, rules, panel / len(rules), "rate in %" * last
-        )
-        by_layer.set_title("by layer, mean over attacks")
+        for axes, rule in zip(of_layers, by_layer, strict=True):
+            own = layers[layers["rule"] == rule]
+            table = own.pivot_table(index="layer", columns="attack", values=kind, aggfunc="mean", dropna=False)
+            table = table.reindex(index=names, columns=attacks).astype(float)
+            width = panel / len(attacks)
+            _heatmap(figure, axes, table.values, _rounded(table.values), names, attacks, width, "rate in %" * last)
+            axes.set_title(f"{rule}, by layer")
         who = "malicious" if kind == "true" else "benign"
         for rule in rules:
             sums = lines[lines["rule"] == rule].groupby("round")[[who, f"{who}_filtered"]].sum()
@@ -186,13 +197,13 @@ def detection(group: Group) -> Figure | str:
         by_round.set(xlabel="round", ylim=(-3, 103), title="by round, all attacks together")
         by_round.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
         by_round.grid(alpha=0.3)
-    grid[2, 0].set_ylabel("rate in %")
+    grid[-1, 0].set_ylabel("rate in %")
     _legend(figure, _handles(group, rules))
     return figure
 
 
 def cost(group: Group) -> Figure | str:
-    """Seconds a round of every rule, a point a run and a bar at the median."""
+    """Seconds a round of every rule, a point a run and a bar at the fastest, which whatever else ran has slowed least."""
     runs = group.runs.dropna(subset="seconds_per_round")
     if runs.empty:
         return "cost.png needs runs that were timed"
@@ -201,10 +212,10 @@ def cost(group: Group) -> Figure | str:
     rules = [rule for rule in group.rules if rule in set(runs["rule"])]
     size = (7.0, 1.5 + 0.38 * len(rules))
     figure = Figure(figsize=size, layout="constrained")
-    axes = figure.add_subplot(xlabel="seconds a round (bar: median; points: runs)")
+    axes = figure.add_subplot(xlabel="seconds a round (bar: fastest run; points: all)")
     for place, rule in enumerate(rules):
         seconds = runs.loc[runs["rule"] == rule, "seconds_per_round"].to_numpy(float)
-        axes.barh(place, np.median(seconds), height=0.7, color=_COLOURS[4], zorder=2)
+        axes.barh(place, np.min(seconds), height=0.7, color=_COLOURS[4], zorder=2)
         spread = np.linspace(-0.22, 0.22, len(seconds)) if len(seconds) > 1 else [0.0]
         axes.plot(seconds, place + np.asarray(spread), "o", color="black", markersize=2.5, alpha=0.6, zorder=3)
     axes.set_yticks(range(len(rules)), rules)
@@ -250,13 +261,13 @@ def cost_by_size(groups: Sequence[Group]) -> Figure | str:
             1, len(drawn), number, xlabel=label, ylabel="seconds a round", xscale="log", yscale="log"
         )
         for index, rule in enumerate(rules):
-            median = part[part["rule"] == rule].astype({size: float}).groupby(size)["seconds_per_round"].median()
-            axes.plot(median.index, median, **_style(index))
+            fastest = part[part["rule"] == rule].astype({size: float}).groupby(size)["seconds_per_round"].min()
+            axes.plot(fastest.index, fastest, **_style(index))
         places = sorted(part[size].astype(float).unique())
         axes.set_xticks(places, [f"{place:,.0f}" for place in places])
         axes.minorticks_off()
         axes.grid(alpha=0.3)
-    figure.suptitle(f"median over runs, {device}", fontsize="medium")
+    figure.suptitle(f"fastest of the runs, {device}", fontsize="medium")
     handles = [Line2D([], [], label=rule, **_style(index)) for index, rule in enumerate(rules)]
     _legend(figure, handles)
     return figure
@@ -280,15 +291,16 @@ def as_bytes(figure: Figure, kind: str) -> bytes:
 
 
 def left_out_of_detection(group: Group) -> list[str]:
-    """The rules whose runs never give a client no weight."""
-    filters = group.runs.groupby("rule")[["malicious_filtered", "benign_kept"]].agg(
-        {"malicious_filtered": "max", "benign_kept": "min"}
-    )
-    return [
-        rule
-        for rule in group.rules
-        if not filters.loc[rule, "malicious_filtered"] > 0 and not filters.loc[rule, "benign_kept"] < 1
-    ]
+    """The rules that detection has runs of, in which no client has weight 0 in a layer."""
+    runs, rules = _that_filter(group)
+    return [rule for rule in group.rules if rule in set(runs["rule"]) and rule not in rules]
+
+
+def _that_filter(group: Group) -> tuple[pd.DataFrame, list[str]]:
+    """The runs at the attack ratio that is drawn, and the rules that filtered somebody in one of them."""
+    runs = group.runs[group.runs["attack_ratio"] == group.ratio]
+    filtered = (runs["malicious_filtered"] > 0) | (runs["benign_kept"] < 1)
+    return runs, [rule for rule in group.rules if filtered[runs["rule"] == rule].any()]
 
 
 def _device(runs: pd.DataFrame) -> str:
@@ -296,26 +308,55 @@ def _device(runs: pd.DataFrame) -> str:
     return runs["device"].value_counts(sort=True).sort_index().idxmax()
 
 
-def _panels(names: Sequence[str], title: str, x: str, y: str) -> tuple[Figure, list[Axes]]:
-    """A panel a name with shared axes, at most five in a row."""
+def _enlarged(lines: Mapping[tuple[str, str], pd.DataFrame]) -> tuple[float, float] | None:
+    """The range of the lines that end near the best, None if they can be told apart as they are.
+
+    Args:
+      lines: `mean`, `min` and `max` along each, by panel and rule.
+    """
+    top = max(line["mean"].iloc[-1] for line in lines.values())
+    near = {key: line for key, line in lines.items() if line["mean"].iloc[-1] >= top - _NEAR}
+    low, high = min(line["min"].min() for line in near.values()), max(line["max"].max() for line in near.values())
+    whole = max(line["max"].max() for line in lines.values()) - min(line["min"].min() for line in lines.values())
+    panels = [panel for panel, _ in near]
+    if max(map(panels.count, panels)) < 2 or whole < 3 * (high - low):
+        return None
+    return low - 0.08 * (high - low) - 0.1, high + 0.08 * (high - low) + 0.1
+
+
+def _panels(
+    names: Sequence[str], title: str, x: str, y: str, enlarged: tuple[float, float] | None
+) -> tuple[Figure, list[list[Axes]]]:
+    """A panel a name, at most five in a row, and below each a second one that shows the range `enlarged` if there is one."""
     rows = math.ceil(len(names) / 5)
     columns = math.ceil(len(names) / rows)
-    size = (max(1.0 + 2.4 * columns, 6.0), 0.9 + 2.3 * rows)
+    kinds = 1 if enlarged is None else 2
+    size = (max(1.0 + 2.4 * columns, 6.0), 0.9 + 2.3 * rows * kinds)
     figure = Figure(figsize=size, layout="constrained")
-    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    for index, axes in enumerate(grid.flat):
+    grid = figure.subplots(rows * kinds, columns, sharex=True, squeeze=False)
+    panels: list[list[Axes]] = []
+    for index, place in enumerate(np.ndindex(rows, columns)):
+        both = [grid[place[0] * kinds + kind, place[1]] for kind in range(kinds)]
         if index >= len(names):
-            axes.remove()
+            for axes in both:
+                axes.remove()
             continue
-        axes.set_title(names[index], fontsize="medium")
-        axes.grid(alpha=0.3)
-        if index % columns == 0:
-            axes.set_ylabel(y)
+        both[0].set_title(names[index], fontsize="medium")
+        for kind, axes in enumerate(both):
+            axes.grid(alpha=0.3)
+            if panels:
+                axes.sharey(panels[0][kind])
+            axes.tick_params(labelleft=place[1] == 0)
+            if place[1] == 0:
+                axes.set_ylabel(y if kind == 0 else "enlarged")
         if index + columns >= len(names):
-            axes.set_xlabel(x)
-            axes.tick_params(labelbottom=True)
+            both[-1].set_xlabel(x)
+            both[-1].tick_params(labelbottom=True)
+        panels.append(both)
+    if enlarged is not None:
+        panels[0][1].set_ylim(*enlarged)
     figure.suptitle(_wrapped(title, size[0]), fontsize="medium")
-    return figure, list(grid.flat[: len(names)])
+    return figure, panels
 
 
 def _bands(runs: pd.DataFrame) -> str:

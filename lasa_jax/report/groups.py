@@ -84,7 +84,7 @@ class Group:
 
 def split(results: Results) -> tuple[list[Group], str | None]:
     """The groups of the runs in the order of their settings, and a line with the fields that tell them apart."""
-    shared = [field for field in results.fields if field not in NOT_COMPARED and not _of_a_method(field)]
+    shared = [field for field in results.fields if field not in NOT_COMPARED and not of_a_method(field)]
     texts = results.runs[shared].map(str)
     differing: list[str] = []  # without those that follow from the others, as the model from the dataset
     for field in sorted(shared, key=lambda field: (_FIRST.index(field) if field in _FIRST else len(_FIRST), field)):
@@ -108,16 +108,19 @@ def split(results: Results) -> tuple[list[Group], str | None]:
     )
 
 
-def _of_a_method(field: str) -> bool:
-    return field.startswith(("aggregator.", "attack.")) or field in _WITH_THE_RULE
+def of_a_method(field: str, kind: str = "") -> bool:
+    """Whether a setting comes with the rule (`kind` "aggregator"), with the "attack", or with any of them."""
+    of_rule = field.startswith("aggregator.") or field in _WITH_THE_RULE
+    of_attack = field.startswith("attack.")
+    return {"aggregator": of_rule, "attack": of_attack}.get(kind, of_rule or of_attack)
 
 
 def _group(results: Results, own: Mapping[str, str], number: int) -> Group:
     """A group of the runs, where `own` tells it apart from the others."""
     runs = results.runs.copy()
-    parameters = [field for field in results.fields if _of_a_method(field) and not field.endswith(".name")]
-    of_rules = [field for field in parameters if not field.startswith("attack.")]
-    of_attacks = [field for field in parameters if field.startswith("attack.")]
+    parameters = [field for field in results.fields if not field.endswith(".name")]
+    of_rules = [field for field in parameters if of_a_method(field, "aggregator")]
+    of_attacks = [field for field in parameters if of_a_method(field, "attack")]
     rules, runs["rule"] = _label(runs, "aggregator.name", of_rules, {**RULES, **_LAST_RULE})
     attacks, runs["attack"] = _label(runs, "attack.name", of_attacks, ATTACKS)
     first = runs.iloc[0]

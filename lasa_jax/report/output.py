@@ -12,7 +12,7 @@ from lasa_jax.report.tables import Table
 from lasa_jax.workdir import replace_file
 
 _KINDS = ("png", "svg")
-_TABLES = ("table.md", "table.csv", "table.tex")
+_TABLES = ("table.md", "table.csv", "table.tex", "detection.csv", "settings.json")
 _OWN = (*_TABLES, *(f"{name}.{kind}" for name in figures.OF_A_GROUP for kind in _KINDS))
 
 
@@ -53,6 +53,9 @@ def make(groups: Sequence[Group], made: Mapping[str, Sequence[Table]]) -> tuple[
         files[f"{place}table.md"] = "\n".join(map(tables.as_markdown, made[group.folder]))
         files[f"{place}table.tex"] = "\n".join(map(tables.as_latex, made[group.folder]))
         files[f"{place}table.csv"] = tables.as_csv(group)
+        detected = tables.detection(group)
+        files[f"{place}detection.csv"] = detected.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+        files[f"{place}settings.json"] = tables.settings(group)
         for name, draw in figures.OF_A_GROUP.items():
             add(place, draw(group), name, title)
     if len(groups) > 1:

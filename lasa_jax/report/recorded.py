@@ -74,6 +74,25 @@ def rates(recorded: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({"malicious_filtered": 1 - kept[True], "benign_kept": kept[False]}).reset_index()
 
 
+def by_client(recorded: pd.DataFrame) -> pd.DataFrame:
+    """Means over the rounds that each client took part in, a row a client and layer, those kept least first in each layer.
+
+    Args:
+      recorded: from `load`.
+
+    Returns:
+      Columns `layer`, `client`, `malicious`, `rounds`, `kept` (the share of them), and the means of what else was measured;
+      scores that are infinite do not count.
+    """
+    measured = [name for name in recorded.columns if name not in ("round", "client", "malicious", "layer", "kept")]
+    finite = recorded[measured].where(np.isfinite(recorded[measured]))
+    table = pd.concat([recorded[["client", "malicious", "layer"]], recorded["kept"].astype(float), finite], axis=1)
+    by = table.groupby(["layer", "client", "malicious"], observed=True)
+    means = by.mean()
+    means.insert(0, "rounds", by.size())
+    return means.reset_index().sort_values(["layer", "kept"], kind="stable").reset_index(drop=True)
+
+
 def as_table(recorded: pd.DataFrame) -> Table:
     """Shares of malicious clients dropped and of benign ones kept in each layer, over all rounds that were recorded."""
     kept = recorded.groupby(["layer", "malicious"], observed=True)["kept"].mean().unstack("malicious")

@@ -1,6 +1,7 @@
 """Tables as in the paper: rules by attacks, LASA's sparsity levels, LASA's radii; for the terminal, Markdown and LaTeX."""
 
 import dataclasses
+import json
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -9,7 +10,8 @@ import pandas as pd
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from lasa_jax.report.groups import ATTACKS, Group
+from lasa_jax.config import UNIDENTIFYING
+from lasa_jax.report.groups import ATTACKS, Group, of_a_method
 
 NO_ATTACK = ATTACKS["none"]
 _RADII = ("aggregator.direction_radius", "aggregator.magnitude_radius")
@@ -106,8 +108,81 @@ def _main(group: Group, found: pd.DataFrame, ratio: float) -> Table:
         f"{group.title}: best test accuracy in %{'' if not real else f', {100 * ratio:g} % malicious'}",
         headings,
         tuple((Cell(rule), *row) for rule, row in zip(rules, zip(*texts, strict=True), strict=True)),
-        notes=_notes(found, "column"),
+        notes=_notes(group, found, "column"),
     )
+
+
+def detection(group: Group) -> pd.DataFrame:
+    """Who was filtered: a row for every rule, attack, ratio and layer, means over seeds in percent.
+
+    Columns: `rule`, `attack`, `attack_ratio`, `layer` ("all" for all together), `malicious_filtered` (true positives),
+    `benign_filtered` (false positives), `seeds`. NaN where there was nobody to filter.
+    """
+    columns = ["run", "rule", "attack", "attack_ratio"]
+    shares = ["malicious_filtered", "benign_kept"]
+    whole = group.runs[[*columns, *shares]].assign(layer="all")
+    rows = pd.concat([whole, group.results.layers.merge(group.runs[columns], on="run")], ignore_index=True)
+    by = rows.groupby(["rule", "attack", "attack_ratio", "layer"], sort=False)
+    found = (100 * by[shares].mean()).assign(seeds=by.size()).reset_index()
+    found["benign_filtered"] = 100 - found.pop("benign_kept")
+    layers = list(dict.fromkeys(rows["layer"]))
+    places = {"rule": group.rules.index, "attack": group.attacks.index, "layer": layers.index}
+    order = pd.DataFrame({name: found[name].map(place) for name, place in places.items()})
+    order.insert(2, "attack_ratio", found["attack_ratio"])
+    found = found.loc[order.sort_values(list(order.columns)).index].reset_index(drop=True)
+    return found[["rule", "attack", "attack_ratio", "layer", "malicious_filtered", "benign_filtered", "seeds"]]
+
+
+def detection_table(group: Group) -> Table | None:
+    """`detection` over all layers at the ratio that is drawn, rules by attacks; None if no rule filters."""
+    found = detection(group)
+    found = found[(found["layer"] == "all") & (found["attack_ratio"] == group.ratio)]
+    filters = found[(found["malicious_filtered"] > 0) | (found["benign_filtered"] > 0)]
+    rules = [rule for rule in group.rules if rule in set(filters["rule"])]
+    if not rules:
+        return None
+    attacks = [attack for attack in group.attacks if attack in set(found["attack"])]
+    grid = {(row.rule, row.attack): row for row in found.itertuples()}
+
+    def share(value: float) -> str:
+        return "-" if pd.isna(value) else f"{value:.1f}"
+
+    rows = []
+    for rule in rules:
+        cells = [grid.get((rule, attack)) for attack in attacks]
+        texts = ["-" if c is None else f"{share(c.malicious_filtered)} / {share(c.benign_filtered)}" for c in cells]
+        rows.append((Cell(rule), *map(Cell, texts)))
+    caption = f"{group.title}: malicious / benign clients filtered in %, {100 * group.ratio:g} % malicious"
+    return Table(caption, ("rule", *attacks), tuple(rows), notes=("Counted are pairs of a client and a layer.",))
+
+
+def settings(group: Group) -> str:
+    """Everything that the runs of a group were run with, as JSON: what they share, and the parameters of each variant."""
+
+    def values(runs: pd.DataFrame, fields: Sequence[str]) -> dict[str, Any]:
+        """The value of each field, a list where there are several; without fields that are nowhere set."""
+        found: dict[str, Any] = {}
+        for field in fields:
+            different = runs[field].dropna().drop_duplicates().tolist()
+            if different:
+                found[field] = different[0] if len(different) == 1 else sorted(different, key=str)
+        return found
+
+    fields = list(group.results.fields)
+    of_methods = {name: [field for field in fields if of_a_method(field, name)] for name in ("aggregator", "attack")}
+    shared = [field for field in fields if not any(field in own for own in of_methods.values())]
+    whole = {
+        "runs": len(group.runs),
+        "devices": sorted(set(group.runs["device"])),
+        "settings": values(group.runs, [field for field in shared if field not in UNIDENTIFYING]),
+        "rules": {
+            rule: values(group.runs[group.runs["rule"] == rule], of_methods["aggregator"]) for rule in group.rules
+        },
+        "attacks": {
+            attack: values(group.runs[group.runs["attack"] == attack], of_methods["attack"]) for attack in group.attacks
+        },
+    }
+    return json.dumps(whole, indent=2, default=str) + "\n"
 
 
 def _variants(group: Group, fields: Sequence[str]) -> list[str]:
@@ -147,14 +222,19 @@ def _of_lasa(group: Group, found: pd.DataFrame, ratio: float) -> tuple[list[Tabl
         if fields == [_LEVEL]:
             headings = ("attack", *(f"{level:g}" for level in rows[_LEVEL]))
             lines = tuple((Cell(attack), *column) for attack, column in zip(attacks, columns, strict=True))
-            made.append(Table(f"{caption}{rule} by sparsity level", headings, lines, 1, _notes(part, "row")))
+            fixed = _fixed(settings.loc[variants[0]], _RADII)
+            made.append(
+                Table(f"{caption}{rule} by sparsity level{fixed}", headings, lines, 1, _notes(group, part, "row"))
+            )
         else:
             headings = ("direction radius", "magnitude radius", *attacks)
             lines = tuple(
                 (Cell(f"{pair[0]:g}"), Cell(f"{pair[1]:g}"), *line)
                 for pair, line in zip(rows.itertuples(index=False), zip(*columns, strict=True), strict=True)
             )
-            made.append(Table(f"{caption}{rule} by filtering radii", headings, lines, 2, _notes(part, "column")))
+            fixed = _fixed(settings.loc[variants[0]], (_LEVEL,))
+            notes = _notes(group, part, "column")
+            made.append(Table(f"{caption}{rule} by filtering radii{fixed}", headings, lines, 2, notes))
     return made, covered
 
 
@@ -182,9 +262,18 @@ def _ranks(values: Sequence[float | None]) -> list[int]:
     return [0 if value is None or alone or value not in best else best.index(value) + 1 for value in printed]
 
 
-def _notes(found: pd.DataFrame, where: str) -> tuple[str, ...]:
+def _fixed(run: pd.Series, fields: Sequence[str]) -> str:
+    """LASA's numbers that a table does not vary, for its caption."""
+    return "".join(f", {field.partition('.')[2].replace('_', ' ')} {run[field]:g}" for field in fields if field in run)
+
+
+def _notes(group: Group, found: pd.DataFrame, where: str) -> tuple[str, ...]:
     most = found["seeds"].max()
+    first = group.runs.iloc[0]
     notes = [f"Bold: best of the {where}; underlined: second."]
+    if "clients_per_round" in first and "num_clients" in first:
+        population = "all" if pd.isna(first["num_clients"]) else f"{first['num_clients']:,}"
+        notes.append(f"{first['clients_per_round']} of {population} clients a round.")
     if most > 1:
         notes.append(f"Mean over {most} seeds, ± their standard deviation (n - 1), in percentage points.")
     if (found["seeds"] < most).any():

@@ -14,7 +14,7 @@ from lasa_jax.report.__main__ import main
 from tests.report.runs import of, write_run
 
 ROOT = Path(__file__).parents[2]
-TABLES = {"table.md", "table.csv", "table.tex"}
+TABLES = {"table.md", "table.csv", "table.tex", "detection.csv", "settings.json"}
 FIGURES = {
     f"{name}.{kind}" for name in ("ratio", "curves", "worst_case", "detection", "cost") for kind in ("png", "svg")
 }
@@ -99,7 +99,7 @@ def test_finished_runs_beside_broken_ones(tmp_path, capsys):
         (["compare", "{empty}"], "has no finished run"),
         (
             ["{empty}/nosuch"],
-            "is not a directory, and no command: allowed are DIR, compare, filtering, robustness, partition",
+            "is not a directory, and no command: allowed are DIR, compare, filtering, round, robustness, partition",
         ),
         (["{runs}", "--where=dataset=mnist"], "--where=dataset=mnist: no run has that value; there are digits"),
         (["{runs}", "--colour=red"], "--colour=red: is not an option of tables; see --help"),

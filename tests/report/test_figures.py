@@ -39,16 +39,38 @@ def test_ratio(whole):
     figure = figures.ratio(whole)
     noise, byzmean = figure.axes
     assert (noise.get_title(), byzmean.get_title()) == ("Noise", "ByzMean")
-    median, lasa, baseline = lines(byzmean)
+    baseline, median, lasa = lines(byzmean)
     assert median == ([10.0, 25.0], [41.0, 26.0])
     assert lasa == ([10.0, 25.0], [84.0, 84.0])
     assert baseline[1] == [91.0, 91.0]
-    assert byzmean.lines[2].get_linestyle() == "--"
+    assert byzmean.lines[0].get_linestyle() == "--"
+    assert byzmean.lines[0].get_zorder() < byzmean.lines[1].get_zorder()  # it hides no line
+    assert byzmean.get_xticks().tolist() == [10.0, 25.0]
     band = byzmean.collections[0].get_paths()[0].vertices[:, 1]
     assert (round(band.min(), 6), round(band.max(), 6)) == (25.0, 42.0)
     assert byzmean.get_xlabel() == "malicious clients in %"
     assert noise.get_ylabel() == "best test accuracy in %"
     assert [text.get_text() for text in figure.legends[0].texts] == ["Median", "LASA", "FedAvg, no attack"]
+
+
+def test_lines_that_cannot_be_told_apart_beside_others_are_enlarged(tmp_path):
+    for ratio in (0.1, 0.2, 0.3):
+        for rule, last in (("fedavg", 0.9 - 2.5 * ratio), ("lasa", 0.97), ("signguard", 0.96 - 0.05 * ratio)):
+            for attack in ("noise", "lie"):
+                write_run(tmp_path, of(rule, attack, ratio=ratio), [0.1, last - 0.01, last])
+    group = group_of(tmp_path)
+    for figure in (figures.ratio(group), figures.curves(group)):
+        whole, _, enlarged, beside = figure.axes  # two attacks above, the same two below
+        assert [axes.get_title() for axes in figure.axes] == ["Noise", "Lie", "", ""]
+        assert len(whole.lines) == len(enlarged.lines)
+        assert whole.get_ylim()[0] < 16
+        low, high = enlarged.get_ylim()
+        assert 90 < low < 94.5
+        assert 97 < high < 98
+        assert beside.get_ylim() == (low, high)
+        assert enlarged.get_ylabel() == "enlarged"
+        assert enlarged.get_xlabel()
+        assert not whole.get_xlabel()
 
 
 def test_curves(whole):
@@ -77,24 +99,48 @@ def test_worst_case_of_some_attacks_is_a_bound(tmp_path):
 
 def test_detection(whole):
     figure = figures.detection(whole)
-    true, false, layers_true, layers_false, rounds_true, rounds_false = figure.axes[:6]
+    true, false, rounds_true, rounds_false = figure.axes[:4]  # all layers are alike: no panel of them
     assert cells_of(true) == ["100.0", "50.0"]  # Noise, ByzMean
     assert cells_of(false) == ["25.0", "25.0"]
     assert [name.get_text() for name in true.get_yticklabels()] == ["LASA"]  # the median weighs everybody
-    assert cells_of(layers_true) == ["75.0"] * len(LAYERS)
-    assert cells_of(layers_false) == ["25.0"] * len(LAYERS)
     assert lines(rounds_true) == [([1, 2], [75.0, 75.0])]
     assert lines(rounds_false) == [([1, 2], [25.0, 25.0])]
     assert figures.left_out_of_detection(whole) == ["FedAvg", "Median"]
 
 
-def test_detection_by_layer_and_round_is_under_attack(tmp_path):
+def test_a_rule_that_decides_layer_by_layer_has_a_panel_of_its_layers(tmp_path):
+    shares = {"malicious_filtered": 0.5, "benign_kept": 0.75}
+    rates = {"lie": (0.25, 1.0), "noise": (1.0, 0.5)}  # malicious filtered, benign kept in the second layer
+    for attack, (filtered, kept) in rates.items():
+        layers = {LAYERS[0]: shares, LAYERS[1]: {"malicious_filtered": filtered, "benign_kept": kept}}
+        detection = {"detection": {**shares, "layers": layers}}
+        write_run(tmp_path, of("lasa", attack), [0.5], filtered=(1, 2), summary=detection)
+        write_run(tmp_path, of("signguard", attack), [0.5], filtered=(1, 2))
+    group = group_of(tmp_path)
+    *_, layers_true, layers_false, _, _ = figures.detection(group).axes[:6]
+    assert layers_true.get_title() == "LASA, by layer"
+    assert cells_of(layers_true) == ["50.0", "50.0", "100.0", "25.0"]  # layers by Noise, Lie
+    assert cells_of(layers_false) == ["25.0", "25.0", "50.0", "0.0"]
+    assert [name.get_text() for name in layers_true.get_yticklabels()] == list(LAYERS)
+
+
+def test_left_out_of_detection_are_rules_of_the_runs_that_it_draws(tmp_path):
+    """SignGuard filters at another ratio only: it is not drawn, and so it is named."""
+    for ratio, filtered in ((0.1, (1, 0)), (0.25, (0, 0))):
+        write_run(tmp_path, of("signguard", "lie", ratio=ratio), [0.5], filtered=filtered)
+    write_run(tmp_path, of("lasa", "lie"), [0.5], filtered=(1, 0))
+    write_run(tmp_path, of("fedavg", "lie", ratio=0.1), [0.5])
+    group = group_of(tmp_path)
+    assert group.ratio == 0.25
+    assert figures.left_out_of_detection(group) == ["SignGuard"]
+
+
+def test_detection_by_round_is_under_attack(tmp_path):
     """A run without attack, in which more benign clients are filtered, counts in its own column only."""
     write_run(tmp_path, of("lasa", "lie"), [0.5], filtered=(1, 2))
     write_run(tmp_path, of("lasa", "none"), [0.5], filtered=(0, 5))
-    _, false, _, layers_false, _, rounds_false = figures.detection(group_of(tmp_path)).axes[:6]
+    _, false, _, rounds_false = figures.detection(group_of(tmp_path)).axes[:4]
     assert cells_of(false) == ["50.0", "25.0"]  # No Attack, Lie
-    assert cells_of(layers_false) == ["25.0"] * len(LAYERS)
     assert lines(rounds_false) == [([1], [25.0])]
 
 
@@ -106,7 +152,7 @@ def test_cost(whole, tmp_path):
     for seed in (1, 2, 3):
         write_run(tmp_path, of("lasa", "lie", seed), [0.5], summary={"seconds_per_round": float(seed)})
     axes = figures.cost(group_of(tmp_path)).axes[0]
-    assert [bar.get_width() for bar in axes.patches] == [2.0]  # one device, that of the most runs
+    assert [bar.get_width() for bar in axes.patches] == [1.0]  # one device, that of the most runs; the fastest of them
 
 
 def test_cost_by_size(tmp_path):
@@ -145,8 +191,8 @@ def test_what_has_no_data_says_why(tmp_path):
 def test_a_rule_looks_the_same_everywhere_and_unlike_the_others(whole):
     styles = [(style["color"], str(style["linestyle"])) for style in map(figures._style, range(45))]
     assert len(set(styles)) == 45
-    (lasa,) = (line for line in figures.detection(whole).axes[4].lines)
-    assert lasa.get_color() == figures.ratio(whole).axes[0].lines[1].get_color()
+    (lasa,) = (line for line in figures.detection(whole).axes[2].lines)
+    assert lasa.get_color() == figures.ratio(whole).axes[0].lines[2].get_color()
 
 
 @pytest.mark.parametrize("name", figures.OF_A_GROUP)

@@ -122,11 +122,43 @@ def test_command_draws_and_prints(run, capsys):
     assert "benign kept, %" in printed
     assert {path.name for path in (run / "report").iterdir()} >= {
         "filtering.csv",
+        "filtering_clients.csv",
         "filtering_clients.png",
         "filtering_clients.svg",
         "filtering_rounds.png",
         "filtering_rounds.svg",
     }
+
+
+def test_means_by_client():
+    """Client 7 took part twice; a score that is infinite is no part of the mean."""
+    table = pd.DataFrame(
+        {
+            "round": [1, 1, 2],
+            "client": [7, 3, 7],
+            "malicious": [True, False, True],
+            "layer": pd.Categorical(["a", "a", "a"]),
+            "kept": [False, True, True],
+            "weight": [0.0, 1.0, 0.5],
+            "norm": [1.0, 2.0, 3.0],
+            "magnitude_score": [np.inf, 0.5, 4.0],
+        }
+    )
+    found = recorded.by_client(table)
+    assert list(found.columns) == [
+        "layer",
+        "client",
+        "malicious",
+        "rounds",
+        "kept",
+        "weight",
+        "norm",
+        "magnitude_score",
+    ]
+    assert found.drop(columns="layer").to_numpy().tolist() == [
+        [7, True, 2, 0.5, 0.25, 2.0, 4.0],
+        [3, False, 1, 1.0, 1.0, 2.0, 0.5],
+    ]
 
 
 def test_of_many_clients_the_most_frequent_are_drawn(run):

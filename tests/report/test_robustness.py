@@ -352,13 +352,31 @@ def test_coefficients_at_the_edges():
 
 
 @pytest.mark.slow
-def test_the_code_and_the_numbers_of_the_docs():
+def test_the_code_and_the_numbers_of_the_docs(capsys):
     text = (Path(__file__).parents[2] / "docs" / "theory.md").read_text()
     names: dict = {}
     for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
         exec(code, names)
     frame = names["frame"].set_index("sparsity_level")
     assert frame.enough_kept.all()
-    for level, error, bound in re.findall(r"^\| ([0-9.]+) \| ([0-9.]+) \| ([0-9.]+) \|", text, re.MULTILINE):
-        assert frame.squared_error[float(level)] == pytest.approx(float(error), rel=0.1)
-        assert frame.bound[float(level)] == pytest.approx(float(bound), rel=0.02)
+    rows = re.findall(r"^\| ([0-9.]+) \| (.*) \|$", text, re.MULTILINE)
+    assert len(rows) == 6
+    for level, cells in rows:
+        numbers = [float(cell) for cell in cells.split(" | ")[:-1]]
+        row = frame.loc[float(level)]
+        columns = ("squared_error", "bound", "tightness", "layered_bound", "c_k", "b_k", "b_by_layer")
+        for column, number in zip(columns, numbers, strict=True):
+            assert row[column] == pytest.approx(
+                number, rel=0.1 if column in ("squared_error", "tightness") else 0.02, abs=6e-4
+            )
+        assert cells.split(" | ")[-1] == ("hold" if row["conditions_hold"] else "no epsilon")
+    nu, zeta = re.search(r"nu = ([0-9.]+), zeta = ([0-9.]+)", text).groups()
+    first = frame.iloc[0]
+    assert (first.noise, first.divergence) == (pytest.approx(float(nu), abs=0.06), pytest.approx(float(zeta), abs=0.06))
+    varies, lemma = re.search(r"in the round above ([0-9.]+) and ([0-9.]+)", text).groups()
+    assert first.benign_variance == pytest.approx(float(varies), abs=0.006)
+    assert first.lemma_4 == pytest.approx(float(lemma), abs=0.06)
+    assert first.update_bound == pytest.approx(float(re.search(r"of a whole update, is ([0-9.]+)", text)[1]), abs=0.006)
+    told = re.search(r"prints on the round above ([^(]*)\(.*?\), (.*)\.\s*$", text, re.DOTALL)
+    coefficients = re.findall(r"0\.[0-9]+", told[1] + told[2])
+    assert [f"{float(line.split()[1]):.2f}" for line in capsys.readouterr().out.splitlines()] == coefficients

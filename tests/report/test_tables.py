@@ -1,11 +1,12 @@
 import csv
 import io
+import json
 import math
 
 import pytest
 
 from lasa_jax.report import groups, output, results, tables
-from tests.report.runs import of, write_run
+from tests.report.runs import LAYERS, of, write_run
 
 RULES = {"fedavg": 0.5, "signguard": 0.8, "lasa": 0.9}
 
@@ -130,7 +131,7 @@ def test_sparsity_levels(tmp_path):
         for attack, less in (("noise", 0.0), ("byzmean", 0.1)):
             write_run(tmp_path, of("lasa", attack, lasa__sparsity_level=level), [accuracy - less])
     (table,) = tables.tables(group_of(tmp_path))
-    assert table.caption.endswith("25 % malicious, LASA by sparsity level")
+    assert table.caption.endswith("25 % malicious, LASA by sparsity level, direction radius 1, magnitude radius 2")
     assert table.headings == ("attack", "0.1", "0.5", "0.95")
     assert texts(table) == [["Noise", "30.00", "40.00", "20.00"], ["ByzMean", "20.00", "30.00", "10.00"]]
     assert ranks(table) == [[0, 2, 1, 0], [0, 2, 1, 0]]
@@ -144,6 +145,8 @@ def test_pairs_of_radii(tmp_path):
     group = group_of(tmp_path)
     (table,) = tables.tables(group)
     assert table.headings == ("direction radius", "magnitude radius", "ByzMean")
+    assert table.caption.endswith("LASA by filtering radii, sparsity level 0.3")
+    assert "30 of 60 clients a round." in table.notes
     assert texts(table) == [["1", "1", "30.00"], ["1", "4", "20.00"], ["3", "1", "10.00"], ["inf", "1", "40.00"]]
     assert ranks(table) == [[0, 0, 2], [0, 0, 0], [0, 0, 0], [0, 0, 1]]
     write_run(tmp_path, of("fedavg", "byzmean"), [0.5])
@@ -232,3 +235,57 @@ def test_any_other_setting_parts_runs_and_is_named(tmp_path):
     found, line = groups_of(tmp_path)
     assert "client.momentum is 0.5 in 1, 0.9 in 1" in line
     assert found[0].title == "digits, small_cnn, 1 rounds, fidelity paper, client.momentum 0.5"
+
+
+def test_detection(tmp_path):
+    """A line a rule, attack, ratio and layer; the mean over seeds; in print over all layers, at the ratio that is drawn."""
+    for seed, kept in ((1, 0.5), (2, 1.0)):
+        layers = {
+            LAYERS[0]: {"malicious_filtered": 1.0, "benign_kept": kept},
+            LAYERS[1]: {"malicious_filtered": 0.5, "benign_kept": 1.0},
+        }
+        found = {"malicious_filtered": 0.75, "benign_kept": (1 + kept) / 2, "layers": layers}
+        write_run(tmp_path, of("lasa", "lie", seed), [0.5], summary={"detection": found})
+    write_run(tmp_path, of("lasa", "none"), [0.5], filtered=(0, 2))
+    write_run(tmp_path, of("fedavg", "lie"), [0.5])
+    write_run(tmp_path, of("signguard", "lie", ratio=0.1), [0.5], filtered=(2, 0))
+    group = group_of(tmp_path)
+    frame = tables.detection(group)
+    own = frame[(frame["rule"] == "LASA") & (frame["attack"] == "Lie")]
+    assert own.drop(columns=["rule", "attack"]).to_numpy().tolist() == [
+        [0.25, "all", 75.0, 12.5, 2],
+        [0.25, LAYERS[0], 100.0, 25.0, 2],
+        [0.25, LAYERS[1], 50.0, 0.0, 2],
+    ]
+    assert list(dict.fromkeys(zip(frame["rule"], frame["attack"], strict=True))) == [
+        ("FedAvg", "Lie"),
+        ("SignGuard", "Lie"),
+        ("LASA", "No Attack"),
+        ("LASA", "Lie"),
+    ]
+    table = tables.detection_table(group)
+    assert table.headings == ("rule", "No Attack", "Lie")
+    assert texts(table) == [["LASA", "- / 20.0", "75.0 / 12.5"]]  # FedAvg filters nobody, SignGuard has another ratio
+    text = output.make([group], {"": [table]})[0]["detection.csv"]
+    assert text.splitlines()[0] == "rule,attack,attack_ratio,layer,malicious_filtered,benign_filtered,seeds"
+
+
+def test_no_table_of_detection_where_nobody_is_filtered(tmp_path):
+    write_run(tmp_path, of("fedavg", "lie"), [0.5])
+    assert tables.detection_table(group_of(tmp_path)) is None
+
+
+def test_settings_are_those_of_the_configs(tmp_path):
+    write_run(tmp_path, of("lasa", "lie", 1), [0.5])
+    write_run(tmp_path, {**of("lasa", "lie", 2, lasa__sparsity_level=0.5), "attack.lie.z": 1.5}, [0.5])
+    write_run(tmp_path, of("fedavg", "none"), [0.5])
+    found = json.loads(tables.settings(group_of(tmp_path)))
+    assert found["runs"] == 3
+    assert found["devices"] == ["1 x cpu"]
+    shared = found["settings"]
+    assert (shared["num_clients"], shared["clients_per_round"], shared["client.epochs"]) == (60, 30, 5)
+    assert shared["seed"] == [1, 2]
+    assert "data_dir" not in shared
+    levels = {rule: own.get("aggregator.sparsity_level") for rule, own in found["rules"].items()}
+    assert levels == {"FedAvg": None, "LASA (sparsity_level 0.3)": 0.3, "LASA (sparsity_level 0.5)": 0.5}
+    assert {own["attack.name"]: own.get("attack.z") for own in found["attacks"].values()} == {"none": None, "lie": 1.5}
