@@ -194,12 +194,33 @@ def test_tensorboard(tmp_path):
     assert result.returncode == 0, result.stderr
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     found = {(value.tag, event.step): value for event in events(run / "tb") for value in event.summary.value}
-    names = {"train_loss", "test_accuracy", "malicious_filtered", "benign_kept", "filtering"}
+    names = {
+        "train_loss",
+        "test_loss",
+        "test_accuracy",
+        "update_norm",
+        "malicious_filtered",
+        "benign_kept",
+        "filtering",
+    }
     assert len(lines) == 4
     assert set(found) == {(name, line["round"]) for name in names for line in lines}
     for line in lines:
         assert found["test_accuracy", line["round"]].simple_value == pytest.approx(line["test_accuracy"])
         assert found["filtering", line["round"]].image.encoded_image_string.startswith(b"\x89PNG")
+
+
+def test_tensorboard_forgets_rounds_that_are_computed_again(tmp_path):
+    """As after a kill: a new writer, whose first round is written already."""
+    line = dict.fromkeys(("train_loss", "test_loss", "test_accuracy", "update_norm"), 0.5)
+    line |= {"malicious": 1, "benign": 2, "malicious_filtered": {}, "benign_filtered": {}}
+    for rounds in ((1, 2, 3), (2, 3)):
+        write = live.tensorboard(tmp_path)
+        for index in rounds:
+            write({**line, "round": index})
+        time.sleep(1.1)  # the name of a file has the second it was made in
+    starts = [event.step for event in events(tmp_path) if event.session_log.status == event.session_log.START]
+    assert starts == [1, 2]  # TensorBoard drops what is older and of this round or later ones
 
 
 def events(folder: Path) -> list[event_pb2.Event]:

@@ -1,7 +1,6 @@
 """A run to watch while it goes on, in TensorBoard: its scalars, and who was filtered in which layer."""
 
 from collections.abc import Callable, Mapping
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,9 @@ def draw_layers(line: Mapping[str, Any]) -> Figure:
 def tensorboard(path: Path) -> Callable[[Mapping[str, Any]], None]:
     """What writes a line of metrics to `path`; the folder is made with the first line.
 
+    A run that goes on after a kill computes rounds again that are written already: from the first line on, older ones of the
+    same or later rounds are no longer shown.
+
     Raises:
       InputError: if tensorboardX is not installed.
     """
@@ -37,12 +39,15 @@ def tensorboard(path: Path) -> Callable[[Mapping[str, Any]], None]:
         raise InputError("--tensorboard: needs the extra: python -m pip install 'lasa_jax[tensorboard]'")
     from tensorboardX import SummaryWriter
 
-    opened = cache(lambda: SummaryWriter(str(path)))
+    opened: list[Any] = []
 
     def write(line: Mapping[str, Any]) -> None:
-        writer, step = opened(), line["round"]
+        step = line["round"]
+        if not opened:
+            opened.append(SummaryWriter(str(path), purge_step=step))
+        writer = opened[0]
         detection = record.detection_rates([line])
-        scalars = {name: line[name] for name in ("train_loss", "test_accuracy")}
+        scalars = {name: line[name] for name in ("train_loss", "test_loss", "test_accuracy", "update_norm")}
         scalars |= {name: detection[name] for name in ("malicious_filtered", "benign_kept")}
         for name, value in scalars.items():
             if value is not None:
