@@ -400,7 +400,7 @@ def from_json(stored: Mapping[str, Any]) -> ConfigDict:
     config = default()
     try:
         config.update_from_flattened_dict(flat)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"config.json: {' '.join(str(error).split())}") from None
     resolved = resolve(config)
     kept = {name: value for name, value in stored.items() if name != "source_id"}

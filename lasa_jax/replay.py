@@ -19,8 +19,9 @@ import optax
 from ml_collections import ConfigDict
 
 from lasa_jax import build, data
+from lasa_jax import config as configs
 from lasa_jax.data import FederatedDataset
-from lasa_jax.errors import check_number
+from lasa_jax.errors import InputError, check_number
 from lasa_jax.federated.round import Point, Program, State, clients_of_round, one_round, receive, train_clients
 from lasa_jax.models import Variables
 from lasa_jax.workdir import Workdir
@@ -29,13 +30,17 @@ PyTree = Any
 
 
 class Before(NamedTuple):
-    """A run just before a round: what is compiled in, its state and numbers, the data, and the round, counted from 1."""
+    """A run just before a round: what is compiled in, its state and numbers, the data, and the round, counted from 1.
+
+    start: the round whose checkpoint was the start, 0 if all rounds were played.
+    """
 
     program: Program
     state: State
     point: Point
     data: FederatedDataset
     round_index: int
+    start: int = 0
 
 
 def before_round(config: ConfigDict, round_index: int, run: str | os.PathLike[str] | None = None) -> Before:
@@ -47,13 +52,17 @@ def before_round(config: ConfigDict, round_index: int, run: str | os.PathLike[st
     Args:
       config: resolved, see `config.resolve`; `config.from_json` gives that of a run.
       round_index: counted from 1, at most `config.rounds`.
-      run: a directory of that config; the newest sound checkpoint before the round is the start, if it has one.
+      run: a directory of that config; the newest sound checkpoint before the round is the start, if it has one. A run keeps
+        its last `keep_checkpoints`.
 
     Raises:
-      InputError: if the round is out of range, or the data is missing.
+      InputError: if the round is out of range, the data is missing, or the directory is that of another config or data.
     """
     check_number("round_index", round_index, low=1, high=config.rounds, whole=True)
+    stored = {} if run is None else _stored_config(Workdir(run, lock=False), config)
     dataset = data.load(config.dataset, data_dir=config.data_dir, source=config.source)
+    if stored.get("source_id") not in (None, dataset.source_id):
+        raise InputError(f"{run}: was made from other data of {config.dataset} than is there now")
     shares = build.make_partition(config, dataset)
     program = build.make_program(config, dataset, shares)
     point = build.make_point(config, program)
@@ -63,7 +72,19 @@ def before_round(config: ConfigDict, round_index: int, run: str | os.PathLike[st
     step = jax.jit(functools.partial(one_round, program))
     for index in range(done + 1, round_index):
         state, _ = step(state, point, fed, jnp.int32(index))
-    return Before(program, state, point, fed, round_index)
+    return Before(program, state, point, fed, round_index, done)
+
+
+def _stored_config(workdir: Workdir, config: ConfigDict) -> dict[str, Any]:
+    """What config.json of a run says, which must be this config."""
+    stored = workdir.config()
+    if stored is None:
+        raise InputError(f"{workdir.path}: has no config.json, allowed is the directory of a run")
+    kept = {name: value for name, value in stored.items() if name != "source_id"}
+    difference = configs.first_difference(kept, configs.as_json(config))
+    if difference is not None:
+        raise InputError(f"{workdir.path}: holds another run, {difference}")
+    return stored
 
 
 def _last_checkpoint(workdir: Workdir, round_index: int, start: State) -> tuple[int, State]:

@@ -88,14 +88,32 @@ def test_a_round_of_a_run_from_its_checkpoint_and_its_command(tmp_path, capsys, 
     monkeypatch.setattr(replay, "one_round", lambda *arguments: played.append(1) or one_round(*arguments))
     short = replay.before_round(configs.from_json(stored), 4, run)
     assert len(played) == 1  # a trace: of round 3
-    assert replay.before_round(config, 3, run).state.variables is not None
+    assert (whole.start, short.start) == (0, 2)
+    assert replay.before_round(config, 3, run).start == 2
     assert len(played) == 1  # round 3 comes after the checkpoint of round 2
+    other = grid.resolve(configs.default(), base | more | {"seed": 7})
+    with pytest.raises(InputError, match=r"holds another run, config\.seed is 1 there and 7 here"):
+        replay.before_round(other, 4, run)
+    with pytest.raises(InputError, match=r"has no config\.json"):
+        replay.before_round(config, 4, tmp_path / "nowhere")
+    text = (run / "config.json").read_text()
+    (run / "config.json").write_text(json.dumps({**json.loads(text), "source_id": "another"}))
+    with pytest.raises(InputError, match="other data of digits"):
+        replay.before_round(config, 4, run)
+    (run / "config.json").write_text(text)
+    manifest = run / "checkpoints" / "round_000002.json"
+    sound = manifest.read_text()
+    manifest.write_text("{}")
+    assert replay.before_round(config, 2, run).start == 0  # of a damaged checkpoint nothing is believed
+    assert replay.before_round(config, 4, run).start == 0
+    manifest.write_text(sound)
     for found, expected in zip(jax.tree.leaves(short.state), jax.tree.leaves(whole.state), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
     path = tmp_path / "round.npz"
     assert main(["round", str(run), "4", f"--output={path}", "--variances"]) == 0
     shown = capsys.readouterr()
+    assert shown.err.splitlines()[0] == "played from the checkpoint of round 2"
     assert shown.err.rstrip().endswith("as in the run")
     saved = filtering.load_round(path)
     assert saved.noise > 0 < saved.divergence
@@ -110,7 +128,12 @@ def test_a_round_of_a_run_from_its_checkpoint_and_its_command(tmp_path, capsys, 
     metrics = run / "metrics.jsonl"
     metrics.write_text(re.sub(r'("round": 4,.*"update_norm": )[0-9.e-]+', r"\g<1>7.5", metrics.read_text()))
     assert main(["round", str(run), "4", f"--output={path}"]) == 0
-    assert "7.5 in the run: rounding has led elsewhere" in capsys.readouterr().err
+    assert "7.5 in the run: with other versions" in capsys.readouterr().err
+    metrics.write_text("\n".join(metrics.read_text().splitlines()[:3]) + "\n")
+    assert main(["round", str(run), "4", f"--output={path}"]) == 0
+    assert "has not recorded its own" in capsys.readouterr().err
+    assert main(["round", str(run), "4", f"--output={tmp_path}"]) == 2
+    assert "cannot be written" in capsys.readouterr().err
     for wrong, said in (("5", "round_index = 5"), ("0", "round_index = 0")):
         assert main(["round", str(run), wrong]) == 2
         assert said in capsys.readouterr().err
@@ -132,6 +155,7 @@ def test_stored_configs_that_are_not_of_this_version():
         (without, "another version of lasa_jax, config.client.precision is None there"),
         ({**stored, "colour": 1}, "config.colour is not a setting"),
         ({**stored, "rounds": "many"}, "config.json: "),
+        ({**stored, "attack_ratio": 10**400}, "config.json: "),
         ({**stored, "aggregator": {"name": "krumm", "parameters": {}}}, "krumm"),
         ({**stored, "aggregator": 3}, "aggregator"),
     ):

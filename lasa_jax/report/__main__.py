@@ -12,6 +12,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from rich.console import Console
@@ -83,24 +84,32 @@ def _robustness(given: argparse.Namespace) -> None:
 
     With --rules prints the (f, kappa)-robustness coefficient of rules on it too.
     """
+    from lasa_jax import aggregators
     from lasa_jax.report import figures, filtering, output, robustness, tables
 
     saved = filtering.load_round(given.round)
+    radii = {"magnitude_radius": given.magnitude_radius, "direction_radius": given.direction_radius}
+    rules = {
+        name: aggregators.create(name, **(radii if name == "lasa" else {}))
+        for name in (() if given.rules is None else map(str.strip, given.rules.split(",")))
+    }
     path = output.folder(Path(given.round).parent, given.output)
     frame = robustness.against_sparsity(
         saved,
         noise=given.noise,
         divergence=given.divergence,
-        magnitude_radius=given.magnitude_radius,
-        direction_radius=given.direction_radius,
+        **radii,
     )
     made = [robustness.as_table(frame)]
-    if given.rules:
-        made.append(robustness.coefficients_table(saved, given.rules.split(",")))
+    files: dict[str, str | bytes] = {}
+    if rules:
+        of_rules = robustness.coefficients(saved, rules)
+        made.append(robustness.coefficients_table(of_rules))
+        files["coefficients.csv"] = of_rules.to_csv(index=False, float_format="%.6g", lineterminator="\n")
     for table in made:
         _console().print(tables.as_rich(table))
     drawn = robustness.draw_against_sparsity(frame, Path(given.round).name)
-    files: dict[str, str | bytes] = {f"robustness.{kind}": figures.as_bytes(drawn, kind) for kind in ("png", "svg")}
+    files |= {f"robustness.{kind}": figures.as_bytes(drawn, kind) for kind in ("png", "svg")}
     files["robustness.csv"] = frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
     files["robustness.md"] = "\n".join(map(tables.as_markdown, made))
     files["robustness.tex"] = "\n".join(map(tables.as_latex, made))
@@ -112,31 +121,40 @@ def _round(given: argparse.Namespace) -> None:
     """Computes a round of a run again, from its last checkpoint before, and saves what the server received."""
     from lasa_jax import config as configs
     from lasa_jax import replay
+    from lasa_jax.data import cache
     from lasa_jax.report import filtering, robustness
     from lasa_jax.workdir import Workdir
 
+    cache.keep_compiled_programs()
     workdir = Workdir(given.directory, lock=False)
     stored = workdir.config()
     if stored is None:
         raise InputError(f"{given.directory}: has no config.json, allowed is the directory of a run")
-    before = replay.before_round(configs.from_json(stored), given.index, given.directory)
+    config = configs.from_json(stored)
+    path = Path(f"round_{given.index}.npz" if given.output is None else given.output)
+    filtering.check_file(path)
+    before = replay.before_round(config, given.index, given.directory)
+    _say(f"played from the {f'checkpoint of round {before.start}' if before.start else 'beginning'}")
     saved = filtering.Round(*replay.received(before))
+    filtering.save_round(path, saved)
     if given.variances:
         found = robustness.round_variances(before, saved.malicious)
-        saved = saved._replace(noise=found.nu, divergence=found.zeta)
-    path = Path(f"round_{given.index}.npz" if given.output is None else given.output)
-    filtering.save_round(path, saved)
-    recorded = {line["round"]: line["update_norm"] for line in workdir.metrics()}.get(given.index)
-    if recorded is not None:
-        norm = replay.update_norm(before)
-        agrees = abs(norm - recorded) <= 1e-3 * abs(recorded)
-        what = (
-            "as in the run"
-            if agrees
-            else f"{recorded:.6g} in the run: rounding has led elsewhere, this is a like round"
-        )
-        _say(f"norm of the round's update {norm:.6g}, {what}")
+        filtering.save_round(path, saved._replace(noise=found.nu, divergence=found.zeta))
+    _say(_compared(before, {line["round"]: line["update_norm"] for line in workdir.metrics()}.get(given.index)))
     print(f"round {given.index}: {int(saved.malicious.sum())} of {len(saved.malicious)} clients malicious: {path}")
+
+
+def _compared(before: Any, recorded: float | None) -> str:
+    """Whether a round came out as in its run, by the norm of its update."""
+    from lasa_jax import replay
+
+    norm = replay.update_norm(before)
+    told = f"norm of the round's update {norm:.6g}"
+    if recorded is None:
+        return f"{told}; the run has not recorded its own, since the round was not evaluated"
+    if abs(norm - recorded) <= 1e-3 * abs(recorded):
+        return f"{told}, as in the run"
+    return f"{told}, {recorded:.6g} in the run: with other versions, devices or rounding the two have parted"
 
 
 def _filtering(given: argparse.Namespace) -> None:
@@ -270,6 +288,9 @@ def main(argv: Sequence[str]) -> int:
     except InputError as error:
         _say(f"error: {error}")
         return 2
+    except KeyboardInterrupt:
+        _say("stopped")
+        return 130
     return 0
 
 

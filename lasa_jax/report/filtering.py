@@ -22,7 +22,7 @@ import pandas as pd
 
 from lasa_jax import aggregators
 from lasa_jax.aggregators import Aggregator, FilterDiagnostics
-from lasa_jax.errors import InputError, check_choice
+from lasa_jax.errors import InputError, check_choice, check_number
 from lasa_jax.record import layer_names
 
 PyTree = Any
@@ -76,9 +76,15 @@ def save_round(path: str | os.PathLike[str], saved: Round) -> None:
         )
     if saved.clients is not None and np.shape(saved.clients) != mask.shape:
         raise InputError(f"clients: allowed is an id for each of {mask.shape} clients, found {np.shape(saved.clients)}")
-    known = {"clients": saved.clients, "noise": saved.noise, "divergence": saved.divergence}
-    arrays |= {"malicious": mask, **{name: np.asarray(x) for name, x in known.items() if x is not None}}
+    for name, value in (("noise", saved.noise), ("divergence", saved.divergence)):
+        if value is not None:
+            check_number(name, value, low=0)
+            arrays[name] = np.float64(value)
+    if saved.clients is not None:
+        arrays["clients"] = np.asarray(saved.clients, np.int64)
+    arrays["malicious"] = mask
     path = Path(path)
+    check_file(path)
     part = path.with_name(f".{path.name}.part")
     try:
         with open(part, "wb") as file:
@@ -86,6 +92,12 @@ def save_round(path: str | os.PathLike[str], saved: Round) -> None:
         os.replace(part, path)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def check_file(path: Path) -> None:
+    """Raises InputError if a file cannot be put there, so that nothing is computed in vain."""
+    if path.is_dir() or not path.name or not path.parent.is_dir():
+        raise InputError(f"{str(path)!r}: cannot be written, allowed is a file in a folder that is there")
 
 
 def load_round(path: str | os.PathLike[str]) -> Round:
@@ -102,7 +114,7 @@ def load_round(path: str | os.PathLike[str]) -> Round:
     mask, clients, *numbers = (arrays.pop(name, None) for name in ("malicious", "clients", "noise", "divergence"))
     whole = mask is not None and mask.dtype == bool and mask.ndim == 1 and bool(arrays)
     whole = whole and (clients is None or (clients.dtype.kind == "i" and clients.shape == mask.shape))
-    whole = whole and all(x is None or (x.dtype.kind == "f" and x.ndim == 0) for x in numbers)
+    whole = whole and all(x is None or (x.dtype.kind == "f" and x.ndim == 0 and 0 <= x < np.inf) for x in numbers)
     if not whole or any(not name.startswith(_PREFIX) or x.shape[:1] != mask.shape for name, x in arrays.items()):
         raise InputError(f"{path}: is no saved round, allowed is what lasa_jax.report.filtering.save_round writes")
     updates: dict[str, Any] = {}

@@ -8,7 +8,7 @@ robustness_coefficient(aggregators.median(), saved.updates, num_malicious=5)
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -224,8 +224,8 @@ def as_table(frame: pd.DataFrame) -> Table:
         )
     lemma = f"Benign updates vary by {first['benign_variance']:.3g}, Lemma 4 says at most {first['lemma_4']:.3g}"
     if first["benign_variance"] > first["lemma_4"]:
-        lemma += ": it does not hold here, and nothing says that the bound does"
-    notes.append(f"{lemma}.")
+        lemma += ": that is not so here, and nothing says that the bound holds"
+    notes += [f"{lemma}.", "It assumes SGD without momentum and clip, and a learning rate of at most 1 / (2 tau), too."]
     if over := frame[frame["tightness"] > 1]["sparsity_level"].tolist():
         notes.append(
             f"The error is larger than the bound at sparsity level {', '.join(f'{level:g}' for level in over)}."
@@ -234,25 +234,36 @@ def as_table(frame: pd.DataFrame) -> Table:
     return Table("The paper's bound on a round", headings, tuple(rows), notes=tuple(notes))
 
 
-def coefficients_table(saved: Round, rules: Sequence[str], restarts: int = 20) -> Table:
-    """`robustness_coefficient` and the squared error of rules with their default numbers on a round, a row each.
+def coefficients(saved: Round, rules: Mapping[str, Aggregator], restarts: int = 20) -> pd.DataFrame:
+    """Rules on a round, a row each: `rule`, `coefficient` (see `robustness_coefficient`) and `squared_error`.
 
     Args:
       saved: the round.
-      rules: names as in a config.
+      rules: by name.
       restarts: see `robustness_coefficient`.
-
-    Raises:
-      InputError: for a name that there is not, or as `robustness_coefficient`.
     """
     f = int(saved.malicious.sum())
-    built = {name: aggregators.create(name) for name in rules}  # all names are checked before anything is computed
-    rows = []
-    for name, rule in built.items():
-        coefficient = robustness_coefficient(rule, saved.updates, f, restarts=restarts)
-        rows.append((Cell(name), Cell(f"{coefficient:.3g}"), Cell(f"{squared_error(rule, saved):.3g}")))
-    headings = ("rule", "(f, kappa) coefficient, at least", "squared error to the benign mean")
-    return Table(f"Rules on a round, {f} of {len(saved.malicious)} clients malicious", headings, tuple(rows))
+    rows = [
+        {
+            "rule": name,
+            "coefficient": robustness_coefficient(rule, saved.updates, f, restarts=restarts),
+            "squared_error": squared_error(rule, saved),
+        }
+        for name, rule in rules.items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def coefficients_table(frame: pd.DataFrame) -> Table:
+    """For print.
+
+    Args:
+      frame: from `coefficients`.
+    """
+    rows = [(Cell(x.rule), Cell(f"{x.coefficient:.3g}"), Cell(f"{x.squared_error:.3g}")) for x in frame.itertuples()]
+    headings = ("rule", "(f, kappa) coefficient, at least", "squared error")
+    notes = ("LASA with these radii, other rules with their default numbers; all with their clips.",)
+    return Table("Rules on the round", headings, tuple(rows), notes=notes)
 
 
 def squared_error(rule: Aggregator, saved: Round) -> float:
@@ -400,11 +411,20 @@ def round_variances(before: replay.Before, malicious: np.ndarray) -> GradientVar
       malicious: bool `(n,)`, from `replay.received`.
 
     Raises:
-      InputError: for a model with batch normalisation, whose loss is no mean over examples.
+      InputError: for a model with batch normalisation or dropout, or a round without benign clients.
     """
+    inputs, labels, sizes = replay.local_examples(before)
+    model = before.program.local_training.model
     if set(before.state.variables) != {"params"}:
         raise InputError("variances: the model has batch statistics, allowed is one whose loss is a mean over examples")
-    inputs, labels, sizes = replay.local_examples(before)
+    if malicious.all():
+        raise InputError("variances: no client of the round is benign")
+    # Dropout is noise in the gradients of training, which the loss below has not.
+    one, other = (
+        model.apply(before.state.variables, inputs[:, 0], train=True, key=jax.random.key(k))[0] for k in (0, 1)
+    )
+    if not np.array_equal(one, other):
+        raise InputError("variances: the model has dropout, allowed is one whose training draws nothing but batches")
     return gradient_variances(
         replay.example_loss(before),
         jax.tree.map(lambda x: x[:, ~malicious], replay.local_models(before)),
@@ -495,6 +515,7 @@ def draw_against_sparsity(frame: pd.DataFrame, title: str = "") -> Figure:
     left, middle, right = figure.subplots(1, 3)
     level = frame["sparsity_level"]
     lines = (("bound", "bound, equation (14)", MALICIOUS, "s--"), ("squared_error", "squared error", BENIGN, "o-"))
+    left.plot(level, frame["layered_bound"], "v:", color="#666666", markersize=4, label="bound by layers")
     for column, label, colour, style in lines:
         left.plot(level, frame[column], style, color=colour, markersize=4, label=label)
         least = frame[column].idxmin()

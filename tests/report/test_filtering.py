@@ -49,6 +49,18 @@ def test_clients_are_called_by_their_ids(saved, tmp_path):
     ):
         labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
         assert labels[:3] == ["103", "107", "100"]  # malicious on top
+    filtering.save_round(
+        tmp_path / "whole.npz", known._replace(clients=np.arange(N, dtype=np.uint32), noise=0, divergence=1)
+    )
+    whole = filtering.load_round(tmp_path / "whole.npz")
+    assert (whole.noise, whole.divergence, whole.clients.tolist()) == (0, 1, list(range(N)))
+    for wrong in (-1.0, np.nan, np.inf):
+        with pytest.raises(InputError, match="noise"):
+            filtering.save_round(tmp_path / "bad.npz", known._replace(noise=wrong))
+    for place in ("", ".", tmp_path):
+        with pytest.raises(InputError, match="cannot be written"):
+            filtering.save_round(place, known)
+    assert {path.name for path in tmp_path.iterdir()} == {"round.npz", "whole.npz"}
     with pytest.raises(InputError, match="an id for each"):
         filtering.save_round(tmp_path / "bad.npz", known._replace(clients=np.arange(3)))
 
