@@ -11,6 +11,7 @@ Colours are those of Okabe and Ito and of maps that colour-blind readers can tel
 """
 
 import os
+import sys
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -78,7 +79,7 @@ def save_round(path: str | os.PathLike[str], saved: Round) -> None:
         raise InputError(f"clients: allowed is an id for each of {mask.shape} clients, found {np.shape(saved.clients)}")
     for name, value in (("noise", saved.noise), ("divergence", saved.divergence)):
         if value is not None:
-            check_number(name, value, low=0)
+            check_number(name, value, low=0, high=sys.float_info.max)
             arrays[name] = np.float64(value)
     if saved.clients is not None:
         arrays["clients"] = np.asarray(saved.clients, np.int64)
