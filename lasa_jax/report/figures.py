@@ -54,7 +54,7 @@ def ratio(group: Group) -> Figure | str:
     plain = [rule for rule, (method, _) in group.variants.items() if method == _BASELINE]
     baseline = found[(found["attack"] == NO_ATTACK) & found["rule"].isin(plain)]["mean"].mean()
     parts = {key: part.sort_values("attack_ratio") for key, part in attacked.groupby(["attack", "rule"], sort=False)}
-    enlarged = _enlarged(parts)
+    enlarged = _enlarged(parts, parts)
     title = f"{group.title}{_bands(group.runs)}"
     figure, panels = _panels(attacks, title, "malicious clients in %", "best test accuracy in %", enlarged)
     ratios = sorted(100 * attacked["attack_ratio"].unique())
@@ -86,7 +86,7 @@ def curves(group: Group) -> Figure | str:
     rules = [rule for rule in group.rules if rule in set(lines["rule"])]
     by = lines.groupby(["attack", "rule", "round"], sort=False)["accuracy"].agg(["mean", "min", "max"]).sort_index()
     parts = {key: part.droplevel(["attack", "rule"]) for key, part in by.groupby(["attack", "rule"], sort=False)}
-    enlarged = _enlarged({key: part.iloc[-1:] for key, part in parts.items()})  # on the way all lines cross
+    enlarged = _enlarged(parts, {key: part.iloc[-1:] for key, part in parts.items()})  # before the end all lines cross
     title = f"{group.title}, {100 * at:g} % malicious{_bands(runs)}"
     figure, panels = _panels(attacks, title, "round", "test accuracy in %", enlarged)
     panels[0][0].xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
@@ -308,14 +308,17 @@ def _device(runs: pd.DataFrame) -> str:
     return runs["device"].value_counts(sort=True).sort_index().idxmax()
 
 
-def _enlarged(lines: Mapping[tuple[str, str], pd.DataFrame]) -> tuple[float, float] | None:
+def _enlarged(
+    lines: Mapping[tuple[str, str], pd.DataFrame], telling: Mapping[tuple[str, str], pd.DataFrame]
+) -> tuple[float, float] | None:
     """The range of the lines that end near the best, None if they can be told apart as they are.
 
     Args:
       lines: `mean`, `min` and `max` along each, by panel and rule.
+      telling: the part of each line that tells rules apart.
     """
-    top = max(line["mean"].iloc[-1] for line in lines.values())
-    near = {key: line for key, line in lines.items() if line["mean"].iloc[-1] >= top - _NEAR}
+    top = max(line["mean"].iloc[-1] for line in telling.values())
+    near = {key: line for key, line in telling.items() if line["mean"].iloc[-1] >= top - _NEAR}
     low, high = min(line["min"].min() for line in near.values()), max(line["max"].max() for line in near.values())
     whole = max(line["max"].max() for line in lines.values()) - min(line["min"].min() for line in lines.values())
     panels = [panel for panel, _ in near]

@@ -73,6 +73,15 @@ def test_lines_that_cannot_be_told_apart_beside_others_are_enlarged(tmp_path):
         assert not whole.get_xlabel()
 
 
+def test_curves_that_end_alike_are_enlarged(tmp_path):
+    """Though no rule collapses: all of them begin at the bottom."""
+    for rule, last in (("lasa", 0.97), ("signguard", 0.96)):
+        write_run(tmp_path, of(rule, "noise"), [0.1, 0.9, last])
+    _, enlarged = figures.curves(group_of(tmp_path)).axes
+    assert 95 < enlarged.get_ylim()[0] < 96
+    assert 97 < enlarged.get_ylim()[1] < 98
+
+
 def test_curves(whole):
     figure = figures.curves(whole)
     assert [axes.get_title() for axes in figure.axes] == ["No Attack", "Noise", "ByzMean"]
