@@ -158,7 +158,13 @@ def as_table(group: Group, compared: pd.DataFrame) -> Table:
         units = "-" if pd.isna(cell.in_spreads) else f"{cell.in_spreads:+.1f}"
         papers = f"{cell.published:.2f}{' ?' if cell.doubtful else ''}"
         texts = [str(cell.table), cell.rule, cell.attack, setting, papers, f"{cell.ours:.2f}{spread}"]
-        texts += [f"{cell.difference:+.2f}", units, str(cell.seeds), *([cell.differs] if differ else [])]
+        # Zero is added to what is rounded, so that none is printed as -0.00.
+        texts += [
+            f"{round(cell.difference, 2) + 0.0:+.2f}",
+            units,
+            str(cell.seeds),
+            *([cell.differs] if differ else []),
+        ]
         rows.append(tuple(map(Cell, texts)))
     notes = ["The radii are direction, magnitude."]
     for number, part in compared.groupby("table"):

@@ -108,6 +108,12 @@ def test_runs_that_are_not_the_papers_say_so_and_do_not_count(tmp_path):
     )
 
 
+def test_no_difference_has_no_minus(tmp_path):
+    run_on_mnist(tmp_path, of("signguard", "byzmean"), 0.97629)
+    group = group_of(tmp_path)
+    assert compare.as_table(group, compare.compare(group)).rows[0][6].text == "+0.00"
+
+
 def test_runs_of_other_rounds_are_not_the_papers(tmp_path):
     run_on_mnist(tmp_path, of("signguard", "byzmean"), 0.97, rounds=2)
     compared = compare.compare(group_of(tmp_path))
