@@ -392,13 +392,15 @@ def test_the_code_and_the_numbers_of_the_docs(capsys):
                 number, rel=0.1 if column in ("squared_error", "tightness") else 0.02, abs=6e-4
             )
         assert cells.split(" | ")[-1] == ("hold" if row["conditions_hold"] else "no epsilon")
-    nu, zeta = re.search(r"nu = ([0-9.]+), zeta = ([0-9.]+)", text).groups()
+    nu, zeta = re.search(r"nu = ([0-9]+\.[0-9]+), zeta = ([0-9]+\.[0-9]+)", text).groups()
     first = frame.iloc[0]
     assert (first.noise, first.divergence) == (pytest.approx(float(nu), abs=0.06), pytest.approx(float(zeta), abs=0.06))
-    varies, lemma = re.search(r"in the round above ([0-9.]+) and ([0-9.]+)", text).groups()
+    varies, lemma = re.search(r"in the round above ([0-9.]+) and ([0-9]+\.[0-9]+)", text).groups()
     assert first.benign_variance == pytest.approx(float(varies), abs=0.006)
     assert first.lemma_4 == pytest.approx(float(lemma), abs=0.06)
-    assert first.update_bound == pytest.approx(float(re.search(r"of a whole update, is ([0-9.]+)", text)[1]), abs=0.006)
+    assert first.update_bound == pytest.approx(
+        float(re.search(r"of a whole update, is ([0-9]+\.[0-9]+)", text)[1]), abs=0.006
+    )
     told = re.search(r"prints on the round above ([^(]*)\(.*?\), (.*)\.\s*$", text, re.DOTALL)
     coefficients = re.findall(r"0\.[0-9]+", told[1] + told[2])
     assert [f"{float(line.split()[1]):.2f}" for line in capsys.readouterr().out.splitlines()] == coefficients
