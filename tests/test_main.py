@@ -214,22 +214,32 @@ def test_tensorboard_forgets_rounds_that_are_computed_again(tmp_path):
     """As after a kill: a new writer, whose first round is written already."""
     line = dict.fromkeys(("train_loss", "test_loss", "test_accuracy", "update_norm"), 0.5)
     line |= {"malicious": 1, "benign": 2, "malicious_filtered": {}, "benign_filtered": {}}
-    for rounds in ((1, 2, 3), (2, 3)):
+    for rounds in ((1, 2, 3), (2, 3, 4)):
         write = live.tensorboard(tmp_path)
         for index in rounds:
             write({**line, "round": index})
+        wait_for(tmp_path, rounds[-1])
         time.sleep(1.1)  # the name of a file has the second it was made in
     starts = [event.step for event in events(tmp_path) if event.session_log.status == event.session_log.START]
     assert starts == [1, 2]  # TensorBoard drops what is older and of this round or later ones
 
 
+def wait_for(folder: Path, last: int) -> None:
+    """Until the newest file has a scalar of the last round: a thread writes it."""
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        if any(event.step == last and event.summary.value for event in events(folder)[-8:]):
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"nothing of round {last} after a minute")
+
+
 def events(folder: Path) -> list[event_pb2.Event]:
-    """Those of all event files: length, its checksum, the event, its checksum."""
+    """Those of all event files: length, its checksum, the event, its checksum; the last may be half written."""
     found = []
     for path in sorted(folder.iterdir()):
         data = path.read_bytes()
-        while data:
-            (length,) = struct.unpack("<Q", data[:8])
+        while len(data) > 8 and len(data) >= 16 + (length := struct.unpack("<Q", data[:8])[0]):
             found.append(event_pb2.Event.FromString(data[12 : 12 + length]))
             data = data[16 + length :]
     return found

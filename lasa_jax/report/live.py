@@ -44,7 +44,8 @@ def tensorboard(path: Path) -> Callable[[Mapping[str, Any]], None]:
     def write(line: Mapping[str, Any]) -> None:
         step = line["round"]
         if not opened:
-            opened.append(SummaryWriter(str(path), purge_step=step))
+            # A thread of its own writes; what it has got is on the disk a second later.
+            opened.append(SummaryWriter(str(path), purge_step=step, flush_secs=1))
         writer = opened[0]
         detection = record.detection_rates([line])
         scalars = {name: line[name] for name in ("train_loss", "test_loss", "test_accuracy", "update_norm")}
