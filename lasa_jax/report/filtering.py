@@ -111,7 +111,9 @@ def load_round(path: str | os.PathLike[str]) -> Round:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: cannot be read as a saved round ({error})") from None
+        # NumPy's own words advise to unpickle what is no archive.
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else "it is no whole .npz file"
+        raise InputError(f"{path}: cannot be read as a saved round ({reason})") from None
     mask, clients, *numbers = (arrays.pop(name, None) for name in ("malicious", "clients", "noise", "divergence"))
     whole = mask is not None and mask.dtype == bool and mask.ndim == 1 and bool(arrays)
     whole = whole and (clients is None or (clients.dtype.kind == "i" and clients.shape == mask.shape))
