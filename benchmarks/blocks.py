@@ -1,6 +1,7 @@
 """How a block of rounds grows with runs of a program and with devices: `python -m benchmarks.blocks [--dataset=digits]`.
 
-LASA against ByzMean, as published; several runs have seeds of their own. Prints two Markdown tables: runs of one program on
+LASA against ByzMean, as in the official code; several runs have seeds of their own. Prints two Markdown tables: runs
+of one program on
 one device, and devices for one run (each number of devices in a process of its own, on a CPU as so many host devices, which
 share the cores). Seconds are those of the fastest of three blocks. Memory is what the program needs on a device, its
 arguments (but the examples), results and temporaries, over the stacks of updates of its runs.
@@ -33,7 +34,7 @@ def measure(dataset_name: str, runs: int, devices: int, rounds: int) -> dict[str
         raise SystemExit(f"{devices} devices: there are {len(jax.devices())}")
     config = configs.paper(dataset_name)
     config.update_from_flattened_dict(
-        {"fidelity": "published", "attack.name": "byzmean", "rounds": rounds, "block_rounds": rounds}
+        {"fidelity": "official", "attack.name": "byzmean", "rounds": rounds, "block_rounds": rounds}
     )
     config = configs.resolve(config)
     dataset = data.load(dataset_name)

@@ -147,7 +147,7 @@ def table(accuracies: Mapping[tuple[str, str], float]) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--config", default="configs/digits.py")
-    parser.add_argument("--fidelity", choices=("paper", "published"))
+    parser.add_argument("--fidelity", choices=("paper", "official"))
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--output", type=Path, help="a file for the table")
     given = parser.parse_args()

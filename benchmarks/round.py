@@ -1,6 +1,6 @@
 """Times one MNIST round at the paper's settings and its parts: `python -m benchmarks.round [--rounds=3]`.
 
-100 clients, 5 local steps of 10 images, published ByzMean, LASA, evaluated on 10,000 images. Needs MNIST
+100 clients, 5 local steps of 10 images, the official code's ByzMean, LASA, evaluated on 10,000 images. Needs MNIST
 (`TFDS_DATA_DIR`). Where PyTorch is installed, the parts of the official round are timed in the same run, each as the
 official code computes it, written anew: ratios between the columns are what carries over to another machine.
 """
@@ -29,7 +29,7 @@ from lasa_jax.main import use_all_cores
 def ours(rounds: int) -> tuple[dict[str, float], Iterator[np.ndarray]]:
     """Seconds of our round and its parts on all devices; and the honest updates of each round, flat, `(100, d)`."""
     config = configs.paper("mnist")
-    config.update_from_flattened_dict({"fidelity": "published", "attack.name": "byzmean"})
+    config.update_from_flattened_dict({"fidelity": "official", "attack.name": "byzmean"})
     config = configs.resolve(config)
     dataset = data.load("mnist")
     shares = build.make_partition(config, dataset)
@@ -120,7 +120,7 @@ def pytorch(updates: Iterator[np.ndarray]) -> dict[str, float]:
         return stack
 
     def lasa() -> list[torch.Tensor]:
-        """FIDELITY.md, section 2, with a full sort a client as published."""
+        """FIDELITY.md, section 2, with a full sort a client as in the official code."""
         norms = stack.norm(dim=1)
         scale = torch.clamp(norms.median() / norms, max=1.0)
         rows = []

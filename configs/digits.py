@@ -1,4 +1,4 @@
-"""Handwritten digits (scikit-learn's own 8x8 images, no download): LASA against ByzMean as published, in a minute.
+"""Handwritten digits (scikit-learn's own 8x8 images, no download): LASA against the official ByzMean, in a minute.
 
     python -m lasa_jax.main --config=configs/digits.py
     python -m lasa_jax.main --config=configs/digits.py --config.aggregator.name=fedavg
@@ -15,6 +15,6 @@ def get_config(argument: str | None = None) -> ConfigDict:
     """The embedded default. Takes no argument."""
     parse_argument(argument, {})
     config = paper("digits")
-    config.fidelity = "published"
+    config.fidelity = "official"
     config.attack.name = "byzmean"
     return config

@@ -1,9 +1,6 @@
 """What a resolved config stands for: the partition, the compiled program, its numbers, and the simulation of them."""
 
 import functools
-import hashlib
-import json
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -52,8 +49,8 @@ def make_program(config: ConfigDict, dataset: Dataset, shares: Partition) -> Pro
         client_chunk=config.client_chunk,
         ragged=len(np.unique(-(-shares.sizes // client.batch_size))) > 1,
         batch_stats=config.batch_stats,
-        attack=(config.attack.name, _words(config.attack.parameters)),
-        aggregator=(config.aggregator.name, _words(config.aggregator.parameters)),
+        attack=(config.attack.name, configs.words(config.attack.parameters)),
+        aggregator=(config.aggregator.name, configs.words(config.aggregator.parameters)),
         record_filtering=config.record_filtering,
     )
 
@@ -81,7 +78,7 @@ def make_point(config: ConfigDict, program: Program) -> Point:
         malicious[order[: _share(config.attack_ratio, program.num_clients)]] = True
     assumed = config.aggregator.assumed_malicious
     client = config.client
-    aggregator = _numbers(config.aggregator.parameters)
+    aggregator = configs.numbers(config.aggregator.parameters)
     if "sparsity_level" in aggregator:
         # The number of entries that are kept is an integer computed in double precision, see aggregators.keep_top_k.
         num_kept = functools.partial(
@@ -98,7 +95,7 @@ def make_point(config: ConfigDict, program: Program) -> Point:
             _share(config.attack_ratio, config.clients_per_round) if assumed is None else assumed
         ),
         sgd=SGD(client.learning_rate, client.momentum, client.learning_rate_decay, client.clip_norm),
-        attack=_numbers(config.attack.parameters),
+        attack=configs.numbers(config.attack.parameters),
         aggregator=aggregator,
     )
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32) if isinstance(x, float) else jnp.asarray(x), numbers)
@@ -118,33 +115,3 @@ def make_partition(config: ConfigDict, dataset: Dataset) -> Partition:
 def _share(ratio: float, n: int) -> int:
     """`floor(ratio * n)`, not thrown off by 0.29 * 100 = 28.999999999999996."""
     return int(ratio * n + 1e-9)
-
-
-def _is_number(name: str, value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and name not in configs.STATIC_PARAMETERS
-
-
-def _numbers(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in parameters.items() if _is_number(name, value)}
-
-
-def _words(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in parameters.items() if not _is_number(name, value)}
-
-
-def program_key(config: ConfigDict) -> str:
-    """Twelve hexadecimal digits that two resolved configs share if they differ in nothing but the numbers of a `Point`.
-
-    Runs of the same key go through the same executable, where their arrays have the same shapes.
-    """
-    kept = {name: value for name, value in configs.as_json(config).items() if name not in configs.UNIDENTIFYING}
-    for name in ("seed", "attack_ratio", "source_id"):
-        kept.pop(name, None)
-    client = kept["client"]
-    for name in ("learning_rate", "momentum", "learning_rate_decay"):
-        del client[name]
-    client["clip_norm"] = client["clip_norm"] is not None
-    kept["aggregator"].pop("assumed_malicious")
-    for kind in ("aggregator", "attack"):
-        kept[kind]["parameters"] = _words(config[kind].parameters)
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]

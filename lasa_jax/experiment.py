@@ -17,12 +17,12 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from lasa_jax import build, data, record
+from lasa_jax import build, data
 from lasa_jax import config as configs
 from lasa_jax.data import Dataset, FederatedDataset, partition
 from lasa_jax.errors import InputError
 from lasa_jax.federated import Executables, State, make_mesh
-from lasa_jax.workdir import Workdir, is_finished
+from lasa_jax.workdir import Workdir, is_finished, records
 
 PyTree = Any
 Progress = Callable[[Mapping[str, Any]], None]
@@ -91,7 +91,7 @@ def run_batch(
     A run's numbers do not depend on the others of its batch, only on the size and the mesh that were compiled.
 
     Args:
-      runs: resolved configs of the same `build.program_key`, at most `size`, and their directories.
+      runs: resolved configs of the same `configs.program_key`, at most `size`, and their directories.
       size: runs that the program is compiled for; where fewer are given, copies of the first, which nobody reads, fill it.
       executables, mesh, on_line, log, stop: as of `run`.
 
@@ -192,17 +192,17 @@ def _run_blocks(
     shares = partition.stack([one.shares for one in members + fill])
     fed = FederatedDataset(first.dataset.train, first.dataset.test, shares)
     states, points, fed = simulation.place(states, points, fed)
-    layers = record.layer_names(template.variables)
+    layers = records.layer_names(template.variables)
     compile_seconds = 0.0
     if done < rounds:
         if first.workdir is not None:
-            log(f"{first.workdir.path}: compiling for {record.device()}")
+            log(f"{first.workdir.path}: compiling for {records.device()}")
         executable, compile_seconds = executables.get(
-            build.program_key(first.config), simulation, (states, points, fed)
+            configs.program_key(first.config), simulation, (states, points, fed)
         )
 
     def finish(position: int, one: _Run, status: str) -> dict[str, Any]:
-        summary = record.summary(
+        summary = records.summary(
             one.workdir.metrics() if one.workdir is not None else [],
             jax.tree.map(lambda x: x[position], jax.device_get(states.variables)),
             status=status,
@@ -241,10 +241,10 @@ def _run_blocks(
             )
             try:
                 if one.workdir is not None:
-                    lines = record.lines(own, done, count, simulation, layers, seconds)
+                    lines = records.lines(own, done, count, simulation, layers, seconds)
                     state = jax.tree.map(lambda x, position=position: x[position], held)
                     one.record(
-                        lines, record.filtering(own, done, count, layers), done + count, state, diverged=diverged
+                        lines, records.filtering(own, done, count, layers), done + count, state, diverged=diverged
                     )
                     if on_line is not None:
                         for line in lines:

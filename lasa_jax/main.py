@@ -18,10 +18,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from lasa_jax import commandline, experiment, report
+from lasa_jax import commandline, experiment, report, track
 from lasa_jax import config as configs
 from lasa_jax.errors import InputError
-from lasa_jax.report import live
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run; runs/<what>_<config hash> by default")
 _TENSORBOARD = flags.DEFINE_bool("tensorboard", False, "write scalars and filtering images to tb/ in the workdir")
@@ -71,7 +70,7 @@ def print_summary(summary: dict[str, Any], path: Path, console: Console) -> None
 def run(config: ConfigDict, workdir: str | None, *, with_tensorboard: bool = False) -> None:
     """Runs a resolved config, with a progress bar; `with_tensorboard` writes to `tb/` in the workdir too."""
     path = Path(workdir) if workdir else default_workdir(config)
-    watch = live.tensorboard(path / "tb") if with_tensorboard else None
+    watch = track.tensorboard(path / "tb") if with_tensorboard else None
     if jax.process_index() > 0:  # the first process owns the directory and the terminal
         experiment.run(config, path, log=lambda text: None)
         return

@@ -12,7 +12,7 @@ from lasa_jax import config as configs
 from lasa_jax.data import partition
 from tests import test_battery_aggregators as battery
 from tests import test_battery_attacks as attack_battery
-from tests.test_links import LINKS
+from tests.aggregators.test_preaggregators import PREAGGREGATORS
 
 ROOT = Path(__file__).parents[1]
 
@@ -83,7 +83,7 @@ class TestSkeletonsOfTheGuide:
 
 def test_every_method_is_in_the_readme():
     text = (ROOT / "README.md").read_text()
-    for name in (*aggregators.names(), *attacks.names(), *LINKS):
+    for name in (*aggregators.names(), *attacks.names(), *PREAGGREGATORS):
         assert f"`{name}`" in text, name
 
 

@@ -287,7 +287,7 @@ def test_three_kills_change_no_bit(tmp_path):
 
 def test_natural_clients_from_a_source_to_a_summary(tmp_path):
     """FEMNIST's own path: LEAF files, all writers, unequal sizes; the second run needs no source."""
-    from tests.test_by_client import leaf_user, write_json
+    from tests.data.test_by_client import leaf_user, write_json
 
     writers = {f"w{index}": leaf_user(index, 3 + 5 * index) for index in range(6)}
     write_json(tmp_path / "leaf" / "train" / "all.json", writers)

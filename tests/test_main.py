@@ -14,9 +14,8 @@ import pytest
 from tensorboardX.proto import event_pb2
 
 from lasa_jax import config as configs
-from lasa_jax import main
+from lasa_jax import main, track
 from lasa_jax.errors import InputError
-from lasa_jax.report import live
 
 ROOT = Path(__file__).parents[1]
 
@@ -215,7 +214,7 @@ def test_tensorboard_forgets_rounds_that_are_computed_again(tmp_path):
     line = dict.fromkeys(("train_loss", "test_loss", "test_accuracy", "update_norm"), 0.5)
     line |= {"malicious": 1, "benign": 2, "malicious_filtered": {}, "benign_filtered": {}}
     for rounds in ((1, 2, 3), (2, 3, 4)):
-        write = live.tensorboard(tmp_path)
+        write = track.tensorboard(tmp_path)
         for index in rounds:
             write({**line, "round": index})
         wait_for(tmp_path, rounds[-1])
@@ -246,7 +245,7 @@ def events(folder: Path) -> list[event_pb2.Event]:
 
 
 def test_tensorboard_is_an_extra(tmp_path, monkeypatch):
-    monkeypatch.setattr(live, "find_spec", lambda name: None)
+    monkeypatch.setattr(track, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"--tensorboard: .*lasa_jax\[tensorboard\]"):
         main.run(configs.paper("digits"), str(tmp_path / "run"), with_tensorboard=True)
     assert not (tmp_path / "run").exists()

@@ -58,7 +58,7 @@ def test_after_the_first_cell_the_package_is_there(tmp_path):
 from IPython.core.interactiveshell import InteractiveShell
 shell = InteractiveShell.instance()
 assert not shell.run_cell("import lasa_jax", silent=True).success
-for source in ({source!r}, "from lasa_jax.report import compare", "print(compare.__file__, len(compare.published()))"):
+for source in ({source!r}, "from lasa_jax.report import compare", "print(compare.__file__, len(compare.printed()))"):
     shell.run_cell(source).raise_error()
 """
     python = environment / "bin" / "python"

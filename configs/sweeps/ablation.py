@@ -23,7 +23,7 @@ VARIANTS = [
 def get_grid(dataset: str) -> Grid:
     """The grid for a dataset."""
     base = paper(dataset)
-    base.fidelity = "published"
+    base.fidelity = "official"
     points = [
         {**variant, "attack.name": attack, "seed": seed}
         for variant in VARIANTS

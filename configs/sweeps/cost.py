@@ -19,7 +19,7 @@ RULES = [
 def get_grid(dataset: str) -> Grid:
     """The grid for a dataset."""
     base = paper(dataset)
-    base.fidelity = "published"
+    base.fidelity = "official"
     base.attack.name = "noise"
     base.rounds = base.eval_every = base.block_rounds = 10
     most = base.clients_per_round

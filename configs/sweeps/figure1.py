@@ -1,4 +1,4 @@
-"""Figure 1 of the supplement: accuracy against the attack ratio, as published.
+"""Figure 1 of the supplement: accuracy against the attack ratio, as in the official code.
 
     python -m launch.sweep --config=configs/sweeps/figure1.py:digits --workdir=DIR        # or mnist, femnist, ...
 
@@ -14,7 +14,7 @@ from lasa_jax.grid import Grid
 def get_grid(dataset: str) -> Grid:
     """The grid for a dataset."""
     base = paper(dataset)
-    base.fidelity = "published"
+    base.fidelity = "official"
     seeds = [1, 2, 3]
     return Grid(
         base,

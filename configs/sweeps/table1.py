@@ -1,8 +1,8 @@
-"""Table 1 of the supplement: nine rules against no attack and eight attacks, as published, at a ratio of 25 %.
+"""Table 1 of the supplement: nine rules against no attack and eight attacks, as in the official code, at a ratio of 25 %.
 
     python -m launch.sweep --config=configs/sweeps/table1.py:digits --workdir=DIR         # or mnist, femnist, ...
 
-243 runs, 81 programs. The supplement uses the stealthy Min-Sum on all datasets but MNIST, which the published code never
+243 runs, 81 programs. The supplement uses the stealthy Min-Sum on all datasets but MNIST, which the official code never
 ran: `STEALTHY` chooses.
 """
 
@@ -20,7 +20,7 @@ ATTACKS = ["none", "random", "noise", "sign_flip", "tailored_trmean", "min_max",
 def get_grid(dataset: str) -> Grid:
     """The grid for a dataset."""
     base = paper(dataset)
-    base.fidelity = "published"
+    base.fidelity = "official"
     stealthy = STEALTHY and dataset != "mnist"
     attacks = ["min_sum_stealthy" if stealthy and name == "min_sum" else name for name in ATTACKS]
     return Grid(base, axes=[{"aggregator.name": RULES}, {"attack.name": attacks}, {"seed": [1, 2, 3]}])

@@ -1,4 +1,4 @@
-"""Table 2 of the supplement: LASA at seven sparsity levels under three attacks, as published.
+"""Table 2 of the supplement: LASA at seven sparsity levels under three attacks, as in the official code.
 
     python -m launch.sweep --config=configs/sweeps/table2.py:digits --workdir=DIR         # or mnist, femnist, ...
 
@@ -12,7 +12,7 @@ from lasa_jax.grid import Grid
 def get_grid(dataset: str) -> Grid:
     """The grid for a dataset."""
     base = paper(dataset)
-    base.fidelity = "published"
+    base.fidelity = "official"
     return Grid(
         base,
         axes=[

@@ -1,4 +1,4 @@
-"""Table 3 of the supplement: LASA at seven pairs of radii under two attacks, as published.
+"""Table 3 of the supplement: LASA at seven pairs of radii under two attacks, as in the official code.
 
     python -m launch.sweep --config=configs/sweeps/table3.py:digits --workdir=DIR         # or mnist, femnist, ...
 
@@ -14,7 +14,7 @@ PAIRS = [(1.0, 1.0), (1.0, 1.5), (1.0, 2.0), (1.0, 4.0), (1.5, 2.0), (2.0, 2.0),
 def get_grid(dataset: str) -> Grid:
     """The grid for a dataset."""
     base = paper(dataset)
-    base.fidelity = "published"
+    base.fidelity = "official"
     direction, magnitude = zip(*PAIRS, strict=True)
     return Grid(
         base,

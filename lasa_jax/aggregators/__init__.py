@@ -15,7 +15,7 @@ from lasa_jax.aggregators.base import (
     Aggregator,
     Assumed,
     Diagnostics,
-    Link,
+    PreAggregator,
     Rows,
     Selection,
     chain,
@@ -29,7 +29,7 @@ from lasa_jax.aggregators.fedavg import fedavg
 from lasa_jax.aggregators.geometric_median import geometric_median
 from lasa_jax.aggregators.krum import bulyan, krum, multi_krum
 from lasa_jax.aggregators.lasa import FilterDiagnostics, lasa, layer_filter
-from lasa_jax.aggregators.links import (
+from lasa_jax.aggregators.preaggregators import (
     bucketing,
     clip_to_median_norm,
     clip_to_norm,
@@ -82,7 +82,7 @@ __all__ = [
     "Assumed",
     "Diagnostics",
     "FilterDiagnostics",
-    "Link",
+    "PreAggregator",
     "Rows",
     "Selection",
     "SignDiagnostics",

@@ -1,7 +1,7 @@
 """What an aggregation rule is, and how steps before a rule are put in front of it without copying the stack.
 
 A rule reads client updates through `Rows`: the stack as it is, which rows count, and a map of each row that is applied
-while it is read. A link of a chain adds to the map or rejects rows; the stack itself is never rewritten.
+while it is read. A pre-aggregator of a chain adds to the map or rejects rows; the stack itself is never rewritten.
 """
 
 import dataclasses
@@ -76,7 +76,7 @@ class Rows:
 
     stack: the updates as they came, leaves `(n, ...)`.
     present: bool `(n,)`, the rows that count.
-    maps: for each link a function `(row, numbers) -> row` and its numbers, a pytree with leaves `(n, ...)`.
+    maps: for each pre-aggregator a function `(row, numbers) -> row` and its numbers, a pytree with leaves `(n, ...)`.
     mixing: `(n, n)` or None: row i of what the rule reads is `sum_j mixing_ij * mapped row_j`.
     made_of: `(n, n)` or None: the share of each client of the stack in each row, for the diagnostics.
     """
@@ -187,7 +187,7 @@ class Rows:
 
     @functools.cached_property
     def written(self) -> PyTree:
-        """The stack as a rule reads it: the one that came where no link changes it, else a copy, the only one."""
+        """The stack as a rule reads it: the one that came where no pre-aggregator changes it, else a copy, the only one."""
         if not self.maps and self.mixing is None:
             return self.stack
         mapped = ops.map_rows(self._read, self.stack, *self._numbers) if self.maps else self.stack
@@ -236,17 +236,17 @@ def equal_weights(rows: Rows, chosen: jax.Array) -> PyTree:
     return jax.tree.map(lambda _: share, rows.stack)
 
 
-class Link(Protocol):
+class PreAggregator(Protocol):
     """A step in front of a rule: takes rows and returns rows, some of them rejected, each mapped, or mixed."""
 
     def __call__(self, rows: Rows, *, key: jax.Array, num_malicious: Count) -> Rows: ...
 
 
-def chain(*steps: Link | Aggregator) -> Aggregator:
-    """Puts links in front of a rule: `chain(link, ..., rule)`.
+def chain(*steps: PreAggregator | Aggregator) -> Aggregator:
+    """Puts pre-aggregators in front of a rule: `chain(pre, ..., rule)`.
 
-    Every link measures a few numbers per client, seeing the rows as the links before it left them. Nothing is written:
-    the maps of all links run while the rule reads the stack.
+    Every pre-aggregator measures a few numbers of each client, seeing the rows as those before it left them. Nothing
+    is written: the maps of all of them run while the rule reads the stack.
 
     Examples:
       >>> import jax, jax.numpy as jnp
@@ -258,26 +258,26 @@ def chain(*steps: Link | Aggregator) -> Aggregator:
       [2.0, 3.0]
 
     Raises:
-      TypeError: if the last step is not an aggregator or another one is, or a link was not built: `clip_to_norm` in place
-        of `clip_to_norm()`.
+      TypeError: if the last step is not an aggregator or another one is, or a pre-aggregator was not built:
+        `clip_to_norm` in place of `clip_to_norm()`.
     """
     rule = steps[-1] if steps else None
-    links = [step for step in steps[:-1] if not isinstance(step, Aggregator)]
-    if not isinstance(rule, Aggregator) or len(links) != len(steps) - 1:
-        raise TypeError("chain(link, ..., rule): the last step, and only the last, is an aggregator")
-    for step in links:
+    before = [step for step in steps[:-1] if not isinstance(step, Aggregator)]
+    if not isinstance(rule, Aggregator) or len(before) != len(steps) - 1:
+        raise TypeError("chain(pre, ..., rule): the last step, and only the last, is an aggregator")
+    for step in before:
         if not callable(step) or "num_malicious" not in inspect.signature(step).parameters:
             raise TypeError(
-                f"chain(link, ..., rule): {step!r} is not a link; one is made by a call, as reject_nonfinite()"
+                f"chain(pre, ..., rule): {step!r} is not a pre-aggregator; one is made by a call, as reject_nonfinite()"
             )
 
     def aggregate(
         updates: PyTree, state: PyTree, *, key: jax.Array, num_malicious: Count, present: jax.Array | None = None
     ) -> tuple[PyTree, PyTree, Any]:
         rows = dataclasses.replace(Rows.of(updates, present), made_of=None)  # counted from here: chains may be nested
-        for index, link in enumerate(links):
-            rows = link(rows, key=jax.random.fold_in(key, index), num_malicious=num_malicious)
-        rule_key = jax.random.fold_in(key, len(links))
+        for index, step in enumerate(before):
+            rows = step(rows, key=jax.random.fold_in(key, index), num_malicious=num_malicious)
+        rule_key = jax.random.fold_in(key, len(before))
         update, state, info = rule.aggregate(rows, state, key=rule_key, num_malicious=num_malicious)
         if rows.made_of is not None:  # the weight of the rows that came, not of the mixed ones
             info = info._replace(weight=jax.tree.map(lambda w: w @ rows.made_of, info.weight))

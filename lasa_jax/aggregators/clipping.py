@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from lasa_jax import ops
 from lasa_jax.aggregators.base import Aggregator, Count, Diagnostics, PyTree, Rows, Scalar, chain
 from lasa_jax.aggregators.fedavg import fedavg
-from lasa_jax.aggregators.links import clip_to_norm
+from lasa_jax.aggregators.preaggregators import clip_to_norm
 from lasa_jax.errors import check_number
 
 

@@ -30,7 +30,7 @@ def trimmed_mean(num_trimmed: Count | None = None, variant: str = "paper") -> Ag
     Args:
       num_trimmed: f, values dropped at each end; the server's `num_malicious` if None, at most `(n - 1) // 2`. May be
         traced.
-      variant: "paper" as above; "published" drops 10 at each end whatever n is (FIDELITY.md, section 3).
+      variant: "paper" as above; "official" drops 10 at each end whatever n is (FIDELITY.md, section 3).
 
     Raises:
       InputError: for a value out of range.
@@ -44,10 +44,10 @@ def trimmed_mean(num_trimmed: Count | None = None, variant: str = "paper") -> Ag
       >>> update["w"].tolist()
       [2.5]
     """
-    check_choice("variant", variant, ("paper", "published"))
+    check_choice("variant", variant, ("paper", "official"))
     if num_trimmed is not None:
         check_number("num_trimmed", num_trimmed, low=0, whole=True)
-    elif variant == "published":
+    elif variant == "official":
         num_trimmed = 10
 
     def aggregate(
@@ -70,7 +70,7 @@ def median() -> Aggregator:
     Stays within the values of the benign clients as long as they are the majority. NaN counts as the largest value: where
     half of the clients or more send it, the result is infinite.
 
-    `weight` is 1/n for every client. The published code has two medians but its training loop uses neither.
+    `weight` is 1/n for every client. The official code has two medians but its training loop uses neither.
 
     Examples:
       >>> import jax, jax.numpy as jnp

@@ -20,7 +20,7 @@ from lasa_jax.aggregators.base import (
 from lasa_jax.errors import check_choice, check_number
 
 _LARGE = 1 << 16  # entries of a leaf that is not joined with others
-_DEFAULTS = {"paper": (5, 10_000), "published": (1, 1_000)}
+_DEFAULTS = {"paper": (5, 10_000), "official": (1, 1_000)}
 
 
 def dnc(
@@ -51,8 +51,8 @@ def dnc(
       num_coordinates: r; all of them if the update has fewer; 10,000 if None.
       filter_fraction: c, `>= 0`. May be traced.
       assumed_malicious: f; the server's `num_malicious` if None, at most `(n - 1) // 2`. May be traced.
-      variant: "paper" as above. "published" has one iteration over 1,000 coordinates if None; the vector that the
-        published code projects on is not the singular vector but depends on the linear-algebra library, and is not
+      variant: "paper" as above. "official" has one iteration over 1,000 coordinates if None; the vector that the
+        official code projects on is not the singular vector but depends on the linear-algebra library, and is not
         reproduced (FIDELITY.md, section 3).
       coordinates: int32 `(r,)` in place of every draw, in the order of the flattened tree: to replay a recorded one.
 

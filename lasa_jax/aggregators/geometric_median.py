@@ -30,9 +30,9 @@ def geometric_median(
       smoothing: smallest distance that is divided by, `> 0`. May be traced.
       max_iterations: largest number of steps of each run, `>= 1`.
       refinements: how often the run is repeated with a_i multiplied by exp(-|x_i - z|), which takes far clients out; 0 if
-        None. The published code does so twice except on CIFAR (FIDELITY.md, section 3). Where all are far and the
-        exponentials vanish, the last z stays; the published code gives NaN.
-      variant: "paper" as above; "published" has `refinements=2` if None.
+        None. The official code does so twice except on CIFAR (FIDELITY.md, section 3). Where all are far and the
+        exponentials vanish, the last z stays; the official code gives NaN.
+      variant: "paper" as above; "official" has `refinements=2` if None.
 
     Raises:
       InputError: for a number out of range.
@@ -48,8 +48,8 @@ def geometric_median(
     """
     check_number("smoothing", smoothing, above=0)
     check_number("max_iterations", max_iterations, low=1, whole=True)
-    check_choice("variant", variant, ("paper", "published"))
-    repeats = {"paper": 0, "published": 2}[variant] if refinements is None else refinements
+    check_choice("variant", variant, ("paper", "official"))
+    repeats = {"paper": 0, "official": 2}[variant] if refinements is None else refinements
     check_number("refinements", repeats, low=0, high=100, whole=True)
 
     def aggregate(

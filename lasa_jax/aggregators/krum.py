@@ -23,7 +23,7 @@ from lasa_jax.aggregators.base import (
 )
 from lasa_jax.errors import InputError, check_choice, check_number
 
-_VARIANTS = ("paper", "published")
+_VARIANTS = ("paper", "official")
 
 
 def krum(assumed_malicious: Count | None = None, variant: str = "paper") -> Aggregator:
@@ -37,7 +37,7 @@ def krum(assumed_malicious: Count | None = None, variant: str = "paper") -> Aggr
 
     Args:
       assumed_malicious: f; the server's `num_malicious` if None, at most `(n - 3) // 2`. May be traced.
-      variant: "paper" as above; "published" assumes f = 10 and sums one neighbour fewer (FIDELITY.md, section 3).
+      variant: "paper" as above; "official" assumes f = 10 and sums one neighbour fewer (FIDELITY.md, section 3).
 
     Raises:
       InputError: for a number out of range.
@@ -63,8 +63,8 @@ def multi_krum(
 
     Args:
       assumed_malicious: f, see `krum`.
-      num_selected: m, `>= 1`; n - f if None. May be traced. The published variant has its own.
-      variant: "paper" scores once. "published" assumes f = 10, sums one neighbour fewer, and picks one client at a time,
+      num_selected: m, `>= 1`; n - f if None. May be traced. The official variant has its own.
+      variant: "paper" scores once. "official" assumes f = 10, sums one neighbour fewer, and picks one client at a time,
         scoring the rest again, while more than 2f + 2 remain: 78 of 100, 3 of 25 (FIDELITY.md, section 3).
 
     Raises:
@@ -72,11 +72,11 @@ def multi_krum(
     """
     if num_selected is not None:
         check_number("num_selected", num_selected, low=1, whole=True)
-        if variant == "published":
+        if variant == "official":
             raise InputError(
-                f"num_selected = {num_selected}: the variant 'published' selects n - 2f - 2 clients; leave it out"
+                f"num_selected = {num_selected}: the variant 'official' selects n - 2f - 2 clients; leave it out"
             )
-    if variant == "published":
+    if variant == "official":
         return _krum(assumed_malicious, variant, lambda n, f: n - 2 * f - 2)
     return _krum(assumed_malicious, variant, lambda n, f: n - f if num_selected is None else num_selected)
 
@@ -85,7 +85,7 @@ def _krum(
     assumed_malicious: Count | None, variant: str, num_selected: Callable[[jax.Array, jax.Array], Count]
 ) -> Aggregator:
     """Selection by Krum score; `num_selected(n, f)` says how many are averaged."""
-    assumed_malicious = _assumed(assumed_malicious, variant, published=10)
+    assumed_malicious = _assumed(assumed_malicious, variant, official=10)
 
     def aggregate(
         updates: PyTree, state: PyTree, *, key: jax.Array, num_malicious: Count, present: jax.Array | None = None
@@ -93,9 +93,9 @@ def _krum(
         rows = Rows.of(updates, present)
         f = at_most((rows.count - 3) // 2, num_malicious if assumed_malicious is None else assumed_malicious)
         count = num_selected(rows.count, f)
-        fewer = int(variant == "published")
+        fewer = int(variant == "official")
         score = krum_scores(rows.squared_distances, rows.count - f - 2 - fewer)
-        if variant == "published":
+        if variant == "official":
             chosen = iterated_selection(rows.squared_distances, rows.present, count, f, fewer)
         else:
             to_all = jnp.sum(jnp.where(jnp.isfinite(rows.squared_distances), rows.squared_distances, 0.0), axis=1)
@@ -154,9 +154,9 @@ def bulyan(assumed_malicious: Count | None = None, variant: str = "paper") -> Ag
     values selected enough are benign that none of the nearest is farther away.
 
     Args:
-      assumed_malicious: f; the server's `num_malicious` if None, at most `(n - 3) // 4`, as published `(n - 1) // 4`. May
-        be traced.
-      variant: "paper" as above. "published" assumes f = 5, sums one neighbour fewer, and of the values sorted by distance
+      assumed_malicious: f; the server's `num_malicious` if None, at most `(n - 3) // 4`, as in the official code `(n -
+        1) // 4`. May be traced.
+      variant: "paper" as above. "official" assumes f = 5, sums one neighbour fewer, and of the values sorted by distance
         to the lower median drops the f *nearest* too (FIDELITY.md, section 3).
 
     Raises:
@@ -164,8 +164,8 @@ def bulyan(assumed_malicious: Count | None = None, variant: str = "paper") -> Ag
 
     `weight` shows the selected clients; a value of theirs may still be dropped in a coordinate.
     """
-    assumed_malicious = _assumed(assumed_malicious, variant, published=5)
-    published = variant == "published"
+    assumed_malicious = _assumed(assumed_malicious, variant, official=5)
+    official = variant == "official"
 
     def aggregate(
         updates: PyTree, state: PyTree, *, key: jax.Array, num_malicious: Count, present: jax.Array | None = None
@@ -173,20 +173,20 @@ def bulyan(assumed_malicious: Count | None = None, variant: str = "paper") -> Ag
         rows = Rows.of(updates, present)
         n = rows.count
         f = at_most(
-            (n - 1 if published else n - 3) // 4, num_malicious if assumed_malicious is None else assumed_malicious
+            (n - 1 if official else n - 3) // 4, num_malicious if assumed_malicious is None else assumed_malicious
         )
         distances = rows.squared_distances
-        chosen = iterated_selection(distances, rows.present, n - 2 * f, f, fewer=int(published))
-        score = krum_scores(distances, n - f - 2 - int(published))
+        chosen = iterated_selection(distances, rows.present, n - 2 * f, f, fewer=int(official))
+        score = krum_scores(distances, n - f - 2 - int(official))
 
         def around_median(block: jax.Array, _: jax.Array, chosen: jax.Array, f: jax.Array) -> jax.Array:
             ordered = ops.sort_clients(block, chosen)
             count = jnp.sum(chosen)
             low, high = ordered[jnp.maximum(count - 1, 0) // 2], ordered[count // 2]
-            center = low if published else low / 2 + high / 2
-            kept = jnp.maximum(count - (f if published else 2 * f), 0)
+            center = low if official else low / 2 + high / 2
+            kept = jnp.maximum(count - (f if official else 2 * f), 0)
             first = nearest_window(ordered, count, center, kept)
-            if not published:
+            if not official:
                 return ops.average_of_ranks(ordered, first, kept)
             inner = nearest_window(ordered, count, center, f)  # the f nearest lie together inside the others
             below = ops.average_of_ranks(ordered, first, inner - first) * (inner - first)
@@ -214,10 +214,10 @@ def nearest_window(ordered: jax.Array, count: jax.Array, center: jax.Array, widt
     return jnp.sum(moves, axis=0)
 
 
-def _assumed(assumed_malicious: Count | None, variant: str, published: int) -> Count | None:
-    """Checks both arguments; the published code assumes a fixed number."""
+def _assumed(assumed_malicious: Count | None, variant: str, official: int) -> Count | None:
+    """Checks both arguments; the official code assumes a fixed number."""
     check_choice("variant", variant, _VARIANTS)
     if assumed_malicious is not None:
         check_number("assumed_malicious", assumed_malicious, low=0, whole=True)
         return assumed_malicious
-    return published if variant == "published" else None
+    return official if variant == "official" else None

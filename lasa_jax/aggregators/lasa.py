@@ -6,7 +6,7 @@
     3. layer by layer, keep the clients whose norm and sign   layer_filter
        purity are near the median, and average them
 
-Steps and constants are those of the published code (FIDELITY.md, section 2), with guards where it breaks: step 0 also
+Steps and constants are those of the official code (FIDELITY.md, section 2), with guards where it breaks: step 0 also
 drops infinities, a zero update is not scaled, and a layer of zeros has purity 0.5, so that no client can switch the
 filter off for everybody by sending one.
 """
@@ -29,7 +29,7 @@ from lasa_jax.aggregators.base import (
     equal_weights,
     stateless,
 )
-from lasa_jax.aggregators.links import clip_to_median_norm, keep_top_k, reject_nonfinite
+from lasa_jax.aggregators.preaggregators import clip_to_median_norm, keep_top_k, reject_nonfinite
 from lasa_jax.errors import check_choice, check_number
 
 
@@ -100,8 +100,8 @@ def layer_filter(
         F(Delta) = mean of x_i over S
 
     Source: supplement, sections 2 and F.2; FIDELITY.md, section 2, steps 3-7 (its factor (1 - sparsity) on the purity
-    cancels in the score). Where all clients agree in one of the two, as published, nobody is filtered in that layer. A
-    radius of infinity switches a filter off.
+    cancels in the score). Where all clients agree in one of the two, as in the official code, nobody is filtered in
+    that layer. A radius of infinity switches a filter off.
 
     Args:
       magnitude_radius, direction_radius: `> 0`. May be traced.

@@ -41,13 +41,13 @@ def signguard(
         F(Delta) = mean over band and cluster of x_i * min(1, m / |x_i|)
 
     Does not use `num_malicious`. A client whose norm is not finite is outside the band. Where band and cluster have
-    nobody in common, the band is averaged (the published code gives NaN). The result is no longer than m, so while the
-    benign clients are the majority, no longer than the longest of theirs; as published no longer than upper * m.
+    nobody in common, the band is averaged (the official code gives NaN). The result is no longer than m, so while the
+    benign clients are the majority, no longer than the longest of theirs; as in the official code no longer than upper * m.
 
     Args:
       lower, upper: the band, in median norms, `0 <= lower < upper`. May be traced.
       coordinate_fraction: share of the coordinates whose signs are looked at, `0 < coordinate_fraction <= 1`.
-      variant: "paper" draws the coordinates at random and clips the members; "published" takes one window of consecutive
+      variant: "paper" draws the coordinates at random and clips the members; "official" takes one window of consecutive
         coordinates and averages the members as they are (FIDELITY.md, section 3).
       window_start: first coordinate of the window in the order of the flattened tree, in place of the draw.
 
@@ -59,14 +59,14 @@ def signguard(
     if not any(isinstance(x, jax.core.Tracer) for x in (lower, upper)):
         check_number("upper", upper, above=float(lower))
     check_number("coordinate_fraction", coordinate_fraction, above=0, high=1)
-    check_choice("variant", variant, ("paper", "published"))
+    check_choice("variant", variant, ("paper", "official"))
 
     def aggregate(
         updates: PyTree, state: PyTree, *, key: jax.Array, num_malicious: Count, present: jax.Array | None = None
     ) -> tuple[PyTree, PyTree, SignDiagnostics]:
         rows = Rows.of(updates, present)
         params = jax.tree.map(lambda x: x[0], rows.stack)
-        if variant == "published" or window_start is not None:
+        if variant == "official" or window_start is not None:
             looked_at = _window(params, key, coordinate_fraction, window_start)
         else:
             looked_at = _random_part(params, key, coordinate_fraction)

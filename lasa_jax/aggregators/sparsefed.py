@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from lasa_jax import ops
 from lasa_jax.aggregators.base import Aggregator, Count, Diagnostics, PyTree, Rows, Scalar, equal_weights
-from lasa_jax.aggregators.links import share_kept
+from lasa_jax.aggregators.preaggregators import share_kept
 from lasa_jax.errors import check_choice, check_number
 
 
@@ -32,9 +32,9 @@ def sparsefed(
     Args:
       sparsity_level: share of all d coordinates that is held back, `0 <= sparsity_level <= 1`; k = int(d * (1 - level)) in
         double precision for a Python number, in float32 for a traced one.
-      momentum: `0 <= momentum < 1`. May be traced. The published variant, which forgets, does not use it.
+      momentum: `0 <= momentum < 1`. May be traced. The official variant, which forgets, does not use it.
       num_kept: k itself, in place of the level; may be traced.
-      variant: "paper" as above; "published" forgets u and e every round, so that F is the top k of the mean (FIDELITY.md,
+      variant: "paper" as above; "official" forgets u and e every round, so that F is the top k of the mean (FIDELITY.md,
         section 3).
 
     Raises:
@@ -42,12 +42,12 @@ def sparsefed(
     """
     check_number("sparsity_level", sparsity_level, low=0, high=1)
     check_number("momentum", momentum, low=0, below=1)
-    check_choice("variant", variant, ("paper", "published"))
+    check_choice("variant", variant, ("paper", "official"))
     if num_kept is not None:
         check_number("num_kept", num_kept, low=0, whole=True)
 
     def init(params: PyTree) -> SparseFedState | tuple[()]:
-        if variant == "published":
+        if variant == "official":
             return ()
         zeros = jax.tree.map(jnp.zeros_like, params)
         return SparseFedState(zeros, jax.tree.map(jnp.copy, zeros))

@@ -18,7 +18,7 @@ from lasa_jax import ops
 from lasa_jax.attacks.base import KNOWLEDGE, Attack, PyTree, known_rows, same_row
 from lasa_jax.errors import check_choice
 
-LARGEST_STEP = 20.0  # of the published search, which starts at 10 with steps of 10 / 2 ** k
+LARGEST_STEP = 20.0  # of the official search, which starts at 10 with steps of 10 / 2 ** k
 _HALVINGS = 24
 
 
@@ -28,7 +28,7 @@ def min_max(knowledge: str = "benign") -> Attack:
         row = mean - step * std,    step = largest with max_j |x_j - row| <= max_ij |x_i - x_j|
 
     Args:
-      knowledge: whose updates, see `known_rows`. As published: "colluders".
+      knowledge: whose updates, see `known_rows`. As in the official code: "colluders".
 
     The step is at most 20. Where fewer than two rows are known the deviation is 0, and the row is the mean.
     """
@@ -50,7 +50,7 @@ def min_sum(squared: bool = True, knowledge: str = "benign") -> Attack:
 
     Args:
       squared: False sums plain distances, which is the supplement's wording.
-      knowledge: whose updates, see `known_rows`. As published: "colluders".
+      knowledge: whose updates, see `known_rows`. As in the official code: "colluders".
     """
     return _min_sum(jnp.max, squared, knowledge)
 
@@ -58,7 +58,7 @@ def min_sum(squared: bool = True, knowledge: str = "benign") -> Attack:
 def min_sum_stealthy(squared: bool = True, knowledge: str = "benign") -> Attack:
     """Min-Sum with the *smallest* sum of distances of an honest row as its bound.
 
-    The supplement uses it on all datasets but MNIST; the published code never runs it (FIDELITY.md, section 4).
+    The supplement uses it on all datasets but MNIST; the official code never runs it (FIDELITY.md, section 4).
 
     Args:
       squared, knowledge: see `min_sum`. With plain distances the mean itself can lie outside the bound: it is sent then.

@@ -28,7 +28,7 @@ def lie(z: Scalar = 0.5, knowledge: str = "benign") -> Attack:
 
     Args:
       z: how many standard deviations from the mean; 0.5 in the supplement (section C). May be traced.
-      knowledge: whose updates the statistics are taken from, see `known_rows`. As published: "colluders".
+      knowledge: whose updates the statistics are taken from, see `known_rows`. As in the official code: "colluders".
     """
     check_number("z", z)
     check_choice("knowledge", knowledge, KNOWLEDGE)
@@ -86,12 +86,12 @@ def byzmean(z: Scalar = 0.5, variant: str = "paper", knowledge: str = "benign") 
 
     Args:
       z: of the Lie row; 0.5 in the supplement (section C). May be traced.
-      variant: "paper" is the above. "published" is what the official code sends (FIDELITY.md, section 4): all f rows are
+      variant: "paper" is the above. "official" is what the official code sends (FIDELITY.md, section 4): all f rows are
         `((n - f - m1) * beta - sum of all n honest rows) / m2`, the Lie row itself if f = 1.
-      knowledge: whose updates beta is taken from, see `known_rows`. As published: "all".
+      knowledge: whose updates beta is taken from, see `known_rows`. As in the official code: "all".
     """
     check_number("z", z)
-    check_choice("variant", variant, ("paper", "published"))
+    check_choice("variant", variant, ("paper", "official"))
     check_choice("knowledge", knowledge, KNOWLEDGE)
 
     def craft(

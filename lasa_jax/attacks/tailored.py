@@ -24,11 +24,11 @@ def tailored_trmean(variant: str = "paper", knowledge: str = "benign") -> Attack
         step = max over coordinates and known rows of (mean - x) / std
 
     Args:
-      variant: "paper" as above. "published" is step = 10: in the published search the first trial always passes and no
+      variant: "paper" as above. "official" is step = 10: in the official search the first trial always passes and no
         larger step gains (FIDELITY.md, section 4).
-      knowledge: whose updates, see `known_rows`. As published: "colluders".
+      knowledge: whose updates, see `known_rows`. As in the official code: "colluders".
     """
-    check_choice("variant", variant, ("paper", "published"))
+    check_choice("variant", variant, ("paper", "official"))
     check_choice("knowledge", knowledge, KNOWLEDGE)
 
     def craft_row(updates: PyTree, malicious: jax.Array, present: jax.Array) -> PyTree:

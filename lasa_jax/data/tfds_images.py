@@ -1,6 +1,7 @@
 """Image sets from TensorFlow Datasets, read through `tfds.data_source` and array_record without TensorFlow.
 
-Normalisation, augmentation and counts: FIDELITY.md, section 6. MNIST's constants serve Fashion-MNIST too, as published.
+Normalisation, augmentation and counts: FIDELITY.md, section 6. MNIST's constants serve Fashion-MNIST too, as in the
+official code.
 """
 
 import functools

@@ -2,10 +2,10 @@
 
 python -m lasa_jax.report DIR                            tables and figures of the runs below DIR, written to DIR/report
 python -m lasa_jax.report compare DIR                    the paper's numbers beside those of DIR
-python -m lasa_jax.report filtering RUN                  who was filtered in which layer, over a run that recorded it
-python -m lasa_jax.report round RUN 12 --variances       a round of a run, computed again and saved to round_12.npz
-python -m lasa_jax.report robustness round_12.npz        the paper's bound on a saved round
-python -m lasa_jax.report partition --config=configs/cifar10.py:alpha=0.1 --output=partition.png
+python -m lasa_jax.inspection filtering RUN                  who was filtered in which layer, over a run that recorded it
+python -m lasa_jax.inspection round RUN 12 --variances       a round of a run, computed again and saved to round_12.npz
+python -m lasa_jax.inspection robustness round_12.npz        the paper's bound on a saved round
+python -m lasa_jax.inspection partition --config=configs/cifar10.py:alpha=0.1 --output=partition.png
 """
 
 import argparse
@@ -20,7 +20,7 @@ from rich.console import Console
 from lasa_jax import commandline, data
 from lasa_jax.data import partition
 from lasa_jax.errors import InputError
-from lasa_jax.report import partition as picture
+from lasa_jax.inspection import shares as picture
 
 _OUTPUT = flags.DEFINE_string("output", "partition.png", "file of the picture")
 _PIPED_WIDTH = 200  # characters, where there is no terminal to fit
@@ -85,7 +85,8 @@ def _robustness(given: argparse.Namespace) -> None:
     With --rules prints the (f, kappa)-robustness coefficient of rules on it too.
     """
     from lasa_jax import aggregators
-    from lasa_jax.report import figures, filtering, output, robustness, tables
+    from lasa_jax.inspection import filtering, robustness
+    from lasa_jax.report import figures, output, tables
 
     saved = filtering.load_round(given.round)
     radii = {"magnitude_radius": given.magnitude_radius, "direction_radius": given.direction_radius}
@@ -120,9 +121,8 @@ def _robustness(given: argparse.Namespace) -> None:
 def _round(given: argparse.Namespace) -> None:
     """Computes a round of a run again, from its last checkpoint before, and saves what the server received."""
     from lasa_jax import config as configs
-    from lasa_jax import replay
     from lasa_jax.data import cache
-    from lasa_jax.report import filtering, robustness
+    from lasa_jax.inspection import filtering, replay, robustness
     from lasa_jax.workdir import Workdir
 
     cache.keep_compiled_programs()
@@ -146,7 +146,7 @@ def _round(given: argparse.Namespace) -> None:
 
 def _compared(before: Any, recorded: float | None) -> str:
     """Whether a round came out as in its run, by the norm of its update."""
-    from lasa_jax import replay
+    from lasa_jax.inspection import replay
 
     norm = replay.update_norm(before)
     told = f"norm of the round's update {norm:.6g}"
@@ -159,7 +159,8 @@ def _compared(before: Any, recorded: float | None) -> str:
 
 def _filtering(given: argparse.Namespace) -> None:
     """Prints and draws who was filtered in which layer over a run with --config.record_filtering=true."""
-    from lasa_jax.report import figures, output, recorded, tables
+    from lasa_jax.inspection import recorded
+    from lasa_jax.report import figures, output, tables
 
     run = Path(given.directory)
     table = recorded.load(run)

@@ -12,23 +12,23 @@ from lasa_jax.errors import InputError
 from lasa_jax.report.groups import NOT_COMPARED, Group
 from lasa_jax.report.tables import NO_ATTACK, Cell, Table, cells
 
-_RATIO = 0.25  # of all published cells, section D.1 of the supplement
+_RATIO = 0.25  # of all cells of the paper, section D.1 of the supplement
 _SETTINGS = ("sparsity_level", "direction_radius", "magnitude_radius")
 _LEVEL = 0.3
 _RADII = {"mnist": (1.0, 2.0), "fashion_mnist": (1.0, 2.0), "femnist": (1.5, 2.0), "shakespeare": (1.5, 2.0)}  # D.1, B
 _KEY = ["dataset", "rule", "attack", *_SETTINGS]
-# What a published cell does not fix, or what is in the key: LASA's numbers. `fidelity` only decides other settings.
+# What a cell of the paper does not fix, or what is in the key: LASA's numbers. `fidelity` only decides other settings.
 _FREE = (*NOT_COMPARED, "fidelity", "aggregator.name", "attack.name", *(f"aggregator.{name}" for name in _SETTINGS))
 
 
 @functools.cache
-def published() -> pd.DataFrame:
+def printed() -> pd.DataFrame:
     """A row for every cell of the supplement's tables 1 to 3, in percent.
 
     Columns: `table`, `dataset`, `rule` and `attack` by their names in a config, `sparsity_level`, `direction_radius` and
-    `magnitude_radius` (of LASA; NaN for the other rules), `published`, and `doubtful`: why the number may be a misprint, or
+    `magnitude_radius` (of LASA; NaN for the other rules), `paper`, and `doubtful`: why the number may be a misprint, or
     empty. The column Min-Sum holds for `min_sum` and, on all datasets but MNIST, for `min_sum_stealthy` too: the text has
-    it that way, the published code does not.
+    it that way, the official code does not.
     """
     rows: list[dict[str, Any]] = []
 
@@ -44,7 +44,7 @@ def published() -> pd.DataFrame:
         known = dict(zip(_SETTINGS, settings or (float("nan"),) * len(_SETTINGS), strict=True))
         for name in ["min_sum", "min_sum_stealthy"] if attack == "min_sum" and dataset != "mnist" else [attack]:
             row = {"table": table, "dataset": dataset, "rule": rule, "attack": name, **known}
-            rows.append({**row, "published": float(value), "doubtful": doubtful})
+            rows.append({**row, "paper": float(value), "doubtful": doubtful})
 
     for line in _read("table1").to_dict("records"):
         dataset, rule, average = line.pop("dataset"), line.pop("rule"), line.pop("average_printed")
@@ -69,16 +69,16 @@ def published() -> pd.DataFrame:
 
 
 def _read(name: str) -> pd.DataFrame:
-    """A published table as it is printed, with its source in the first lines of the file."""
-    with resources.files("lasa_jax.report").joinpath("published", f"{name}.csv").open() as file:
+    """A table of the paper as it is printed, with its source in the first lines of the file."""
+    with resources.files("lasa_jax.report").joinpath("paper", f"{name}.csv").open() as file:
         return pd.read_csv(file, comment="#")
 
 
 @functools.cache
-def _as_published(dataset: str, rule: str, attack: str) -> dict[str, Any]:
-    """The settings of a published cell by the names of `results.Results`, without those that it leaves open."""
+def _as_in_the_paper(dataset: str, rule: str, attack: str) -> dict[str, Any]:
+    """The settings of a cell of the paper by the names of `results.Results`, without those that it leaves open."""
     config = configs.paper(dataset)
-    config.fidelity, config.aggregator.name, config.attack.name = "published", rule, attack
+    config.fidelity, config.aggregator.name, config.attack.name = "official", rule, attack
     resolved = configs.resolve(config)
     flat = {field.replace(".parameters.", "."): value for field, value in configs.flatten(configs.as_json(resolved))}
     natural = ("num_clients",) if flat["num_clients"] is None else ()  # as many as the data has
@@ -87,7 +87,7 @@ def _as_published(dataset: str, rule: str, attack: str) -> dict[str, Any]:
 
 def _differs(run: pd.Series) -> str:
     """The settings in which a run is not the paper's, with the paper's values: `rounds 60 (180)`."""
-    expected = _as_published(run["dataset"], run["aggregator.name"], run["attack.name"])
+    expected = _as_in_the_paper(run["dataset"], run["aggregator.name"], run["attack.name"])
     ours = {
         field: value
         for field, value in run.items()
@@ -108,17 +108,17 @@ def _shown(value: Any) -> str:
 
 
 def compare(group: Group) -> pd.DataFrame:
-    """The published cells of which a group has runs.
+    """The paper's cells of which a group has runs.
 
-    Columns: those of `published`, and `ours` (mean over seeds, percent), `spread` (standard deviation over seeds), `seeds`,
-    `difference` (ours less published, percentage points), `in_spreads` (difference / spread; NaN for one seed), `differs`:
-    the settings in which our runs are not the paper's with `fidelity=published`, or empty. Runs of an attack at another
+    Columns: those of `paper`, and `ours` (mean over seeds, percent), `spread` (standard deviation over seeds), `seeds`,
+    `difference` (ours less the paper's, percentage points), `in_spreads` (difference / spread; NaN for one seed), `differs`:
+    the settings in which our runs are not the paper's with `fidelity=official`, or empty. Runs of an attack at another
     ratio than 25 % are left out; without attack one ratio is taken, the nearest.
 
     Raises:
       InputError: if the paper has no numbers for the dataset, or none for these runs.
     """
-    numbers = published()
+    numbers = printed()
     dataset = group.runs.iloc[0]["dataset"]
     if dataset not in set(numbers["dataset"]):
         raise InputError(f"dataset {dataset}: the paper has no table of it, only of {', '.join(_RADII)}")
@@ -140,9 +140,9 @@ def compare(group: Group) -> pd.DataFrame:
     both = frame.astype(dict.fromkeys(_SETTINGS, float)).merge(numbers, on=_KEY, how="inner", sort=False)
     if both.empty:
         raise InputError(f"{group.title}: no run of it is in the paper's tables, which are at 25 % malicious")
-    both["difference"] = both["ours"] - both["published"]
+    both["difference"] = both["ours"] - both["paper"]
     both["in_spreads"] = both["difference"] / both["spread"].where(both["spread"] > 0)
-    order = ["table", *_KEY, "published", "doubtful", "ours", "difference", "spread", "in_spreads", "seeds", "differs"]
+    order = ["table", *_KEY, "paper", "doubtful", "ours", "difference", "spread", "in_spreads", "seeds", "differs"]
     return both.sort_values("table", kind="stable")[order].reset_index(drop=True)
 
 
@@ -156,7 +156,7 @@ def as_table(group: Group, compared: pd.DataFrame) -> Table:
         )
         spread = "" if pd.isna(cell.spread) else f" ± {cell.spread:.2f}"
         units = "-" if pd.isna(cell.in_spreads) else f"{cell.in_spreads:+.1f}"
-        papers = f"{cell.published:.2f}{' ?' if cell.doubtful else ''}"
+        papers = f"{cell.paper:.2f}{' ?' if cell.doubtful else ''}"
         texts = [str(cell.table), cell.rule, cell.attack, setting, papers, f"{cell.ours:.2f}{spread}"]
         # Zero is added to what is rounded, so that none is printed as -0.00.
         texts += [
@@ -182,7 +182,7 @@ def as_table(group: Group, compared: pd.DataFrame) -> Table:
             {f"table {cell.table}, {cell.rule if cell.table == 1 else cell.attack}" for cell in part.itertuples()}
         )
         notes.append(f"?: {reason} ({'; '.join(where)}).")
-    headings = ["table", "rule", "attack", "setting", "published", "ours", "difference", "in spreads", "seeds"]
+    headings = ["table", "rule", "attack", "setting", "paper", "ours", "difference", "in spreads", "seeds"]
     headings += ["differs from the paper's run in (paper's)"] if differ else []
-    caption = f"{group.title}: best test accuracy in %, as published and ours; differences in points"
+    caption = f"{group.title}: best test accuracy in %, as printed in the paper and ours; differences in points"
     return Table(caption, tuple(headings), tuple(rows), 4, tuple(notes))

@@ -6,7 +6,7 @@ import pytest
 from lasa_jax import data, models, ops
 from lasa_jax.federated.client import SGD, LocalTraining, clip_update
 from lasa_jax.models import Model
-from tests.golden import recordings
+from tests.golden.recordings import recordings
 
 KEY = jax.random.key(3)
 NUM = 12  # examples of the counting problem

@@ -18,7 +18,7 @@ from lasa_jax.federated.round import draw_clients, train_clients
 def resolved(**settings):
     config = configs.default()
     config.update_from_flattened_dict(
-        {"fidelity": "published", "attack.name": "byzmean", "client.batch_size": 32, "block_rounds": 2, **settings}
+        {"fidelity": "official", "attack.name": "byzmean", "client.batch_size": 32, "block_rounds": 2, **settings}
     )
     return configs.resolve(config)
 

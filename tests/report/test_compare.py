@@ -12,45 +12,43 @@ SHARED = Path(__file__).parents[3] / "shared" / "paper"
 
 
 @pytest.mark.parametrize("name", ["table1", "table2", "table3"])
-def test_published_files_are_the_supplement(name):
+def test_printed_files_are_the_supplement(name):
     own = compare._read(name)
     if not (SHARED / f"{name}.csv").is_file():
         pytest.skip("../shared/paper is not there")
     pd.testing.assert_frame_equal(own, pd.read_csv(SHARED / f"{name}.csv"))
 
 
-def published(**where):
-    cells = compare.published()
+def printed(**where):
+    cells = compare.printed()
     for name, value in where.items():
         cells = cells[cells[name] == value]
     return cells
 
 
-def test_published_cells():
+def test_printed_cells():
     """Some as printed in the supplement, typed here again."""
-    assert compare.published().groupby("table").size().tolist() == [243 + 18, 84, 42]  # 18: Min-Sum stealthy or not
-    assert published(table=1, dataset="mnist", rule="signguard", attack="byzmean")["published"].tolist() == [97.63]
-    assert published(table=1, dataset="femnist", rule="dnc", attack="min_sum_stealthy")["published"].tolist() == [80.37]
-    assert published(table=1, dataset="mnist", attack="min_sum_stealthy").empty
-    assert published(table=2, dataset="shakespeare", attack="noise", sparsity_level=0.95)["published"].tolist() == [
-        63.546
-    ]
+    assert compare.printed().groupby("table").size().tolist() == [243 + 18, 84, 42]  # 18: Min-Sum stealthy or not
+    assert printed(table=1, dataset="mnist", rule="signguard", attack="byzmean")["paper"].tolist() == [97.63]
+    assert printed(table=1, dataset="femnist", rule="dnc", attack="min_sum_stealthy")["paper"].tolist() == [80.37]
+    assert printed(table=1, dataset="mnist", attack="min_sum_stealthy").empty
+    assert printed(table=2, dataset="shakespeare", attack="noise", sparsity_level=0.95)["paper"].tolist() == [63.546]
     radii = {"direction_radius": 3.0, "magnitude_radius": 2.0}
-    assert published(table=3, dataset="fashion_mnist", attack="byzmean", **radii)["published"].tolist() == [67.25]
+    assert printed(table=3, dataset="fashion_mnist", attack="byzmean", **radii)["paper"].tolist() == [67.25]
 
 
 def test_the_tables_agree_where_they_overlap():
     """The supplement states LASA's default cells in all three tables: our reading of its radii makes them one cell."""
-    cells = published(rule="lasa", attack="byzmean", sparsity_level=0.3)
+    cells = printed(rule="lasa", attack="byzmean", sparsity_level=0.3)
     for dataset, (direction, magnitude) in compare._RADII.items():
         own = cells[(cells["dataset"] == dataset) & (cells["direction_radius"] == direction)]
-        own = own[own["magnitude_radius"] == magnitude]["published"]
+        own = own[own["magnitude_radius"] == magnitude]["paper"]
         assert len(own) >= 2
         assert own.max() - own.min() < 0.01
 
 
 def run_on_mnist(root, settings, accuracy, rounds=180):
-    write_run(root, {"fidelity": "published", **settings}, [accuracy] * rounds, dataset="mnist")
+    write_run(root, {"fidelity": "official", **settings}, [accuracy] * rounds, dataset="mnist")
 
 
 def test_cells_beside_the_papers(tmp_path):
@@ -65,7 +63,7 @@ def test_cells_beside_the_papers(tmp_path):
     group = group_of(tmp_path)
     compared = compare.compare(group)
     shown = compared[
-        ["table", "rule", "sparsity_level", "published", "ours", "difference", "in_spreads", "seeds"]
+        ["table", "rule", "sparsity_level", "paper", "ours", "difference", "in_spreads", "seeds"]
     ].round(3)
     assert shown.astype(object).where(shown.notna(), None).to_numpy().tolist() == [
         [1, "fedavg", None, 97.85, 90.0, -7.85, None, 1],
@@ -97,7 +95,7 @@ def test_runs_that_are_not_the_papers_say_so_and_do_not_count(tmp_path):
         ("signguard", "byzmean"): "",
         ("signguard", "lie"): "attack.z 3 (0.5)",
         ("fedavg", "lie"): "client.clip_norm 5 (1)",
-        ("bulyan", "lie"): "aggregator.variant paper (published)",
+        ("bulyan", "lie"): "aggregator.variant paper (official)",
         ("lasa", "lie"): "aggregator.granularity model (layer)",
     }
     table = compare.as_table(group, compared)
@@ -125,14 +123,14 @@ def test_runs_of_other_rounds_are_not_the_papers(tmp_path):
 
 def test_doubtful_numbers_are_marked(tmp_path):
     """In MNIST's row of FedAvg eight cells add up to 454.91, eight times the printed 56.36 is 450.88."""
-    (reason,) = set(published(table=1, dataset="mnist", rule="fedavg", attack="lie")["doubtful"])
+    (reason,) = set(printed(table=1, dataset="mnist", rule="fedavg", attack="lie")["doubtful"])
     assert reason == "the printed average asks for -4 points in the cells of this row"
-    assert set(published(table=1, dataset="mnist", rule="lasa")["doubtful"]) == {""}
-    rows = compare.published().query("table == 1 and attack == 'lie' and doubtful != ''")
+    assert set(printed(table=1, dataset="mnist", rule="lasa")["doubtful"]) == {""}
+    rows = compare.printed().query("table == 1 and attack == 'lie' and doubtful != ''")
     assert len(rows) == 22  # of 27, as shared/paper says
-    level = published(table=2, dataset="femnist", attack="min_max", sparsity_level=0.3).iloc[0]
-    (elsewhere,) = published(table=1, dataset="femnist", rule="lasa", attack="tailored_trmean")["published"]
-    assert abs(level["published"] - elsewhere) < 0.005
+    level = printed(table=2, dataset="femnist", attack="min_max", sparsity_level=0.3).iloc[0]
+    (elsewhere,) = printed(table=1, dataset="femnist", rule="lasa", attack="tailored_trmean")["paper"]
+    assert abs(level["paper"] - elsewhere) < 0.005
     assert "TailoredTrmean" in level["doubtful"]
     run_on_mnist(tmp_path, of("fedavg", "lie"), 0.97)
     table = compare.as_table(group_of(tmp_path), compare.compare(group_of(tmp_path)))

@@ -191,9 +191,9 @@ def test_variants_are_told_apart_by_what_differs(tmp_path):
 
 
 def test_the_clip_of_a_rule_does_not_part_it_from_the_others(tmp_path):
-    """As published, FedAvg clips its clients on MNIST and LASA does not."""
+    """As in the official code, FedAvg clips its clients on MNIST and LASA does not."""
     for rule in ("fedavg", "lasa"):
-        write_run(tmp_path, {**of(rule, "byzmean"), "fidelity": "published"}, [0.5], dataset="mnist")
+        write_run(tmp_path, {**of(rule, "byzmean"), "fidelity": "official"}, [0.5], dataset="mnist")
     assert set(group_of(tmp_path).runs["client.clip_norm"].map(str)) == {"1.0", "None"}
 
 
@@ -208,17 +208,17 @@ def test_sweeps_that_do_not_compare_are_groups(tmp_path):
         write_run(tmp_path, of(rule, "byzmean"), [0.5], dataset="digits")
     write_run(tmp_path, of("lasa", "byzmean"), [0.5, 0.75], dataset="digits")
     write_run(tmp_path, of("lasa", "byzmean"), [0.5], dataset="mnist")
-    write_run(tmp_path, {**of("lasa", "byzmean"), "fidelity": "published"}, [0.5], dataset="mnist")
+    write_run(tmp_path, {**of("lasa", "byzmean"), "fidelity": "official"}, [0.5], dataset="mnist")
     found, line = groups_of(tmp_path)
     assert line == (
-        "runs that do not compare: dataset is digits in 3, mnist in 2; fidelity is paper in 4, published in 1; rounds is 1 "
+        "runs that do not compare: dataset is digits in 3, mnist in 2; fidelity is paper in 4, official in 1; rounds is 1 "
         "in 4, 2 in 1: a report for each of 4 groups, --where=dataset=digits takes one"
     )  # not the model and the clients, which follow from the dataset
     assert [group.folder for group in found] == [
         "1_dataset=digits,fidelity=paper,rounds=1",
         "2_dataset=digits,fidelity=paper,rounds=2",
         "3_dataset=mnist,fidelity=paper,rounds=1",
-        "4_dataset=mnist,fidelity=published,rounds=1",
+        "4_dataset=mnist,fidelity=official,rounds=1",
     ]
     assert [texts(tables.tables(group)[0]) for group in found[:2]] == [
         [["FedAvg", "50.00"], ["LASA", "50.00"]],

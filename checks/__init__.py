@@ -1,0 +1,1 @@
+"""Checks: what passes or fails, one command each."""

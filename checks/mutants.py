@@ -1,0 +1,64 @@
+"""Breaks rules and attacks on purpose, one at a time, and shows which test notices: `python -m checks.mutants`.
+
+Each mutant is one replacement in a copy of the project. A mutant that no test kills is a hole in the tests.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+# File under lasa_jax, what is there, what is put in its place, what kind of mistake that is.
+MUTANTS = [
+    ("aggregators/coordinate_wise.py", "jnp.sum(present) - 2 * f)", "jnp.sum(present) - 2 * f + 1)", "off by one"),
+    ("aggregators/krum.py", "rows.count - f - 2 - fewer)", "rows.count - f - 1 - fewer)", "one neighbour more"),
+    ("aggregators/krum.py", "center - ordered > after - center", "center - ordered < after - center", "wrong side"),
+    ("aggregators/krum.py", "jnp.isfinite(score) & (place < count)", "(place < count)", "missing guard"),
+    ("aggregators/geometric_median.py", "a / jnp.maximum(distances", "a * jnp.maximum(distances", "inverse weights"),
+    ("aggregators/dnc.py", "usable & (place < kept_count)", "usable & (place >= rows.count - kept_count)", "wrong end"),
+    ("aggregators/signguard.py", "in_band & in_cluster, in_band)", "in_band | in_cluster, in_band)", "or for and"),
+    ("aggregators/sparsefed.py", "jnp.abs(x) < threshold", "jnp.abs(x) <= threshold", "off by one in k"),
+    ("aggregators/sparsefed.py", "momentum * u + x", "momentum * u - x", "wrong sign"),
+    ("aggregators/preaggregators.py", "jnp.abs(x) > threshold", "jnp.abs(x) >= threshold", "off by one in k"),
+    ("aggregators/preaggregators.py", "place < rows.count - f", "place <= rows.count - f", "one neighbour more"),
+    ("aggregators/lasa.py", "jnp.maximum(positive + negative, 1)", "(positive + negative)", "missing guard"),
+    ("aggregators/clipping.py", "kept * v + x", "v + x", "not centered"),
+    ("attacks/distance.py", "LARGEST_STEP = 20.0", "LARGEST_STEP = 2.0", "search cut short"),
+    ("attacks/statistical.py", "-epsilon /", "epsilon /", "wrong sign"),
+    ("attacks/base.py", '"benign": ~malicious', '"benign": malicious', "wrong knowledge"),
+    ("attacks/adaptive.py", "gain > layers[0]", "gain < layers[0]", "worst for best"),
+    ("attacks/naive.py", "num_classes - 1 - labels", "num_classes - labels", "off by one"),
+    ("attacks/mimic.py", "jnp.argmax(jnp.where(known, along", "jnp.argmin(jnp.where(known, along", "the least extreme"),
+    ("attacks/mimic.py", "(1.0 + state.rounds)", "(2.0 + state.rounds)", "wrong running mean"),
+]
+TESTS = ("test_battery_aggregators.py", "test_battery_attacks.py", "test_golden.py", "test_links.py", "test_rules.py")
+
+
+def killer(path: str, old: str, new: str) -> str | None:
+    """The first test that fails on this mutant, None if none does."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "project"
+        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", "runs", "*_cache", "__pycache__"))
+        file = copy / "lasa_jax" / path
+        text = file.read_text()
+        if text.count(old) != 1:
+            raise SystemExit(f"{path}: {old!r} is there {text.count(old)} times, must be once")
+        file.write_text(text.replace(old, new))
+        order = sorted(TESTS, key=lambda name: ("attacks" in name) != path.startswith("attacks/"))
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", "-p", "no:cacheprovider"]
+        result = subprocess.run(
+            [*command, *(f"tests/{name}" for name in order)], cwd=copy, capture_output=True, text=True, check=False
+        )
+        if result.returncode not in (0, 1):
+            raise SystemExit(result.stdout + result.stderr)
+        failed = re.search(r"^FAILED (\S+)", result.stdout, re.MULTILINE)
+        return failed[1] if failed else None
+
+
+if __name__ == "__main__":
+    print("| file | mistake | killed by |\n| --- | --- | --- |")
+    for path, old, new, mistake in MUTANTS:
+        print(f"| {path} | {mistake}: `{old}` → `{new}` | {killer(path, old, new) or '**survived**'} |", flush=True)

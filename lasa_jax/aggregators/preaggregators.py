@@ -1,0 +1,174 @@
+"""Pre-aggregators for `chain`: steps in front of a rule that reject clients, map each update, or mix the updates."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from lasa_jax import ops
+from lasa_jax.aggregators.base import Count, PreAggregator, PyTree, Rows, Scalar, at_most, is_finite
+from lasa_jax.errors import check_number
+
+
+def reject_nonfinite() -> PreAggregator:
+    """Drops every client whose update holds a NaN or an infinity anywhere; it is never counted again."""
+
+    def step(rows: Rows, *, key: jax.Array, num_malicious: Count) -> Rows:
+        return rows.accepting(rows.each(is_finite))
+
+    return step
+
+
+def clip_to_median_norm() -> PreAggregator:
+    """Scales every update down to the lower median of the clients' norms.
+
+        row_i <- row_i * min(1, m / norm_i),    m = lower median of norm_1 .. norm_n, norms over the whole update
+
+    A zero update stays zero. Source: LASA's official code, FIDELITY.md, section 2, step 1.
+    """
+
+    def step(rows: Rows, *, key: jax.Array, num_malicious: Count) -> Rows:
+        norms = rows.each(ops.tree_norm)
+        median = ops.masked_median(norms, rows.present, lower=True)
+        scales = jnp.where(norms > median, median / norms, 1.0)
+        return rows.mapped(lambda row, scale: jax.tree.map(lambda x: x * scale, row), scales)
+
+    return step
+
+
+def clip_to_norm(clip_norm: Scalar = 1.0) -> PreAggregator:
+    """Scales every update down to a fixed norm (static clipping).
+
+        row_i <- row_i * min(1, clip_norm / norm_i)
+
+    A row whose norm is not finite has no direction and becomes zero.
+
+    Args:
+      clip_norm: largest norm that is left as it is, `> 0`. May be traced.
+    """
+    check_number("clip_norm", clip_norm, above=0)
+
+    def step(rows: Rows, *, key: jax.Array, num_malicious: Count) -> Rows:
+        norms = rows.each(ops.tree_norm)
+        scales = jnp.where(jnp.isfinite(norms), 1 / jnp.maximum(norms / clip_norm, 1), 0.0)
+
+        def clip(row: PyTree, scale: jax.Array) -> PyTree:
+            return jax.tree.map(lambda x: jnp.where(scale > 0, x * scale, 0), row)
+
+        return rows.mapped(clip, scales)
+
+    return step
+
+
+def nearest_neighbour_mixing(assumed_malicious: Count | None = None) -> PreAggregator:
+    """Replaces every update by the mean of the n - f updates nearest to it, itself included (NNM).
+
+        row_i <- 1 / (n - f) * sum of row_j over the n - f rows j nearest to row_i
+
+    Source: Allouah, Farhadkhani, Guerraoui, Gupta, Pinot and Stephan, AISTATS 2023, algorithm 2. A client whose update is
+    not finite has no neighbours and is not counted again.
+
+    Args:
+      assumed_malicious: f; the server's `num_malicious` if None, at most `(n - 1) // 2`. May be traced.
+    """
+    if assumed_malicious is not None:
+        check_number("assumed_malicious", assumed_malicious, low=0, whole=True)
+
+    def step(rows: Rows, *, key: jax.Array, num_malicious: Count) -> Rows:
+        f = at_most((rows.count - 1) // 2, num_malicious if assumed_malicious is None else assumed_malicious)
+        distances = rows.squared_distances
+        usable = jnp.isfinite(jnp.diagonal(distances))
+        place = jnp.argsort(jnp.argsort(distances, axis=1, stable=True), axis=1)
+        near = usable[:, None] & usable[None, :] & (place < rows.count - f)
+        return rows.mixed(near / jnp.maximum(jnp.sum(near, axis=1, keepdims=True), 1), usable)
+
+    return step
+
+
+def bucketing(bucket_size: Count = 2) -> PreAggregator:
+    """Replaces the updates by the means of random buckets of them: `ceil(n / bucket_size)` rows are left.
+
+        row_b <- mean of the rows of bucket b,    buckets of s rows in a random order
+
+    Source: Karimireddy, He and Jaggi, ICLR 2022, algorithm 1 (s-bucketing).
+
+    Args:
+      bucket_size: s, clients a bucket, `>= 1`; the last bucket has what is left. May be traced.
+    """
+    check_number("bucket_size", bucket_size, low=1, whole=True)
+
+    def step(rows: Rows, *, key: jax.Array, num_malicious: Count) -> Rows:
+        n = len(rows.present)
+        draws = jnp.where(rows.present, jax.random.bits(key, (n,)) >> 1, jnp.uint32(0xFFFFFFFF))
+        bucket = jnp.argsort(jnp.argsort(draws, stable=True)) // bucket_size  # of each client
+        member = (jnp.arange(n)[:, None] == bucket[None, :]) & rows.present[None, :]
+        sizes = jnp.sum(member, axis=1)
+        return rows.mixed(member / jnp.maximum(sizes, 1)[:, None], sizes > 0)
+
+    return step
+
+
+def _is_masked(x: jax.Array) -> bool:
+    """Whether a layer of one update takes part in the sparsification: matrices and kernels do, vectors do not."""
+    return x.ndim >= 2
+
+
+def num_kept_entries(params: PyTree, sparsity_level: float) -> int:
+    """`int(m * (1 - sparsity_level))` in double precision, m the entries of layers with two or more dimensions.
+
+    Args:
+      params: one update's worth of arrays or shapes.
+      sparsity_level: share of the m entries that is zeroed.
+    """
+    m = sum(math.prod(x.shape) for x in jax.tree.leaves(params) if _is_masked(x))
+    return int(share_kept(m, float(sparsity_level)))
+
+
+def share_kept(count: int, sparsity_level: Scalar) -> Count:
+    """`int(count * (1 - sparsity_level))`, in double precision for a Python number, in float32 for a traced one."""
+    if isinstance(sparsity_level, jax.Array):
+        return jnp.floor(count * (1 - sparsity_level)).astype(jnp.int32)
+    return int(count * (1 - sparsity_level))
+
+
+def keep_top_k(sparsity_level: Scalar = 0.3, num_kept: Count | None = None) -> PreAggregator:
+    """Zeroes all but the largest magnitudes of each client's whole update.
+
+        x_j <- x_j if abs(x_j) > t_i else 0,    t_i = the k-th largest magnitude of client i,    k = num_kept
+
+    One threshold a client over all layers with two or more dimensions together; vectors (biases, batch-norm scales) are
+    neither counted nor zeroed. The comparison is strict, so k - 1 entries survive, and ties with the threshold go.
+    Nothing is zeroed at a sparsity level of exactly 0, everything at k <= 1.
+    Source: LASA's official code, FIDELITY.md, section 2, step 2; supplement, section B (SL = 1 - k/d).
+
+    Args:
+      sparsity_level: share of the entries that is zeroed, `0 <= sparsity_level <= 1`. A Python number gives
+        `k = int(m * (1 - sparsity_level))` in double precision; a traced one is computed in float32, where k can be off
+        by about `m / 10**7`.
+      num_kept: k itself, in place of the level; may be traced. See `num_kept_entries`.
+    """
+    check_number("sparsity_level", sparsity_level, low=0, high=1)
+    if num_kept is not None:
+        check_number("num_kept", num_kept, low=0, whole=True)
+
+    def step(rows: Rows, *, key: jax.Array, num_malicious: Count) -> Rows:
+        params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), rows.stack)
+        m = num_kept_entries(params, 0)
+        k = share_kept(m, sparsity_level) if num_kept is None else num_kept
+        if m == 0:
+            return rows
+
+        def threshold(row: PyTree) -> jax.Array:
+            # Written leaf by leaf: joined with `concatenate`, each entry would look for its leaf.
+            masked = [x for x in jax.tree.leaves(row) if _is_masked(x)]
+            values, start = jnp.zeros(m, jnp.result_type(*masked)), 0
+            for x in masked:
+                values, start = values.at[start : start + x.size].set(x.ravel()), start + x.size
+            return jnp.where(k >= m, -1.0, ops.magnitude_threshold(values, k))
+
+        def mask(row: PyTree, threshold: jax.Array) -> PyTree:
+            return jax.tree.map(lambda x: jnp.where(jnp.abs(x) > threshold, x, 0) if _is_masked(x) else x, row)
+
+        return rows.mapped(mask, rows.each(threshold))
+
+    return step

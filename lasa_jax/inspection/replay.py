@@ -1,0 +1,161 @@
+"""One round of a run, computed again to look inside: what the server received, and the models of the clients on the way.
+
+before = replay.before_round(config, 12)
+updates, malicious, clients = replay.received(before)
+
+Of a run that was kept: `python -m lasa_jax.inspection round RUN 12`.
+"""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from lasa_jax import build, data
+from lasa_jax import config as configs
+from lasa_jax.data import FederatedDataset
+from lasa_jax.errors import InputError, check_number
+from lasa_jax.federated.round import Point, Program, State, clients_of_round, one_round, receive, train_clients
+from lasa_jax.models import Variables
+from lasa_jax.workdir import Workdir
+
+PyTree = Any
+
+
+class Before(NamedTuple):
+    """A run just before a round: what is compiled in, its state and numbers, the data, and the round, counted from 1.
+
+    start: the round whose checkpoint was the start, 0 if all rounds were played.
+    """
+
+    program: Program
+    state: State
+    point: Point
+    data: FederatedDataset
+    round_index: int
+    start: int = 0
+
+
+def before_round(config: ConfigDict, round_index: int, run: str | os.PathLike[str] | None = None) -> Before:
+    """Plays the rounds of a run that come before one, all of them or those since a checkpoint. Nothing is written.
+
+    Clients, batches, attack and rule are those of the run. Sums are rounded differently on other devices than the run's and
+    in another program, as this one is: over many rounds a filter may decide otherwise on a client that is on its border.
+
+    Args:
+      config: resolved, see `config.resolve`; `config.from_json` gives that of a run.
+      round_index: counted from 1, at most `config.rounds`.
+      run: a directory of that config; the newest sound checkpoint before the round is the start, if it has one. A run keeps
+        its last `keep_checkpoints`.
+
+    Raises:
+      InputError: if the round is out of range, the data is missing, or the directory is that of another config or data.
+    """
+    check_number("round_index", round_index, low=1, high=config.rounds, whole=True)
+    stored = {} if run is None else _stored_config(Workdir(run, lock=False), config)
+    dataset = data.load(config.dataset, data_dir=config.data_dir, source=config.source)
+    if stored.get("source_id") not in (None, dataset.source_id):
+        raise InputError(f"{run}: was made from other data of {config.dataset} than is there now")
+    shares = build.make_partition(config, dataset)
+    program = build.make_program(config, dataset, shares)
+    point = build.make_point(config, program)
+    fed = jax.device_put(FederatedDataset(dataset.train, dataset.test, shares))
+    state = jax.jit(program.init)(point)
+    done, state = (0, state) if run is None else _last_checkpoint(Workdir(run, lock=False), round_index, state)
+    step = jax.jit(functools.partial(one_round, program))
+    for index in range(done + 1, round_index):
+        state, _ = step(state, point, fed, jnp.int32(index))
+    return Before(program, state, point, fed, round_index, done)
+
+
+def _stored_config(workdir: Workdir, config: ConfigDict) -> dict[str, Any]:
+    """What config.json of a run says, which must be this config."""
+    stored = workdir.config()
+    if stored is None:
+        raise InputError(f"{workdir.path}: has no config.json, allowed is the directory of a run")
+    kept = {name: value for name, value in stored.items() if name != "source_id"}
+    difference = configs.first_difference(kept, configs.as_json(config))
+    if difference is not None:
+        raise InputError(f"{workdir.path}: holds another run, {difference}")
+    return stored
+
+
+def _last_checkpoint(workdir: Workdir, round_index: int, start: State) -> tuple[int, State]:
+    """The newest state that is kept of the rounds before one, and how many rounds it has seen; else the start."""
+    for done in reversed([done for done in workdir.checkpoint_rounds() if done < round_index]):
+        state = workdir.restore_checkpoint(done, start)
+        if state is not None:
+            return done, state
+    return 0, start
+
+
+def update_norm(before: Before) -> float:
+    """The norm of the round's update after the rule, as `update_norm` in the metrics of a run."""
+    call = jax.jit(functools.partial(one_round, before.program))
+    _, metrics = call(before.state, before.point, before.data, jnp.int32(before.round_index))
+    return float(metrics.update_norm)
+
+
+def received(before: Before) -> tuple[PyTree, np.ndarray, np.ndarray]:
+    """What the server received in the round, after the attack.
+
+    Returns:
+      Stacked updates, NumPy arrays `(n, ...)`; who is malicious, bool `(n,)`; and their ids in the population, int32 `(n,)`.
+    """
+    call = jax.jit(functools.partial(receive, before.program))
+    arrived, _ = call(before.state, before.point, before.data, jnp.int32(before.round_index))
+    ids = clients_of_round(before.program, before.point, jnp.int32(before.round_index))
+    return jax.device_get((arrived.updates, arrived.malicious, ids))
+
+
+def local_models(before: Before) -> Variables:
+    """The models of the round's clients at the start of each of their epochs, leaves `(epochs, n, ...)`.
+
+    An epoch's batches do not depend on how many epochs follow, so that training is run with 0, 1, 2, ... epochs. Where an
+    epoch is a single batch these are all local steps.
+    """
+    point = before.point._replace(sgd=before.point.sgd._replace(clip_norm=None))
+
+    @jax.jit
+    def after(epochs: Any) -> Variables:  # traced: a loop bound may be, and one program serves all
+        training = dataclasses.replace(before.program.local_training, epochs=epochs)
+        program = dataclasses.replace(before.program, local_training=training)
+        updates = train_clients(program, before.state, point, before.data, jnp.int32(before.round_index))[0]
+        return jax.tree.map(jnp.add, before.state.variables, updates)
+
+    stages = [after(jnp.int32(epochs)) for epochs in range(before.program.local_training.epochs)]
+    return jax.tree.map(lambda *models: np.stack(models), *stages)
+
+
+def local_examples(before: Before) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What the round's clients train on: normalised inputs `(n, width, ...)`, labels `(n, width, ...)`, sizes `(n,)`.
+
+    Places from a client's size on are padding. Labels are the true ones, of malicious clients too.
+    """
+    ids = clients_of_round(before.program, before.point, jnp.int32(before.round_index))
+    indices, sizes = before.data.partition.indices[ids], before.data.partition.sizes[ids]
+    inputs = before.program.local_training.dataset.normalise(before.data.train.inputs[indices])
+    return jax.device_get((inputs, before.data.train.labels[indices], sizes))
+
+
+def example_loss(before: Before) -> Callable[[Variables, jax.Array, jax.Array], jax.Array]:
+    """`(variables, input, label) -> loss` of one example, as in local training but without augmentation and dropout.
+
+    Batch statistics are the running ones.
+    """
+    training = before.program.local_training
+
+    def loss(variables: Variables, one_input: jax.Array, label: jax.Array) -> jax.Array:
+        logits, _ = training.model.apply(variables, one_input[None])
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, label[None])
+        counted = training.dataset.counted(label[None], jnp.ones(1, bool))
+        return jnp.sum(jnp.where(counted, losses, 0.0)) / jnp.maximum(jnp.sum(counted), 1)
+
+    return loss
