@@ -1,7 +1,7 @@
-"""What a resolved config stands for: the partition, the compiled program, its numbers, and the simulation of them."""
+"""From resolved configs to a placed simulation: program, states, numbers and data of runs, see `simulation`."""
 
-import functools
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,107 +9,214 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from lasa_jax import aggregators, models
+from lasa_jax import aggregators, attacks, data, methods, models
 from lasa_jax import config as configs
-from lasa_jax.data import Dataset, partition
-from lasa_jax.data.partition import Partition
+from lasa_jax.aggregators import Aggregator
+from lasa_jax.attacks import Attack
+from lasa_jax.data import Dataset, FederatedDataset, Partition, partition
 from lasa_jax.errors import InputError, check_number
-from lasa_jax.federated import LocalTraining, Point, Program, Simulation
+from lasa_jax.federated import LocalTraining, Numbers, Point, Program, Simulation, State, make_mesh
 from lasa_jax.federated.client import SGD
+from lasa_jax.models import Model
 
 
-def make_program(config: ConfigDict, dataset: Dataset, shares: Partition) -> Program:
-    """What a resolved config compiles in; the partition says how many clients there are.
+class Run(NamedTuple):
+    """What one resolved config stands for, on the host.
+
+    Attributes:
+      config: the config.
+      dataset: its examples.
+      shares: how they are divided over the clients.
+      program: what is compiled in.
+      point: the numbers of the run.
+    """
+
+    config: ConfigDict
+    dataset: Dataset
+    shares: Partition
+    program: Program
+    point: Point
+
+
+class Placed(NamedTuple):
+    """Runs of one program on the devices of a mesh, ready for `simulation.compile` and `simulation.block`.
+
+    Attributes:
+      simulation: the program and how its rounds are run.
+      states: before the first round, leaves `(runs, ...)`.
+      points: numbers, leaves `(runs, ...)`.
+      data: examples, and the partitions with a leading axis of runs.
+    """
+
+    simulation: Simulation
+    states: State
+    points: Point
+    data: FederatedDataset
+
+
+def simulation(runs: Sequence[ConfigDict], mesh: Mesh | None = None) -> Placed:
+    """Builds runs of one program and puts them on devices.
+
+    Args:
+      runs: resolved configs of one `config.program_key`.
+      mesh: from `federated.make_mesh`; all devices for the clients if None.
 
     Raises:
-      InputError: if more clients are drawn a round than there are.
+      InputError: if data is missing, or a config and its data do not fit.
     """
-    num_clients = len(shares.sizes)
-    configs.check_clients_per_round(config.clients_per_round, num_clients)
+    return place([prepare(config) for config in runs], make_mesh() if mesh is None else mesh)
+
+
+def place(runs: Sequence[Run], mesh: Mesh) -> Placed:
+    """Puts prepared runs of one program on the devices of a mesh. Where it spans several processes, all call this alike."""
+    first = runs[0]
+    config = first.config
+    blocks = -(-config.block_rounds // config.eval_every) * config.eval_every  # whole numbers of evaluations
+    made = Simulation(
+        first.program,
+        rounds=config.rounds,
+        eval_every=config.eval_every,
+        block_rounds=min(blocks, config.rounds),
+        eval_batch_size=config.eval_batch_size,
+        mesh=mesh,
+        deterministic=config.deterministic,
+    )
+    points = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(one.point for one in runs))
+    shares = partition.stack([one.shares for one in runs])
+    placed = made.place(made.init(points), points, FederatedDataset(first.dataset.train, first.dataset.test, shares))
+    return Placed(made, *placed)
+
+
+def prepare(
+    config: ConfigDict,
+    *,
+    dataset: Dataset | None = None,
+    model: Model | None = None,
+    aggregator: Aggregator | None = None,
+    attack: Attack | None = None,
+) -> Run:
+    """Builds one run on the host.
+
+    Args:
+      config: resolved.
+      dataset: loaded as the config says if None.
+      model, aggregator, attack: in place of those that the config names.
+
+    Raises:
+      InputError: if data is missing, or the config and its data do not fit.
+    """
+    if dataset is None:
+        dataset = data.load(config.dataset, data_dir=config.data_dir, source=config.source)
+    shares = partition.divide(
+        config.partition, dataset.train.labels, dataset.client_ids, num_clients=config.num_clients, seed=config.seed
+    )
+    configs.check_clients_per_round(config.clients_per_round, len(shares.sizes))
+    model = _model(config, dataset) if model is None else model
+    program = _program(config, dataset, shares, model, _factories(config, aggregator, attack))
+    point = _point(config, len(shares.sizes), model, aggregator, attack)
+    return Run(config, dataset, shares, program, point)
+
+
+def _model(config: ConfigDict, dataset: Dataset) -> Model:
     rank = models.input_rank(config.model)
     if rank != len(dataset.input_shape):
         raise InputError(
             f"config.model = {config.model!r}: takes {'images' if rank == 3 else 'sequences'}, and an example of "
-            f"{config.dataset!r} has the shape {dataset.input_shape}"
+            f"{dataset.name!r} has the shape {dataset.input_shape}"
         )
-    model = models.create(config.model, num_classes=dataset.num_classes, input_shape=dataset.input_shape)
+    return models.create(config.model, num_classes=dataset.num_classes, input_shape=dataset.input_shape)
+
+
+Factories = tuple[Callable[[Numbers], Attack], Callable[[Numbers], Aggregator]]
+
+
+def _factories(config: ConfigDict, aggregator: Aggregator | None, attack: Attack | None) -> Factories:
+    """What makes the attack and the rule inside a trace: those that were given, or those that the config names."""
+
+    def named(kind: str) -> Callable[[Numbers], Any]:
+        name = config[kind].name
+        return methods.factory(kind, name, methods.words(kind, name, config[kind].parameters.to_dict()))
+
+    make_attack = named("attack") if attack is None else lambda _: attack
+    make_aggregator = named("aggregator") if aggregator is None else lambda _: aggregator
+    if not _statistics_apart(config):
+        return make_attack, make_aggregator
+    return (
+        lambda numbers: attacks.parameters_only(make_attack(numbers)),
+        lambda numbers: aggregators.parameters_only(make_aggregator(numbers)),
+    )
+
+
+def _statistics_apart(config: ConfigDict) -> bool:
+    """Whether running statistics are kept from rule, attack and the clients' own clip."""
+    return config.batch_stats == "separate"
+
+
+def _program(config: ConfigDict, dataset: Dataset, shares: Partition, model: Model, factories: Factories) -> Program:
+    """What is compiled in; the partition says how many clients there are."""
     client = config.client
+    make_attack, make_aggregator = factories
     return Program(
         local_training=LocalTraining(
             model,
             dataset,
-            client.epochs,
-            client.batch_size,
-            client.decay_every,
-            clips_parameters_only=config.batch_stats == "separate",
+            epochs=client.epochs,
+            batch_size=client.batch_size,
+            decay_every=client.decay_every,
+            clips_parameters_only=_statistics_apart(config),
             precision=client.precision,
         ),
-        num_clients=num_clients,
+        make_attack=make_attack,
+        make_aggregator=make_aggregator,
+        num_clients=len(shares.sizes),
         clients_per_round=config.clients_per_round,
         client_chunk=config.client_chunk,
         ragged=len(np.unique(-(-shares.sizes // client.batch_size))) > 1,
-        batch_stats=config.batch_stats,
-        attack=(config.attack.name, configs.words(config.attack.parameters)),
-        aggregator=(config.aggregator.name, configs.words(config.aggregator.parameters)),
         record_filtering=config.record_filtering,
     )
 
 
-def make_simulation(config: ConfigDict, dataset: Dataset, shares: Partition, mesh: Mesh) -> Simulation:
-    """The simulation of a resolved config; blocks are whole numbers of evaluations."""
-    blocks = -(-config.block_rounds // config.eval_every) * config.eval_every
-    program = make_program(config, dataset, shares)
-    return Simulation(
-        program,
-        config.rounds,
-        config.eval_every,
-        min(blocks, config.rounds),
-        config.eval_batch_size,
-        mesh,
-        config.deterministic,
-    )
-
-
-def make_point(config: ConfigDict, program: Program) -> Point:
+def _point(
+    config: ConfigDict, num_clients: int, model: Model, aggregator: Aggregator | None, attack: Attack | None
+) -> Point:
     """The numbers of one run. Everything random on the host is a function of the seed."""
-    order = np.random.default_rng([config.seed, 0]).permutation(program.num_clients)
-    malicious = np.zeros(program.num_clients, bool)
-    if config.attack.name != "none":  # without attack everybody is benign
-        malicious[order[: _share(config.attack_ratio, program.num_clients)]] = True
+    order = np.random.default_rng([config.seed, 0]).permutation(num_clients)
+    malicious = np.zeros(num_clients, bool)
+    if attack is not None or config.attack.name != "none":  # without attack everybody is benign
+        malicious[order[: _share(config.attack_ratio, num_clients)]] = True
     assumed = config.aggregator.assumed_malicious
+    if assumed is None:
+        assumed = _share(config.attack_ratio, config.clients_per_round)
     client = config.client
-    aggregator = configs.numbers(config.aggregator.parameters)
-    if "sparsity_level" in aggregator:
-        # The number of entries that are kept is an integer computed in double precision, see aggregators.keep_top_k.
-        num_kept = functools.partial(
-            aggregators.NUM_KEPT[config.aggregator.name],
-            program.ruled(jax.eval_shape(program.local_training.model.init, jax.random.key(0))),
-        )
-        aggregator.setdefault("num_kept", num_kept(aggregator.pop("sparsity_level")))
-        field = f"config.aggregator.{config.aggregator.name}.num_kept"
-        check_number(field, aggregator["num_kept"], high=num_kept(0.0))
     numbers: Any = Point(
         key=jax.random.key(config.seed),
         malicious=jnp.asarray(malicious),
-        assumed_malicious=jnp.asarray(
-            _share(config.attack_ratio, config.clients_per_round) if assumed is None else assumed
-        ),
+        assumed_malicious=jnp.asarray(assumed),
         sgd=SGD(client.learning_rate, client.momentum, client.learning_rate_decay, client.clip_norm),
-        attack=configs.numbers(config.attack.parameters),
-        aggregator=aggregator,
+        attack={} if attack is not None else _numbers(config, "attack"),
+        aggregator={} if aggregator is not None else _with_num_kept(config, model),
     )
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32) if isinstance(x, float) else jnp.asarray(x), numbers)
 
 
-def make_partition(config: ConfigDict, dataset: Dataset) -> Partition:
-    """How a resolved config divides the training examples over clients."""
-    return partition.divide(
-        config.partition,
-        dataset.train.labels,
-        dataset.client_ids,
-        num_clients=config.num_clients,
-        seed=config.seed,
-    )
+def _numbers(config: ConfigDict, kind: str) -> dict[str, Any]:
+    return methods.numbers(kind, config[kind].name, config[kind].parameters.to_dict())
+
+
+def _with_num_kept(config: ConfigDict, model: Model) -> dict[str, Any]:
+    """The rule's numbers, a sparsity level as the number of entries that are kept.
+
+    That is an integer computed in double precision, see `aggregators.keep_top_k`.
+    """
+    numbers, name = _numbers(config, "aggregator"), config.aggregator.name
+    if name in aggregators.NUM_KEPT:
+        variables = jax.eval_shape(model.init, jax.random.key(0))
+        seen = {"params": variables["params"]} if _statistics_apart(config) else variables
+        level = numbers.pop("sparsity_level")
+        numbers.setdefault("num_kept", aggregators.NUM_KEPT[name](seen, level))
+        most = aggregators.NUM_KEPT[name](seen, 0.0)
+        check_number(f"config.aggregator.{name}.num_kept", numbers["num_kept"], high=most)
+    return numbers
 
 
 def _share(ratio: float, n: int) -> int:

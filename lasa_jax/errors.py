@@ -1,6 +1,10 @@
-"""The one error that a user is shown without a traceback, and the check of a number that raises it."""
+"""The one error that a user is shown without a traceback, and the checks of numbers, words and names that raise it."""
 
+import difflib
+import inspect
 import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -48,3 +52,28 @@ def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
     """Raises InputError unless `value` is one of the allowed words."""
     if value not in allowed:
         raise InputError(f"{name} = {value!r}: allowed are {', '.join(allowed)}")
+
+
+def nearest(name: object, names: Iterable[str], prefix: str = "") -> str:
+    """`" (did you mean 'krum'?)"` for the name that is most like this one; empty if none is."""
+    close = difflib.get_close_matches(str(name), list(names), 1)
+    return f" (did you mean {prefix}{close[0] if prefix else repr(close[0])}?)" if close else ""
+
+
+def find_named(kind: str, functions: Mapping[str, Callable[..., Any]], name: str) -> Callable[..., Any]:
+    """The function of that name; InputError with the allowed names, and the nearest, if there is none."""
+    if name not in functions:
+        allowed = ", ".join(sorted(functions))
+        raise InputError(f"{kind} {name!r} is not known: allowed are {allowed}{nearest(name, functions)}")
+    return functions[name]
+
+
+def call_named(kind: str, functions: Mapping[str, Callable[..., Any]], name: str, arguments: Mapping[str, Any]) -> Any:
+    """Calls the function of that name; InputError if it takes no such argument."""
+    function = find_named(kind, functions, name)
+    known = inspect.signature(function).parameters
+    for argument in arguments:
+        if argument not in known:
+            allowed = ", ".join(known) or "none"
+            raise InputError(f"{kind} {name!r} has no parameter {argument!r}: allowed are {allowed}")
+    return function(**arguments)

@@ -1,6 +1,7 @@
-"""Runs in their directories: blocks of rounds, checkpoints, metrics, resume; one run or a batch of one program."""
+"""Runs: blocks of rounds, checkpoints, metrics, resume, each in its directory; or in memory, with `simulate`."""
 
 import contextlib
+import dataclasses
 import functools
 import json
 import threading
@@ -19,15 +20,18 @@ from ml_collections import ConfigDict
 
 from lasa_jax import build, data
 from lasa_jax import config as configs
-from lasa_jax.data import Dataset, FederatedDataset, partition
+from lasa_jax.aggregators import Aggregator
+from lasa_jax.attacks import Attack
+from lasa_jax.data import Dataset
 from lasa_jax.errors import InputError
-from lasa_jax.federated import Executables, State, make_mesh
-from lasa_jax.workdir import Workdir, is_finished, records
+from lasa_jax.federated import BlockMetrics, Executables, State, make_mesh
+from lasa_jax.models import Model, Variables
+from lasa_jax.workdir import Workdir, is_finished, records, resume
 
 PyTree = Any
 Progress = Callable[[Mapping[str, Any]], None]
 Log = Callable[[str], None]
-Outcome = dict[str, Any] | Exception
+Ended = dict[str, Any] | Exception  # the summary of a run, or what ended it
 
 
 class Stopped(Exception):  # noqa: N818  (nothing is wrong)
@@ -70,10 +74,10 @@ def run(
       Stopped: if `stop` was set before the end.
     """
     known = Executables() if executables is None else executables
-    (outcome,) = run_batch([(config, Path(path))], executables=known, mesh=mesh, on_line=on_line, log=log, stop=stop)
-    if isinstance(outcome, Exception):
-        raise outcome
-    return outcome
+    (ended,) = run_batch([(config, Path(path))], executables=known, mesh=mesh, on_line=on_line, log=log, stop=stop)
+    if isinstance(ended, Exception):
+        raise ended
+    return ended
 
 
 def run_batch(
@@ -85,13 +89,13 @@ def run_batch(
     on_line: Progress | None = None,
     log: Log = print,
     stop: threading.Event | None = None,
-) -> list[Outcome]:
+) -> list[Ended]:
     """Runs configs of one program side by side, all of them in each dispatch, each in its own directory.
 
     A run's numbers do not depend on the others of its batch, only on the size and the mesh that were compiled.
 
     Args:
-      runs: resolved configs of the same `configs.program_key`, at most `size`, and their directories.
+      runs: resolved configs of the same `config.program_key`, at most `size`, and their directories.
       size: runs that the program is compiled for; where fewer are given, copies of the first, which nobody reads, fill it.
       executables, mesh, on_line, log, stop: as of `run`.
 
@@ -102,112 +106,128 @@ def run_batch(
       Stopped: if `stop` was set before the end.
     """
     began = time.perf_counter()
-    mesh = make_mesh() if mesh is None else mesh
     load = functools.cache(data.load)
-    outcomes: dict[int, Outcome] = {}
-    batch: dict[int, _Run] = {}
+    ended: dict[int, Ended] = {}
+    members: dict[int, _Member] = {}
     with contextlib.ExitStack() as locks:
         for index, (config, path) in enumerate(runs):
             try:
-                if _is_leader() and is_finished(path):
-                    outcomes[index] = _finished(config, Workdir(path, lock=False), log)
-                    continue
-                dataset = load(config.dataset, data_dir=config.data_dir, source=config.source)
-                one = _Run(config, dataset, mesh)
-                if _is_leader():
-                    one.workdir = locks.enter_context(Workdir(path))
-                    if one.workdir.summary() is not None:  # another process finished it in between
-                        outcomes[index] = _finished(one.config, one.workdir, log)
-                        continue
-                    _claim(one.config, one.workdir)
-                batch[index] = one
+                found = _open(config, path, load, locks, log)
             except RUN_FAILURES as error:
-                outcomes[index] = error
-        outcomes = _agreed(outcomes, len(runs))
-        batch = {index: one for index, one in batch.items() if index not in outcomes}
+                ended[index] = error
+                continue
+            if isinstance(found, _Member):
+                members[index] = found
+            else:
+                ended[index] = found
+        ended = _agreed(ended, len(runs))
+        members = {index: one for index, one in members.items() if index not in ended}
         try:
-            if batch:
-                _run_blocks(batch, outcomes, size, executables, on_line, log, stop, began)
+            if members:
+                _run_blocks(
+                    members,
+                    ended,
+                    size=size,
+                    mesh=make_mesh() if mesh is None else mesh,
+                    executables=executables,
+                    on_line=on_line,
+                    log=log,
+                    stop=stop,
+                    began=began,
+                )
         except RUN_FAILURES as error:
-            outcomes = dict.fromkeys(batch, error) | outcomes
-    return [outcomes[index] for index in range(len(runs))]
+            ended = dict.fromkeys(members, error) | ended
+    return [ended[index] for index in range(len(runs))]
 
 
-class _Run:
+@dataclasses.dataclass
+class _Member:
     """One run of a batch: what its config makes, and its directory in the process that owns it."""
 
-    def __init__(self, config: ConfigDict, dataset: Dataset, mesh: Mesh) -> None:
-        self.config = ConfigDict(config.to_dict())
-        if dataset.source_id is not None:
-            self.config.source_id = dataset.source_id
-        self.dataset = dataset
-        self.shares = build.make_partition(config, dataset)
-        self.simulation = build.make_simulation(config, dataset, self.shares, mesh)
-        self.point = build.make_point(config, self.simulation.program)
-        self.workdir: Workdir | None = None
-        self.saved = 0
+    built: build.Run
+    workdir: Workdir | None
+    saved: int = 0
 
-    def record(
-        self,
-        lines: Sequence[Mapping[str, Any]],
-        filtering: pd.DataFrame | None,
-        done: int,
-        state: State,
-        *,
-        diverged: bool,
-    ) -> None:
+    def record(self, lines: list, filtering: pd.DataFrame | None, done: int, state: State, *, diverged: bool) -> None:
         """Writes what a block brought: lines, the filtering if it is recorded, and the state once a checkpoint is due."""
         assert self.workdir is not None
+        config = self.built.config
         if filtering is not None and len(filtering):
             self.workdir.write_filtering(int(filtering["round"].iloc[0]), filtering)
         self.workdir.append_metrics(lines)
-        if not diverged and (done - self.saved >= self.config.checkpoint_every or done == self.config.rounds):
-            self.workdir.save_checkpoint(done, state, keep=self.config.keep_checkpoints)
+        if not diverged and (done - self.saved >= config.checkpoint_every or done == config.rounds):
+            self.workdir.save_checkpoint(done, state, keep=config.keep_checkpoints)
             self.saved = done
 
 
+def _open(
+    config: ConfigDict, path: Path, load: Callable[..., Dataset], locks: contextlib.ExitStack, log: Log
+) -> _Member | dict[str, Any]:
+    """A run with its directory locked and claimed; the summary of one that is finished."""
+
+    def finished(workdir: Workdir, config: ConfigDict) -> dict[str, Any]:
+        summary = resume.finished_summary(workdir, config)
+        log(f"{path}: finished already")
+        return summary
+
+    if _is_leader() and is_finished(path):
+        return finished(Workdir(path, lock=False), config)
+    dataset = load(config.dataset, data_dir=config.data_dir, source=config.source)
+    config = ConfigDict(config.to_dict())
+    built = build.prepare(config, dataset=dataset)
+    if dataset.source_id is not None:
+        config.source_id = dataset.source_id
+    if not _is_leader():
+        return _Member(built, None)
+    workdir = locks.enter_context(Workdir(path))
+    if workdir.summary() is not None:  # another process finished it in between
+        return finished(workdir, config)
+    resume.claim(workdir, config)
+    return _Member(built, workdir)
+
+
 def _run_blocks(
-    batch: Mapping[int, _Run],
-    outcomes: dict[int, Outcome],
+    members: Mapping[int, _Member],
+    ended: dict[int, Ended],
+    *,
     size: int,
+    mesh: Mesh,
     executables: Executables,
     on_line: Progress | None,
     log: Log,
     stop: threading.Event | None,
     began: float,
 ) -> None:
-    """Runs a batch whose directories are open block by block, and enters each run's outcome when it has one."""
-    members = list(batch.values())
-    first, fill = members[0], [members[0]] * (size - len(members))
-    simulation, rounds = first.simulation, first.config.rounds
-    points = _stacked([one.point for one in members + fill])
-    states = simulation.init(points)
-    template = jax.tree.map(lambda x: x[0], states)
-    done, restored = _restore(members, template, log) if _is_leader() else (0, [])
+    """Runs a batch whose directories are open block by block, and enters what became of each run when it has ended."""
+    batch = list(members.values())
+    fill = size - len(batch)
+    simulation, states, points, fed = build.place([one.built for one in batch + batch[:1] * fill], mesh)
+    config, workdirs = batch[0].built.config, [one.workdir for one in batch if one.workdir is not None]
+    template = jax.eval_shape(simulation.program.init, batch[0].built.point)
+    layers = records.layer_names(template.variables)
+    done, restored = resume.go_back(workdirs, config, template, log) if _is_leader() else (0, [])
     done = _from_leader(done)
     if done:
         if jax.process_count() > 1:
-            restored = multihost_utils.broadcast_one_to_all(restored or [template] * len(members))
-        states = _stacked(restored + restored[:1] * len(fill))
-    shares = partition.stack([one.shares for one in members + fill])
-    fed = FederatedDataset(first.dataset.train, first.dataset.test, shares)
-    states, points, fed = simulation.place(states, points, fed)
-    layers = records.layer_names(template.variables)
+            nothing = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), template)
+            restored = multihost_utils.broadcast_one_to_all(restored or [nothing] * len(batch))
+        together = jax.tree.map(lambda *leaves: jnp.stack(leaves), *restored, *restored[:1] * fill)
+        states = simulation.place_runs(together)
+    for one in batch:
+        one.saved = done
     compile_seconds = 0.0
-    if done < rounds:
-        if first.workdir is not None:
-            log(f"{first.workdir.path}: compiling for {records.device()}")
-        executable, compile_seconds = executables.get(
-            configs.program_key(first.config), simulation, (states, points, fed)
-        )
+    if done < config.rounds:
+        for workdir in workdirs[:1]:
+            log(f"{workdir.path}: compiling for {records.device()}")
+        executable, compile_seconds = executables.get(configs.program_key(config), simulation, (states, points, fed))
 
-    def finish(position: int, one: _Run, status: str) -> dict[str, Any]:
+    def finish(position: int, one: _Member, status: str) -> dict[str, Any]:
         summary = records.summary(
             one.workdir.metrics() if one.workdir is not None else [],
             jax.tree.map(lambda x: x[position], jax.device_get(states.variables)),
             status=status,
-            seed=one.config.seed,
-            config_id=configs.identity(one.config),
+            seed=one.built.config.seed,
+            config_id=configs.identity(one.built.config),
             compile_seconds=compile_seconds,
             total_seconds=time.perf_counter() - began,
         )
@@ -215,13 +235,13 @@ def _run_blocks(
             one.workdir.write_summary(summary)
         return _from_leader(summary)
 
-    if done == rounds:  # stopped between the last checkpoint and the summary
-        for position, (index, one) in enumerate(batch.items()):
+    if done == config.rounds:  # stopped between the last checkpoint and the summary
+        for position, (index, one) in enumerate(members.items()):
             try:
-                outcomes[index] = finish(position, one, "finished")
+                ended[index] = finish(position, one, "finished")
             except (OSError, InputError) as error:
-                outcomes[index] = error
-    while not batch.keys() <= outcomes.keys():
+                ended[index] = error
+    while not members.keys() <= ended.keys():
         if stop is not None and stop.is_set():
             raise Stopped
         started = time.perf_counter()
@@ -229,36 +249,33 @@ def _run_blocks(
         metrics = jax.device_get(metrics)  # the one host copy of the block
         # Arrays that lie on other processes too can only be read whole.
         held = states if jax.process_count() == 1 else jax.device_get(states)
-        count = min(simulation.block_rounds, rounds - done)
+        count = min(simulation.block_rounds, config.rounds - done)
         seconds = (time.perf_counter() - started) / (count * len(batch))
-        for position, (index, one) in enumerate(batch.items()):
-            if index in outcomes:
+        for position, (index, one) in enumerate(members.items()):
+            if index in ended:
                 continue
             own = jax.tree.map(lambda x, position=position: x[position], metrics)
-            # The official code gives a run up where the mean training loss is NaN or above 1e8.
-            diverged = not (
-                np.isfinite(own.rounds.update_norm[:count]).all() and (own.rounds.train_loss[:count] <= 1e8).all()
-            )
+            diverged = _diverged(own, count)
             try:
                 if one.workdir is not None:
                     lines = records.lines(own, done, count, simulation, layers, seconds)
                     state = jax.tree.map(lambda x, position=position: x[position], held)
-                    one.record(
-                        lines, records.filtering(own, done, count, layers), done + count, state, diverged=diverged
-                    )
+                    table = records.filtering(own, done, count, layers)
+                    one.record(lines, table, done + count, state, diverged=diverged)
                     if on_line is not None:
                         for line in lines:
                             on_line(line)
-                if diverged or done + count == rounds:
-                    outcomes[index] = finish(position, one, "diverged" if diverged else "finished")
+                if diverged or done + count == config.rounds:
+                    ended[index] = finish(position, one, "diverged" if diverged else "finished")
             except (OSError, InputError) as error:  # a full disk, for one directory or for all
-                outcomes[index] = error
+                ended[index] = error
         done += count
 
 
-def _stacked(trees: Sequence[PyTree]) -> PyTree:
-    """One tree whose leaves have a leading axis of runs."""
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+def _diverged(metrics: BlockMetrics, count: int) -> bool:
+    """Whether a run has to be given up: its update is not finite or, as in the official code, its loss is above 1e8."""
+    rounds = metrics.rounds
+    return not (np.isfinite(rounds.update_norm[:count]).all() and (rounds.train_loss[:count] <= 1e8).all())
 
 
 def _is_leader() -> bool:
@@ -276,86 +293,102 @@ def _from_leader(value: Any) -> Any:
     return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(sent)).tobytes())
 
 
-def _agreed(outcomes: Mapping[int, Outcome], count: int) -> dict[int, Outcome]:
+def _agreed(ended: Mapping[int, Ended], count: int) -> dict[int, Ended]:
     """What was found before the first round of so many runs, alike in every process: if one failed, none begins."""
     if jax.process_count() == 1:
-        return dict(outcomes)
-    told = {index: {"error": str(x)} if isinstance(x, Exception) else x for index, x in outcomes.items()}
-    agreed: dict[int, Outcome] = {
+        return dict(ended)
+    told = {index: {"error": str(x)} if isinstance(x, Exception) else x for index, x in ended.items()}
+    agreed: dict[int, Ended] = {
         int(index): InputError(x["error"]) if "error" in x else x for index, x in _from_leader(told).items()
     }
-    failed = np.bool_(any(isinstance(x, Exception) for x in outcomes.values()))
+    failed = np.bool_(any(isinstance(x, Exception) for x in ended.values()))
     if np.any(multihost_utils.process_allgather(failed)):
         elsewhere = InputError("another process of this run could not begin: see what it says")
-        agreed = {index: outcomes.get(index, elsewhere) for index in range(count)} | agreed
+        agreed = {index: ended.get(index, elsewhere) for index in range(count)} | agreed
     return agreed
 
 
-def _finished(config: ConfigDict, workdir: Workdir, log: Log) -> dict[str, Any]:
-    """The summary of a finished run, if it is of this config and has what a summary has."""
-    summary = workdir.summary()
-    if workdir.config() is None or summary is None:
-        raise InputError(f"--workdir={workdir.path}: holds a summary.json of something else; choose another directory")
-    # The data, and with it the id of its source, is not read for a run that is finished.
-    stored = {name: value for name, value in (workdir.config() or {}).items() if name != "source_id"}
-    asked = {name: value for name, value in configs.as_json(config).items() if name != "source_id"}
-    _refuse_another(stored, asked, workdir)
-    log(f"{workdir.path}: finished already")
-    return summary
+@dataclasses.dataclass(frozen=True)
+class History:
+    """What a run in memory brought.
+
+    Attributes:
+      rounds: int `(evaluations,)`, the rounds that were evaluated, counted from 1.
+      test_accuracy: `(evaluations,)`.
+      test_loss: `(evaluations,)`.
+      train_loss: `(rounds,)`, of every round.
+      clients: int `(rounds, n)`, who took part.
+      malicious: bool `(rounds, n)`, who of them is malicious.
+      weights: by name of the layer `(rounds, n)`, the weight that the rule gave each client, 0 if it was filtered out.
+      variables: of the final model.
+    """
+
+    rounds: np.ndarray
+    test_accuracy: np.ndarray
+    test_loss: np.ndarray
+    train_loss: np.ndarray
+    clients: np.ndarray
+    malicious: np.ndarray
+    weights: dict[str, np.ndarray]
+    variables: Variables
 
 
-def _claim(config: ConfigDict, workdir: Workdir) -> None:
-    """Makes the directory that of this config.
+def simulate(
+    data_or_config: str | Dataset | ConfigDict,
+    /,
+    *,
+    aggregator: Aggregator | None = None,
+    attack: Attack | None = None,
+    model: Model | None = None,
+    mesh: Mesh | None = None,
+    **settings: Any,
+) -> History:
+    """Runs one simulation in memory. Nothing is written.
+
+    Args:
+      data_or_config: the name of a dataset, with the paper's settings for it; a `Dataset`, with the defaults; or a config.
+      aggregator: the server's rule, for instance `aggregators.lasa()`; that of the config, or LASA, if None.
+      attack: for instance `attacks.byzmean()`; that of the config, or none, if None.
+      model: a pair of functions, see `models`; that of the config if None.
+      mesh: the devices; all of them for the clients if None.
+      **settings: of the config by their names, `rounds=20` or `**{"client.epochs": 1}`.
 
     Raises:
-      InputError: if it is the directory of another config, naming the first field that differs.
+      InputError: one line that names the setting, its value and what is allowed.
+
+    Examples:
+      >>> from lasa_jax import aggregators, attacks, experiment
+      >>> short = {"rounds": 2, "client.epochs": 1}
+      >>> history = experiment.simulate("digits", aggregator=aggregators.krum(), attack=attacks.lie(), **short)
+      >>> history.rounds.tolist(), history.weights["params/conv1/bias"].shape
+      ([1, 2], (2, 30))
     """
-    stored = workdir.config()
-    if stored is None:
-        if workdir.has_results():
-            raise InputError(f"--workdir={workdir.path}: holds results without a config.json; choose another directory")
-        workdir.write_config(configs.to_json(config))
-        return
-    _refuse_another(stored, configs.as_json(config), workdir)
-
-
-def _refuse_another(stored: Mapping[str, Any], asked: Mapping[str, Any], workdir: Workdir) -> None:
-    """Raises InputError if two configs differ, naming the first field."""
-    difference = configs.first_difference(stored, asked)
-    if difference is not None:
-        raise InputError(f"--workdir={workdir.path}: holds another run, {difference}; choose another directory")
-
-
-def _restore(batch: Sequence[_Run], template: State, log: Log) -> tuple[int, list[State]]:
-    """The newest round of which every run of a batch has an undamaged checkpoint, and the states after it; else 0.
-
-    A checkpoint counts only if the metrics up to it are all there, since the summary is made from them.
-    """
-    workdirs = [one.workdir for one in batch if one.workdir is not None]
-    config = batch[0].config
-    for last_round in sorted({at for workdir in workdirs for at in workdir.checkpoint_rounds()}, reverse=True):
-        due = {index for index in range(1, last_round + 1) if index % config.eval_every == 0 or index == config.rounds}
-        states = []
-        for workdir in workdirs:
-            if last_round not in workdir.checkpoint_rounds():
-                break
-            written = {line["round"] for line in workdir.metrics()}
-            state = workdir.restore_checkpoint(last_round, template) if due <= written else None
-            if state is None:
-                damaged = f"the checkpoint of round {last_round} or its metrics are damaged, trying the one before"
-                log(f"{workdir.path}: {damaged}")
-                break
-            states.append(state)
-        if len(states) == len(workdirs):
-            for one, workdir in zip(batch, workdirs, strict=True):
-                workdir.remove_checkpoints_after(last_round)
-                workdir.keep_metrics_until(last_round)
-                workdir.keep_filtering_until(last_round)
-                log(f"{workdir.path}: going on after round {last_round}")
-                one.saved = last_round
-            return last_round, states
-    for workdir in workdirs:
-        workdir.remove_checkpoints_after(0)
-        workdir.keep_metrics_until(0)
-        workdir.keep_filtering_until(0)
-    return 0, []
+    dataset, base = None, data_or_config
+    if isinstance(data_or_config, Dataset):
+        dataset, base = data_or_config, configs.default()
+    elif isinstance(data_or_config, str):
+        base = configs.paper(data_or_config)
+    name = None if dataset is None else dataset.name
+    config = configs.resolve(configs.updated(base, settings), settings, dataset=name)
+    built = build.prepare(config, dataset=dataset, model=model, aggregator=aggregator, attack=attack)
+    built = built._replace(program=dataclasses.replace(built.program, record_filtering=True))
+    simulation, states, points, fed = build.place([built], make_mesh() if mesh is None else mesh)
+    layers = records.layer_names(states.variables)
+    executable, _ = simulation.compile(states, points, fed)
+    blocks = []
+    for done in range(0, config.rounds, simulation.block_rounds):
+        states, metrics = executable(states, points, fed, np.int32(done))
+        blocks.append(jax.tree.map(lambda x: x[0], jax.device_get(metrics)))
+    whole = jax.tree.map(lambda *parts: np.concatenate(parts)[: config.rounds], *blocks)
+    filtering, count = whole.rounds.filtering, config.clients_per_round
+    evaluated = np.array(simulation.evaluated_rounds())
+    return History(
+        rounds=evaluated,
+        test_accuracy=whole.test_accuracy[evaluated - 1],
+        test_loss=whole.test_loss[evaluated - 1],
+        train_loss=whole.rounds.train_loss,
+        clients=filtering.client[:, :count],
+        malicious=filtering.malicious[:, :count],
+        weights={name: filtering.fields["weight"][:, at, :count] for at, name in enumerate(layers)},
+        variables=jax.tree.map(lambda x: x[0], jax.device_get(states.variables)),
+    )

@@ -207,9 +207,7 @@ def test_results_of_something_else_are_not_touched(tmp_path, left):
 
 def test_without_attack_nobody_is_malicious():
     config = small(**{"attack.name": "none"})
-    dataset = experiment.data.load("digits")
-    program = build.make_program(config, dataset, build.make_partition(config, dataset))
-    assert not build.make_point(config, program).malicious.any()
+    assert not build.prepare(config).point.malicious.any()
 
 
 def test_a_second_process_is_refused(tmp_path):
@@ -237,10 +235,7 @@ def test_divergence_is_a_result(tmp_path):
 
 
 def test_seeds_differ_and_repeat():
-    config = small()
-    dataset = experiment.data.load("digits")
-    program = build.make_program(config, dataset, build.make_partition(config, dataset))
-    points = [build.make_point(small(seed=seed), program) for seed in (1, 1, 2)]
+    points = [build.prepare(small(seed=seed)).point for seed in (1, 1, 2)]
     np.testing.assert_array_equal(points[0].malicious, points[1].malicious)
     assert not np.array_equal(points[0].malicious, points[2].malicious)
 

@@ -10,7 +10,6 @@
 from collections.abc import Callable
 from typing import Any
 
-from lasa_jax import registry
 from lasa_jax.aggregators.base import (
     Aggregator,
     Assumed,
@@ -29,6 +28,7 @@ from lasa_jax.aggregators.fedavg import fedavg
 from lasa_jax.aggregators.geometric_median import geometric_median
 from lasa_jax.aggregators.krum import bulyan, krum, multi_krum
 from lasa_jax.aggregators.lasa import FilterDiagnostics, lasa, layer_filter
+from lasa_jax.aggregators.parameters_only import parameters_only
 from lasa_jax.aggregators.preaggregators import (
     bucketing,
     clip_to_median_norm,
@@ -40,6 +40,7 @@ from lasa_jax.aggregators.preaggregators import (
 )
 from lasa_jax.aggregators.signguard import SignDiagnostics, signguard
 from lasa_jax.aggregators.sparsefed import num_kept_of_all, sparsefed
+from lasa_jax.errors import call_named
 
 RULES: dict[str, Callable[..., Aggregator]] = {
     "bulyan": bulyan,
@@ -72,7 +73,7 @@ def create(name: str, **parameters: Any) -> Aggregator:
     Raises:
       InputError: for an unknown name or parameter, or a value out of range.
     """
-    return registry.create("aggregator", RULES, name, parameters)
+    return call_named("aggregator", RULES, name, parameters)
 
 
 __all__ = [
@@ -108,6 +109,7 @@ __all__ = [
     "norm_clipped_mean",
     "num_kept_entries",
     "num_kept_of_all",
+    "parameters_only",
     "reject_nonfinite",
     "signguard",
     "sparsefed",

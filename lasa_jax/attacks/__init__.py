@@ -10,14 +10,15 @@
 from collections.abc import Callable
 from typing import Any
 
-from lasa_jax import registry
 from lasa_jax.attacks.adaptive import adaptive
 from lasa_jax.attacks.base import Attack, changed_row, known_rows, same_row, stateless
 from lasa_jax.attacks.distance import min_max, min_sum, min_sum_stealthy
 from lasa_jax.attacks.mimic import mimic
 from lasa_jax.attacks.naive import label_flip, nan, noise, none, random, sign_flip, zero
+from lasa_jax.attacks.parameters_only import parameters_only
 from lasa_jax.attacks.statistical import alie, byzmean, ipm, lie
 from lasa_jax.attacks.tailored import tailored_krum, tailored_trmean
+from lasa_jax.errors import call_named
 
 ATTACKS: dict[str, Callable[..., Attack]] = {
     "adaptive": adaptive,
@@ -52,7 +53,7 @@ def create(name: str, **parameters: Any) -> Attack:
     Raises:
       InputError: for an unknown name or parameter, or a value out of range.
     """
-    return registry.create("attack", ATTACKS, name, parameters)
+    return call_named("attack", ATTACKS, name, parameters)
 
 
 __all__ = [
@@ -75,6 +76,7 @@ __all__ = [
     "nan",
     "noise",
     "none",
+    "parameters_only",
     "random",
     "same_row",
     "sign_flip",

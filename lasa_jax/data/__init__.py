@@ -4,13 +4,12 @@ To add a dataset, write a function `(data_dir) -> Dataset` in a file of its own 
 from raw files is a `by_client.FederatedSet`, loads as `(data_dir, source) -> Dataset` and is named in `_FROM_SOURCE`.
 """
 
-import difflib
 from collections.abc import Callable
 
 from lasa_jax.data import digits, femnist, shakespeare, tfds_images
 from lasa_jax.data.dataset import Dataset, Examples, FederatedDataset
 from lasa_jax.data.partition import Partition
-from lasa_jax.errors import InputError
+from lasa_jax.errors import InputError, nearest
 
 __all__ = ["Dataset", "Examples", "FederatedDataset", "Partition", "load", "made_from_source", "names"]
 
@@ -43,9 +42,7 @@ def load(name: str, *, data_dir: str | None = None, source: str | None = None) -
       InputError: if the name is not known, or the data is not there or damaged.
     """
     if name not in names():
-        close = difflib.get_close_matches(name, names(), 1)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
-        raise InputError(f"config.dataset = {name!r}: allowed are {', '.join(names())}{hint}")
+        raise InputError(f"config.dataset = {name!r}: allowed are {', '.join(names())}{nearest(name, names())}")
     if name in _FROM_SOURCE:
         return _FROM_SOURCE[name](data_dir, source)
     if source is not None:

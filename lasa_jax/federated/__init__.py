@@ -2,12 +2,15 @@
 
 from lasa_jax.federated.client import LocalTraining
 from lasa_jax.federated.executables import Executables
-from lasa_jax.federated.round import Point, Program, RoundMetrics, State, one_round
-from lasa_jax.federated.simulation import Simulation, make_mesh
+from lasa_jax.federated.round import one_round
+from lasa_jax.federated.simulation import BlockMetrics, Simulation, make_mesh
+from lasa_jax.federated.types import Numbers, Point, Program, RoundMetrics, State
 
 __all__ = [
+    "BlockMetrics",
     "Executables",
     "LocalTraining",
+    "Numbers",
     "Point",
     "Program",
     "RoundMetrics",

@@ -19,9 +19,12 @@ Scalar = float | jax.Array
 class SGD(NamedTuple):
     """Numbers of local training; all may be traced.
 
-    learning_rate: before decay. momentum: PyTorch's form, v <- momentum * v + g, w <- w - learning_rate * v.
-    decay: the rate of round t, counted from 1, is `learning_rate * decay ** (t // decay_every)`: the first round
-      decays already, as in the official code. clip_norm: largest norm of an update that is sent, or None.
+    Attributes:
+      learning_rate: before decay.
+      momentum: PyTorch's form, v <- momentum * v + g, w <- w - learning_rate * v.
+      decay: the rate of round t, counted from 1, is `learning_rate * decay ** (t // decay_every)`: where `decay_every` is
+        1 the first round decays already, as in the official code.
+      clip_norm: largest norm of an update that is sent, or None.
     """
 
     learning_rate: Scalar
@@ -40,11 +43,15 @@ def clip_update(update: Variables, limit: Scalar) -> Variables:
 class LocalTraining:
     """Local training as a pure function of one client. What is fixed at compile time is an attribute.
 
-    model: see `models`. dataset: how examples are normalised and augmented. epochs: passes over the client's examples.
-    batch_size: examples a step; the last, shorter batch of an epoch is kept. decay_every: see `SGD`. clips_parameters_only:
-    running statistics neither count in the norm that is clipped nor are scaled with it. precision: "float32"; "bfloat16" for
-    products and activations, while weights, velocity, statistics and the loss stay float32; "float64" for all of it. What is
-    sent is float32.
+    Attributes:
+      model: see `models`.
+      dataset: how examples are normalised and augmented.
+      epochs: passes over the client's examples.
+      batch_size: examples of a step; the last, shorter batch of an epoch is kept.
+      decay_every: see `SGD`.
+      clips_parameters_only: running statistics neither count in the norm that is clipped nor are scaled with it.
+      precision: "float32"; "bfloat16" for products and activations, while weights, velocity, statistics and the loss stay
+        float32; "float64" for all of it. What is sent is float32.
     """
 
     model: Model

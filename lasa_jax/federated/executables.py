@@ -6,8 +6,8 @@ from typing import Any
 import jax
 
 from lasa_jax.data import FederatedDataset
-from lasa_jax.federated.round import Point, State
 from lasa_jax.federated.simulation import Simulation
+from lasa_jax.federated.types import Point, State
 
 
 class Executables:

@@ -13,14 +13,18 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lasa_jax import ops
 from lasa_jax.data import Examples, FederatedDataset
-from lasa_jax.federated.round import Point, Program, RoundMetrics, State, one_round
+from lasa_jax.federated.round import one_round
+from lasa_jax.federated.types import Point, Program, RoundMetrics, State
 from lasa_jax.models import Variables
 
 
 class BlockMetrics(NamedTuple):
     """Metrics of a block, leaves `(runs, block_rounds, ...)`; entries of rounds beyond the last mean nothing.
 
-    rounds: as each round reported. test_loss, test_accuracy: of the rounds that were evaluated, NaN for the others.
+    Attributes:
+      rounds: as each round reported.
+      test_loss: of the rounds that were evaluated, NaN for the others.
+      test_accuracy: the same.
     """
 
     rounds: RoundMetrics
@@ -92,9 +96,14 @@ def _put(tree: Any, sharding: NamedSharding) -> Any:
 class Simulation:
     """Runs of one program on a mesh. Everything has a leading `runs` axis; a single run is a grid of one.
 
-    program: what is compiled in. rounds: of a whole run. eval_every: rounds between evaluations; the last round is
-    always evaluated. block_rounds: rounds a dispatch. eval_batch_size: test examples at a time. mesh: see `make_mesh`.
-    deterministic: on a GPU only kernels that give the same bits each time; a CPU has no others.
+    Attributes:
+      program: what is compiled in.
+      rounds: of a whole run.
+      eval_every: rounds between evaluations; the last round is always evaluated.
+      block_rounds: rounds of one dispatch.
+      eval_batch_size: test examples at a time.
+      mesh: see `make_mesh`.
+      deterministic: on a GPU only kernels that give the same bits each time; a CPU has no others.
     """
 
     program: Program
@@ -104,6 +113,11 @@ class Simulation:
     eval_batch_size: int
     mesh: Mesh
     deterministic: bool = False
+
+    def evaluated_rounds(self) -> list[int]:
+        """The rounds after which the model is evaluated, counted from 1."""
+        last = {self.rounds} if self.rounds % self.eval_every else set()
+        return sorted({*range(self.eval_every, self.rounds + 1, self.eval_every), *last})
 
     def init(self, points: Point) -> State:
         """States before the first round, leaves `(runs, ...)`, on one device of this process."""
@@ -161,11 +175,14 @@ class Simulation:
 
         Where the mesh spans several processes, each has the same arrays and puts its own part on its own devices.
         """
-        runs = NamedSharding(self.mesh, PartitionSpec(ops.RUNS))
         everywhere = NamedSharding(self.mesh, PartitionSpec())
         train, test = _put((data.train, data.test), everywhere)
-        states, points, partition = _put((states, points, data.partition), runs)
+        states, points, partition = self.place_runs((states, points, data.partition))
         return states, points, FederatedDataset(train, test, partition)
+
+    def place_runs(self, owned: Any) -> Any:
+        """Puts what the runs own, leaves `(runs, ...)`, along the `runs` axis of the mesh."""
+        return _put(owned, NamedSharding(self.mesh, PartitionSpec(ops.RUNS)))
 
     def _over_runs(self, fn: Callable[..., Any]) -> Callable[[tuple, tuple], Any]:
         """Maps `fn(*owned, *shared)` over the runs axis of what is owned, each row of the mesh its own runs.

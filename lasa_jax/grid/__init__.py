@@ -406,7 +406,7 @@ def run_batch(
     return _outcomes(runs, ended)
 
 
-def _outcomes(runs: Sequence[tuple[ConfigDict, Path]], ended: Sequence[experiment.Outcome]) -> list[Outcome]:
+def _outcomes(runs: Sequence[tuple[ConfigDict, Path]], ended: Sequence[experiment.Ended]) -> list[Outcome]:
     return [
         Outcome(config, path, None, f"{type(end).__name__}: {' '.join(str(end).split())[:300]}")
         if isinstance(end, Exception)

@@ -11,21 +11,8 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from lasa_jax import build, data
-
-_COSTLY = (
-    "client_chunk",
-    "partition",
-    "eval_every",
-    "data_dir",
-    "source",
-    "dataset",
-    "model",
-    "client",
-    "clients_per_round",
-    "num_clients",
-    "rounds",
-)  # what a run's cost depends on
+from lasa_jax import build
+from lasa_jax import config as configs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,16 +29,14 @@ _costs: dict[tuple[str, ...], Cost] = {}  # of this process, by what a run's cos
 
 def of(config: ConfigDict) -> Cost:
     """What one run costs, from shapes alone."""
-    key = tuple(str(config[name]) for name in _COSTLY)
+    key = configs.cost_key(config)
     if key not in _costs:
         _costs[key] = _count(config)
     return _costs[key]
 
 
 def _count(config: ConfigDict) -> Cost:
-    dataset = data.load(config.dataset, data_dir=config.data_dir, source=config.source)
-    shares = build.make_partition(config, dataset)
-    program = build.make_program(config, dataset, shares)
+    _, dataset, shares, program, _ = build.prepare(config)
     model, training = program.local_training.model, program.local_training
     variables = jax.eval_shape(model.init, jax.random.key(0))
     model_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(variables))

@@ -20,9 +20,11 @@ from ml_collections import ConfigDict
 
 from lasa_jax import build, data
 from lasa_jax import config as configs
+from lasa_jax.aggregators import Aggregator
 from lasa_jax.data import FederatedDataset
 from lasa_jax.errors import InputError, check_number
-from lasa_jax.federated.round import Point, Program, State, clients_of_round, one_round, receive, train_clients
+from lasa_jax.federated import Point, Program, RoundMetrics, State, one_round
+from lasa_jax.federated.round import draw_clients, round_keys, train_clients
 from lasa_jax.models import Variables
 from lasa_jax.workdir import Workdir
 
@@ -30,9 +32,16 @@ PyTree = Any
 
 
 class Before(NamedTuple):
-    """A run just before a round: what is compiled in, its state and numbers, the data, and the round, counted from 1.
+    """A run just before a round.
 
-    start: the round whose checkpoint was the start, 0 if all rounds were played.
+    Attributes:
+      program: what is compiled in.
+      state: before the round.
+      point: numbers of the run.
+      data: examples, and this run's partition of them.
+      round_index: the round, counted from 1.
+      start: the round whose checkpoint was the start, 0 if all rounds were played.
+      ruled: the collections of an update that the rule is given.
     """
 
     program: Program
@@ -41,6 +50,7 @@ class Before(NamedTuple):
     data: FederatedDataset
     round_index: int
     start: int = 0
+    ruled: tuple[str, ...] = ("params",)
 
 
 def before_round(config: ConfigDict, round_index: int, run: str | os.PathLike[str] | None = None) -> Before:
@@ -63,16 +73,15 @@ def before_round(config: ConfigDict, round_index: int, run: str | os.PathLike[st
     dataset = data.load(config.dataset, data_dir=config.data_dir, source=config.source)
     if stored.get("source_id") not in (None, dataset.source_id):
         raise InputError(f"{run}: was made from other data of {config.dataset} than is there now")
-    shares = build.make_partition(config, dataset)
-    program = build.make_program(config, dataset, shares)
-    point = build.make_point(config, program)
-    fed = jax.device_put(FederatedDataset(dataset.train, dataset.test, shares))
-    state = jax.jit(program.init)(point)
+    built = build.prepare(config, dataset=dataset)
+    fed = jax.device_put(FederatedDataset(dataset.train, dataset.test, built.shares))
+    state = jax.jit(built.program.init)(built.point)
     done, state = (0, state) if run is None else _last_checkpoint(Workdir(run, lock=False), round_index, state)
-    step = jax.jit(functools.partial(one_round, program))
+    step = jax.jit(functools.partial(one_round, built.program))
     for index in range(done + 1, round_index):
-        state, _ = step(state, point, fed, jnp.int32(index))
-    return Before(program, state, point, fed, round_index, done)
+        state, _ = step(state, built.point, fed, jnp.int32(index))
+    ruled = ("params",) if config.batch_stats == "separate" else tuple(state.variables)
+    return Before(built.program, state, built.point, fed, round_index, done, ruled)
 
 
 def _stored_config(workdir: Workdir, config: ConfigDict) -> dict[str, Any]:
@@ -96,11 +105,50 @@ def _last_checkpoint(workdir: Workdir, round_index: int, start: State) -> tuple[
     return 0, start
 
 
-def update_norm(before: Before) -> float:
-    """The norm of the round's update after the rule, as `update_norm` in the metrics of a run."""
-    call = jax.jit(functools.partial(one_round, before.program))
-    _, metrics = call(before.state, before.point, before.data, jnp.int32(before.round_index))
-    return float(metrics.update_norm)
+class Played(NamedTuple):
+    """A round that was computed again.
+
+    Attributes:
+      updates: what the rule was given, after the attack: NumPy arrays `(n, ...)`.
+      malicious: bool `(n,)`.
+      clients: int32 `(n,)`, ids in the population.
+      update_norm: of what the rule returned, as in the metrics of a run.
+    """
+
+    updates: PyTree
+    malicious: np.ndarray
+    clients: np.ndarray
+    update_norm: float
+
+
+def play(before: Before) -> Played:
+    """Computes the round, with a rule that also tells what it was given."""
+    program = dataclasses.replace(
+        before.program,
+        make_aggregator=lambda numbers: _telling(before.program.make_aggregator(numbers)),
+        record_filtering=True,
+    )
+    metrics: RoundMetrics
+    after, metrics = jax.device_get(
+        jax.jit(functools.partial(one_round, program))(
+            before.state, before.point, before.data, jnp.int32(before.round_index)
+        )
+    )
+    _, updates = after.aggregator
+    assert metrics.filtering is not None
+    ruled = {name: updates[name] for name in before.ruled}
+    malicious, clients = np.asarray(metrics.filtering.malicious), np.asarray(metrics.filtering.client)
+    return Played(ruled, malicious, clients, float(metrics.update_norm))
+
+
+def _telling(rule: Aggregator) -> Aggregator:
+    """A rule whose state after a round is its own and the updates that it was given."""
+
+    def aggregate(updates: PyTree, state: PyTree, **known: Any) -> tuple[PyTree, PyTree, Any]:
+        update, state, info = rule.aggregate(updates, state, **known)
+        return update, (state, updates), info
+
+    return Aggregator(rule.init, aggregate)
 
 
 def received(before: Before) -> tuple[PyTree, np.ndarray, np.ndarray]:
@@ -109,10 +157,8 @@ def received(before: Before) -> tuple[PyTree, np.ndarray, np.ndarray]:
     Returns:
       Stacked updates, NumPy arrays `(n, ...)`; who is malicious, bool `(n,)`; and their ids in the population, int32 `(n,)`.
     """
-    call = jax.jit(functools.partial(receive, before.program))
-    arrived, _ = call(before.state, before.point, before.data, jnp.int32(before.round_index))
-    ids = clients_of_round(before.program, before.point, jnp.int32(before.round_index))
-    return jax.device_get((arrived.updates, arrived.malicious, ids))
+    played = play(before)
+    return played.updates, played.malicious, played.clients
 
 
 def local_models(before: Before) -> Variables:
@@ -122,13 +168,16 @@ def local_models(before: Before) -> Variables:
     epoch is a single batch these are all local steps.
     """
     point = before.point._replace(sgd=before.point.sgd._replace(clip_norm=None))
+    index, variables = jnp.int32(before.round_index), before.state.variables
+    keys = round_keys(point.key, index)
 
     @jax.jit
     def after(epochs: Any) -> Variables:  # traced: a loop bound may be, and one program serves all
         training = dataclasses.replace(before.program.local_training, epochs=epochs)
         program = dataclasses.replace(before.program, local_training=training)
-        updates = train_clients(program, before.state, point, before.data, jnp.int32(before.round_index))[0]
-        return jax.tree.map(jnp.add, before.state.variables, updates)
+        attack, clients = program.make_attack(point.attack), draw_clients(program, point, keys.draw)
+        updates, *_ = train_clients(program, attack, variables, point, before.data, clients, index, key=keys.train)
+        return jax.tree.map(jnp.add, variables, updates)
 
     stages = [after(jnp.int32(epochs)) for epochs in range(before.program.local_training.epochs)]
     return jax.tree.map(lambda *models: np.stack(models), *stages)
@@ -139,10 +188,16 @@ def local_examples(before: Before) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
     Places from a client's size on are padding. Labels are the true ones, of malicious clients too.
     """
-    ids = clients_of_round(before.program, before.point, jnp.int32(before.round_index))
+    ids = clients_of_round(before)
     indices, sizes = before.data.partition.indices[ids], before.data.partition.sizes[ids]
     inputs = before.program.local_training.dataset.normalise(before.data.train.inputs[indices])
     return jax.device_get((inputs, before.data.train.labels[indices], sizes))
+
+
+def clients_of_round(before: Before) -> jax.Array:
+    """Ids of the clients that take part in the round, in the order of their rows: int32 `(n,)`."""
+    key = round_keys(before.point.key, jnp.int32(before.round_index)).draw
+    return draw_clients(before.program, before.point, key).ids
 
 
 def example_loss(before: Before) -> Callable[[Variables, jax.Array, jax.Array], jax.Array]:

@@ -133,14 +133,14 @@ def test_tables_are_made_from_the_signatures():
 
 def test_what_of_a_method_is_compiled_in():
     """Words, switches and sizes are; every other number is data, so that a grid over it is one program."""
-    from lasa_jax.config import numbers, words
+    from lasa_jax import methods
 
     compiled = {}
     for kind, create in (("aggregator", aggregators), ("attack", attacks)):
         for name in create.names():
             parameters = resolved("digits", **{f"{kind}.name": name, "fidelity": "official"})[kind].parameters
-            compiled[name] = sorted(words(parameters))
-            assert set(numbers(parameters)) | set(compiled[name]) == set(parameters)
+            compiled[name] = sorted(methods.words(kind, name, parameters.to_dict()))
+            assert set(methods.numbers(kind, name, parameters.to_dict())) | set(compiled[name]) == set(parameters)
     assert compiled["lasa"] == ["granularity"]
     assert compiled["dnc"] == ["variant"]
     assert compiled["geometric_median"] == ["max_iterations", "variant"]

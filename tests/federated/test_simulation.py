@@ -8,11 +8,11 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from benchmarks import collectives
-from lasa_jax import build, data
+from lasa_jax import build
 from lasa_jax import config as configs
 from lasa_jax.data import FederatedDataset
 from lasa_jax.federated import make_mesh, one_round
-from lasa_jax.federated.round import draw_clients, train_clients
+from lasa_jax.federated.round import draw_clients, round_keys, train_clients
 
 
 def resolved(**settings):
@@ -27,12 +27,13 @@ def resolved(**settings):
 def setup(devices: int, **settings):
     """A simulation of the digits, its point and its data, both with and without the runs axis."""
     config = resolved(**settings)
-    dataset = data.load("digits")
-    partition = build.make_partition(config, dataset)
-    simulation = build.make_simulation(config, dataset, partition, make_mesh(jax.devices()[:devices]))
-    point = build.make_point(config, simulation.program)
-    examples = [jax.tree.map(jnp.asarray, x) for x in (dataset.train, dataset.test)]
-    return simulation, point, FederatedDataset(*examples, jax.tree.map(jnp.asarray, partition))
+    run = build.prepare(config)
+    simulation = build.place([run], make_mesh(jax.devices()[:devices])).simulation
+    return (
+        simulation,
+        run.point,
+        jax.tree.map(jnp.asarray, FederatedDataset(run.dataset.train, run.dataset.test, run.shares)),
+    )
 
 
 def test_each_round_on_8_devices_equals_the_round_on_1():
@@ -58,8 +59,13 @@ def test_local_training_gathers_nothing():
     simulation, point, fed = setup(8)
     with jax.set_mesh(simulation.mesh):
         state = jax.eval_shape(simulation.program.init, point)
-        train = jax.jit(functools.partial(train_clients, simulation.program))
-        text = train.lower(state, point, fed, jnp.int32(1)).compile().as_text()
+
+        def train(state, point, fed, index):
+            program, keys = simulation.program, round_keys(point.key, index)
+            attack, clients = program.make_attack(point.attack), draw_clients(program, point, keys.draw)
+            return train_clients(program, attack, state.variables, point, fed, clients, index, key=keys.train)
+
+        text = jax.jit(train).lower(state, point, fed, jnp.int32(1)).compile().as_text()
     assert "all-gather" not in text
     assert "all-to-all" not in text
 
@@ -178,7 +184,12 @@ def test_collectives_are_counted():
 
 
 def test_clients_are_drawn_without_replacement():
-    draws = jax.vmap(lambda i: draw_clients(jax.random.fold_in(jax.random.key(0), i), 60, 30))(jnp.arange(200))
+    simulation, point, _ = setup(1)
+
+    def draw(i):
+        return draw_clients(simulation.program, point, jax.random.fold_in(jax.random.key(0), i)).ids
+
+    draws = jax.vmap(draw)(jnp.arange(200))
     for row in np.asarray(draws):
         assert len(set(row.tolist())) == 30
     counts = np.bincount(np.asarray(draws).ravel(), minlength=60)

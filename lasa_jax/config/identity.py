@@ -1,0 +1,78 @@
+"""What makes two runs the same, two runs one program, and two runs cost the same; and a config as JSON."""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from lasa_jax import methods
+from lasa_jax.config.settings import AXIS, COSTLY, NUMBER, UNIDENTIFYING, flatten, with_role
+
+
+def as_json(config: ConfigDict) -> dict[str, Any]:
+    """A resolved config as plain values that JSON can hold; infinities become strings."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: plain(item) for name, item in value.items()}
+        return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+    return plain(config.to_dict())
+
+
+def to_json(config: ConfigDict) -> str:
+    """A resolved config as JSON text."""
+    return json.dumps(as_json(config), indent=2, sort_keys=True) + "\n"
+
+
+def run_name(config: ConfigDict) -> str:
+    """`digits_lasa_byzmean_1a2b3c4d5e6f`: a name that the same settings always have, and no others."""
+    return f"{config.dataset}_{config.aggregator.name}_{config.attack.name}_{identity(config)}"
+
+
+def identity(config: ConfigDict) -> str:
+    """Twelve hexadecimal digits that two resolved configs share only if they describe the same run.
+
+    The id of the data's source, which a run adds to its config when it has read the data, is no part of it.
+    """
+    kept = {name: value for name, value in as_json(config).items() if name not in (*UNIDENTIFYING, "source_id")}
+    return _digest(kept)
+
+
+def program_key(config: ConfigDict) -> str:
+    """Twelve hexadecimal digits that two resolved configs share if they differ in nothing but the numbers of a run.
+
+    Runs of the same key go through the same executable, where their arrays have the same shapes.
+    """
+    traced = with_role(NUMBER, AXIS)
+    kept = {
+        field: value
+        for field, value in flatten(as_json(config))
+        if field not in (*UNIDENTIFYING, *traced, "source_id") and ".parameters" not in field
+    }
+    kept["client.clip_norm"] = config.client.clip_norm is not None  # whether there is a clip is compiled in
+    for kind in methods.TABLES:
+        kept[kind] = methods.words(kind, config[kind].name, config[kind].parameters.to_dict())
+    return _digest(kept)
+
+
+def cost_key(config: ConfigDict) -> tuple[str, ...]:
+    """What two resolved configs share if their runs take as long and need as much memory, their methods left aside."""
+    fields = dict(flatten(config.to_dict()))
+    return tuple(f"{name}={fields[name]}" for name in COSTLY if name in fields)
+
+
+def _digest(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def first_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
+    """The first field in which two resolved configs, read from JSON, differ, with both values; None if they agree."""
+    left, right = dict(flatten(old)), dict(flatten(new))
+    for field in sorted(left.keys() | right.keys()):
+        if field not in UNIDENTIFYING and left.get(field) != right.get(field):
+            return f"config.{field} is {left.get(field)!r} there and {right.get(field)!r} here"
+    return None

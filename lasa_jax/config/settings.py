@@ -1,0 +1,177 @@
+"""The table of settings: default, type, range and role of each in one row. The rest about settings derives from it."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from lasa_jax import data, methods, models
+from lasa_jax.data import partition
+from lasa_jax.errors import InputError, check_choice, check_number, nearest
+
+BY_FIDELITY = "by_fidelity"  # a word-valued setting that `config.fidelity` decides; numbers say it by being None
+
+# Roles. All settings but those of PLACE identify a run.
+PLACE = "place"  # where things are and how they are kept: a run may go on with another value
+FORM = "form"  # compiled in, and changes the rounding of a result at most: runs that differ in it compare
+PROGRAM = "program"  # compiled in
+NUMBER = "number"  # data of the compiled program
+AXIS = "axis"  # data of the compiled program, and an axis of tables and figures
+
+_LARGEST = 1_000_000  # of the settings that are counts: products of two still fit a 64-bit integer
+
+
+class Setting(NamedTuple):
+    """One setting.
+
+    Attributes:
+      default: None with a `kind` where it may be left open.
+      kind: type of its values; `float` takes whole numbers too.
+      role: one of the words above.
+      allowed: bounds as of `errors.check_number`, or the words that are allowed.
+      costs: whether time or memory of a run depends on it.
+      optional: whether None is a value.
+    """
+
+    default: Any
+    kind: type
+    role: str
+    allowed: Mapping[str, float] | tuple[str, ...] = {}
+    costs: bool = False
+    optional: bool = False
+
+
+_COUNT = {"low": 1, "high": _LARGEST}
+
+SETTINGS: dict[str, Setting] = {
+    "seed": Setting(1, int, AXIS, {"low": 0, "high": 2**31 - 1}),
+    "dataset": Setting("digits", str, PROGRAM, tuple(data.names()), costs=True),
+    "data_dir": Setting(None, str, PLACE, costs=True, optional=True),
+    "source": Setting(None, str, PLACE, costs=True, optional=True),
+    "partition.name": Setting("iid", str, PROGRAM, tuple(partition.SETTINGS), costs=True),
+    "partition.alpha": Setting(0.5, float, PROGRAM, {"above": 0, "high": 1e6}, costs=True),
+    "partition.min_samples": Setting(10, int, PROGRAM, _COUNT, costs=True),
+    "partition.classes_per_client": Setting(2, int, PROGRAM, _COUNT, costs=True),
+    "partition.gamma": Setting(0.5, float, PROGRAM, {"low": 0, "high": 1}, costs=True),
+    "model": Setting("small_cnn", str, PROGRAM, tuple(models.names()), costs=True),
+    "rounds": Setting(60, int, PROGRAM, _COUNT, costs=True),
+    "num_clients": Setting(60, int, PROGRAM, _COUNT, costs=True, optional=True),  # None: as many as the data has
+    "clients_per_round": Setting(30, int, PROGRAM, {"low": 1}, costs=True),
+    "attack_ratio": Setting(0.25, float, AXIS, {"low": 0, "high": 1}),
+    "fidelity": Setting("paper", str, PROGRAM, ("paper", "official")),
+    "batch_stats": Setting("aggregate", str, PROGRAM, ("aggregate", "separate")),
+    "client.epochs": Setting(5, int, PROGRAM, _COUNT, costs=True),
+    "client.batch_size": Setting(10, int, PROGRAM, _COUNT, costs=True),
+    "client.learning_rate": Setting(0.1, float, NUMBER, {"above": 0, "high": 1e6}),
+    "client.momentum": Setting(0.9, float, NUMBER, {"low": 0, "below": 1}),
+    "client.learning_rate_decay": Setting(None, float, NUMBER, {"above": 0, "high": 1}, optional=True),
+    "client.decay_every": Setting(1, int, PROGRAM, _COUNT),
+    "client.clip_norm": Setting(None, float, NUMBER, {"above": 0}, optional=True),
+    "client.precision": Setting("float32", str, PROGRAM, ("float32", "bfloat16", "float64"), costs=True),
+    "aggregator.name": Setting("lasa", str, PROGRAM, tuple(methods.TABLES["aggregator"])),
+    "aggregator.assumed_malicious": Setting(None, int, NUMBER, {"low": 0}, optional=True),
+    "attack.name": Setting("none", str, PROGRAM, tuple(methods.TABLES["attack"])),
+    "eval_every": Setting(1, int, PROGRAM, _COUNT, costs=True),
+    "eval_batch_size": Setting(250, int, FORM, _COUNT),
+    "block_rounds": Setting(10, int, FORM, _COUNT),
+    "checkpoint_every": Setting(10, int, PLACE, _COUNT),
+    "keep_checkpoints": Setting(2, int, PLACE, {"low": 1}),
+    "client_chunk": Setting(None, int, FORM, _COUNT, costs=True, optional=True),
+    "record_filtering": Setting(False, bool, FORM),
+    "deterministic": Setting(False, bool, FORM),
+}
+
+
+def with_role(*roles: str) -> tuple[str, ...]:
+    """The settings that have one of these roles."""
+    return tuple(name for name, setting in SETTINGS.items() if setting.role in roles)
+
+
+UNIDENTIFYING = with_role(PLACE)
+COSTLY = tuple(name for name, setting in SETTINGS.items() if setting.costs)
+NOT_COMPARED = with_role(PLACE, FORM, AXIS)  # runs that differ in nothing else stand in one table
+
+
+def default() -> ConfigDict:
+    """The settings that every config starts from. docs/configs.md describes each."""
+    config = ConfigDict()
+    for name, setting in SETTINGS.items():
+        *tables, last = name.split(".")
+        table = config
+        for part in tables:
+            if part not in table:
+                table[part] = ConfigDict()
+            table = table[part]
+        table[last] = placeholder(setting.kind) if setting.optional else setting.default
+        if setting.optional and setting.default is not None:
+            table[last] = setting.default
+    for kind, functions in methods.TABLES.items():
+        for name in functions:
+            config[kind][name] = _method_table(kind, name)
+    return config
+
+
+def _method_table(kind: str, name: str) -> ConfigDict:
+    """The parameters of a rule or an attack with the defaults of its signature."""
+    table = ConfigDict()
+    for parameter, (given, type_, _) in methods.parameters(methods.find(kind, name)).items():
+        if parameter in ("variant", "knowledge"):
+            table[parameter] = BY_FIDELITY
+        elif given is not None:
+            table[parameter] = given
+        elif type_ is not None:
+            table[parameter] = placeholder(type_)
+    return table
+
+
+def check_fields(fields: Iterable[str]) -> None:
+    """Raises InputError for the first field that no config has; they are given as `"client.epochs"`."""
+    known = dict(flatten(default().to_dict()))
+    for field in fields:
+        if field not in known:
+            raise InputError(f"config.{field} is not a setting{nearest(field, known, 'config.')}")
+
+
+def check_values(config: ConfigDict) -> None:
+    """Raises InputError unless every field is there and no other, and each has a value of its type and in its range."""
+    given = dict(flatten(config.to_dict()))
+    check_fields(given)
+    for field, value in flatten(default().to_dict()):
+        if field not in given:
+            raise InputError(f"config.{field} is missing: start the config from lasa_jax.config.default()")
+        setting = SETTINGS.get(field)
+        if value is not None and not (given[field] is None and setting is not None and setting.optional):
+            _check_type(field, given[field], type(value))
+    for field, setting in SETTINGS.items():
+        if given[field] is None and setting.optional:
+            continue
+        if isinstance(setting.allowed, tuple):
+            check_word(field, given[field], setting.allowed)
+        elif setting.allowed:
+            check_number(f"config.{field}", given[field], **setting.allowed)  # type: ignore[arg-type]
+
+
+def _check_type(field: str, value: Any, wanted: type) -> None:
+    if not isinstance(value, (int, float) if wanted is float else wanted):
+        raise InputError(f"config.{field} = {value!r}: allowed is a value of type {wanted.__name__}")
+
+
+def check_word(field: str, value: Any, allowed: tuple[str, ...]) -> None:
+    """Raises InputError unless a setting has one of its words."""
+    kind = field.removesuffix(".name")
+    if kind in methods.TABLES:
+        methods.find(kind, value)
+    else:
+        check_choice(f"config.{field}", value, allowed)
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """`[("client.epochs", 5), ...]` of a nested dict, in its order."""
+    items = []
+    for name, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            items += flatten(value, f"{prefix}{name}.")
+        else:
+            items.append((prefix + name, value))
+    return items
