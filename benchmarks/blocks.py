@@ -19,9 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.roofline import machine
-from lasa_jax import build, data
+from lasa_jax import build
 from lasa_jax import config as configs
-from lasa_jax.data import FederatedDataset
 from lasa_jax.federated import make_mesh
 
 RUNS = (1, 2, 4, 8, 16, 32)
@@ -37,14 +36,10 @@ def measure(dataset_name: str, runs: int, devices: int, rounds: int) -> dict[str
         {"fidelity": "official", "attack.name": "byzmean", "rounds": rounds, "block_rounds": rounds}
     )
     config = configs.resolve(config)
-    dataset = data.load(dataset_name)
-    shares = build.make_partition(config, dataset)
-    simulation = build.make_simulation(config, dataset, shares, make_mesh(jax.devices()[:devices]))
-    point = build.make_point(config, simulation.program)
-    points = jax.tree.map(lambda *x: jnp.stack(x), *(point._replace(key=jax.random.key(i)) for i in range(runs)))
-    states = simulation.init(points)
-    fed = FederatedDataset(dataset.train, dataset.test, jax.tree.map(lambda x: np.stack([x] * runs), shares))
-    placed = simulation.place(states, points, fed)
+    run = build.prepare(config)
+    seeds = [run._replace(point=run.point._replace(key=jax.random.key(i))) for i in range(runs)]
+    simulation, *placed = build.place(seeds, make_mesh(jax.devices()[:devices]))
+    states = placed[0]
     executable, compile_seconds = simulation.compile(*placed)
     memory = executable.memory_analysis()
     used = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes

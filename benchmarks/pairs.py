@@ -20,12 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from lasa_jax import aggregators, attacks, build, data
+from lasa_jax import aggregators, attacks, build
 from lasa_jax import config as configs
 from lasa_jax.aggregators import Aggregator, Diagnostics
 from lasa_jax.attacks import Attack
 from lasa_jax.data import FederatedDataset
-from lasa_jax.federated import Point, Program, Simulation, make_mesh
+from lasa_jax.federated import Simulation, make_mesh
 
 MAY_DIVERGE = ("fedavg", "median", "sparsefed", "trimmed_mean")  # under NaN, see their docstrings
 
@@ -65,19 +65,6 @@ def one_attack(those: list[Attack], index: jax.Array) -> Attack:
     return Attack(lambda params: tuple(attack.init(params) for attack in those), poison_labels, craft)
 
 
-@dataclasses.dataclass(frozen=True)
-class Pairs(Program):
-    """A program whose attack and rule are chosen by the numbers `point.attack["index"]` and `point.aggregator["index"]`."""
-
-    attacks: tuple[Attack, ...] = ()
-    rules: tuple[Aggregator, ...] = ()
-
-    def methods(self, point: Point) -> tuple[Attack, Aggregator]:
-        """Both, chosen inside the program."""
-        rule = one_rule(list(self.rules), point.aggregator["index"])
-        return one_attack(list(self.attacks), point.attack["index"]), rule
-
-
 def load(path: str, attack: str, rule: str, settings: Mapping[str, Any]) -> ConfigDict:
     """The resolved config of one pair."""
     spec = importlib.util.spec_from_file_location("config", path)
@@ -92,23 +79,19 @@ def load(path: str, attack: str, rule: str, settings: Mapping[str, Any]) -> Conf
 
 def simulate(path: str, settings: Mapping[str, Any]) -> dict[tuple[str, str], float]:
     """Final test accuracy of every pair, by (rule, attack); NaN where it diverged. Prints each as it comes."""
-    base = load(path, "none", "fedavg", settings)
-    dataset = data.load(base.dataset, data_dir=base.data_dir)
-    shares = build.make_partition(base, dataset)
-    plain = build.make_program(base, dataset, shares)
-    points, those, rules, programs = {}, [], [], {}
-    for attack in attacks.names():
-        program = build.make_program(load(path, attack, "fedavg", settings), dataset, shares)
-        points[attack] = build.make_point(load(path, attack, "fedavg", settings), program)
-        those.append(attacks.create(attack, **program.attack[1], **points[attack].attack))
-    for rule in aggregators.names():
-        config = load(path, "none", rule, settings)
-        programs[rule] = build.make_program(config, dataset, shares)
-        numbers = build.make_point(config, programs[rule])
-        rules.append(aggregators.create(rule, **programs[rule].aggregator[1], **numbers.aggregator))
-        points[rule] = numbers
-    fields = {field.name: getattr(plain, field.name) for field in dataclasses.fields(plain)}
-    program = Pairs(**fields, attacks=tuple(those), rules=tuple(rules))
+    base, dataset, shares, plain, _ = build.prepare(load(path, "none", "fedavg", settings))
+    runs = {
+        attack: build.prepare(load(path, attack, "fedavg", settings), dataset=dataset) for attack in attacks.names()
+    }
+    runs |= {rule: build.prepare(load(path, "none", rule, settings), dataset=dataset) for rule in aggregators.names()}
+    points = {name: run.point for name, run in runs.items()}
+    those = [runs[name].program.make_attack(points[name].attack) for name in attacks.names()]
+    rules = [runs[name].program.make_aggregator(points[name].aggregator) for name in aggregators.names()]
+    program = dataclasses.replace(
+        plain,
+        make_attack=lambda numbers: one_attack(those, numbers["index"]),
+        make_aggregator=lambda numbers: one_rule(rules, numbers["index"]),
+    )
     simulation = Simulation(program, base.rounds, base.rounds, base.rounds, base.eval_batch_size, make_mesh())
     fed = FederatedDataset(dataset.train, dataset.test, jax.tree.map(lambda x: x[None], shares))
     executable, accuracies = None, {}

@@ -17,11 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.roofline import best_of, machine
-from lasa_jax import aggregators, build, data
+from lasa_jax import aggregators, build
 from lasa_jax import config as configs
 from lasa_jax.data import FederatedDataset
 from lasa_jax.federated import make_mesh, one_round
-from lasa_jax.federated.round import train_clients
+from lasa_jax.federated.round import draw_clients, round_keys, train_clients
 from lasa_jax.federated.simulation import evaluate
 from lasa_jax.main import use_all_cores
 
@@ -31,13 +31,10 @@ def ours(rounds: int) -> tuple[dict[str, float], Iterator[np.ndarray]]:
     config = configs.paper("mnist")
     config.update_from_flattened_dict({"fidelity": "official", "attack.name": "byzmean"})
     config = configs.resolve(config)
-    dataset = data.load("mnist")
-    shares = build.make_partition(config, dataset)
-    program = build.make_simulation(config, dataset, shares, make_mesh()).program
-    point = build.make_point(config, program)
-    arrays = (dataset.train, dataset.test, shares)
-    fed = FederatedDataset(*jax.tree.map(jnp.asarray, arrays))
+    _, dataset, shares, program, point = build.prepare(config)
+    fed = jax.tree.map(jnp.asarray, FederatedDataset(dataset.train, dataset.test, shares))
     state = program.init(point)
+    attack, rule = program.make_attack(point.attack), program.make_aggregator(point.aggregator)
 
     @functools.partial(jax.jit, donate_argnums=0)
     def whole(state: Any, index: jax.Array) -> Any:
@@ -55,18 +52,23 @@ def ours(rounds: int) -> tuple[dict[str, float], Iterator[np.ndarray]]:
     result[f"whole round, mean of {rounds}"] = float(np.mean(seconds))
     result["peak memory, GiB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
-    train = jax.jit(functools.partial(train_clients, program))
+    @jax.jit
+    def train(state: Any, point: Any, fed: Any, index: jax.Array) -> Any:
+        keys = round_keys(point.key, index)
+        clients = draw_clients(program, point, keys.draw)
+        updates, *_ = train_clients(program, attack, state.variables, point, fed, clients, index, key=keys.train)
+        return updates, clients.malicious
+
     result["local training"] = best_of(train, state, point, fed, jnp.int32(1), repeat=1)
     test = jax.jit(lambda state: evaluate(program, state, fed.test, config.eval_batch_size))
     result["evaluation"] = best_of(test, state)
-    updates, _, malicious, *_ = train(state, point, fed, jnp.int32(1))
+    updates, malicious = train(state, point, fed, jnp.int32(1))
 
     def honest() -> Iterator[np.ndarray]:
         for index, start in enumerate(starts, 1):
             leaves = jax.tree.leaves(train(start, point, fed, jnp.int32(index))[0])
             yield np.concatenate([np.reshape(x, (len(x), -1)) for x in leaves], axis=1)
 
-    attack, rule = program.methods(point)
     craft = jax.jit(lambda u, m: attack.craft(u, (), m, key=point.key)[0])
     result["ByzMean"] = best_of(craft, updates, malicious)
     updates = craft(updates, malicious)
