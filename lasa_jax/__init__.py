@@ -20,7 +20,7 @@ _SUBPACKAGES = (
     *("methods", "models", "ops", "report", "testing", "workdir"),
 )
 
-__all__ = ["__version__", "simulate", *_SUBPACKAGES]  # noqa: F822, PLE0604  (they come through `__getattr__`)
+__all__ = ["__version__", "simulate", *_SUBPACKAGES]
 
 
 def __getattr__(name: str) -> Any:
