@@ -5,14 +5,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from lasa_jax.errors import InputError
 from lasa_jax.workdir import records
+
+Figure = Any  # matplotlib's, which is imported only to draw: half a second that a run should not wait for
 
 
 def draw_layers(line: Mapping[str, Any]) -> Figure:
     """A heatmap of one line of metrics: a row a layer; malicious clients filtered and benign ones kept, as shares."""
+    from matplotlib.figure import Figure
+
     layers = records.detection_rates([line])["layers"]
     columns = ("malicious_filtered", "benign_kept")
     shares = [[float("nan") if (x := rates[name]) is None else x for name in columns] for rates in layers.values()]

@@ -139,51 +139,6 @@ def test_the_default_directory_is_named_by_what_is_run():
     assert main.default_workdir(config) != path
 
 
-def report(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "lasa_jax.report", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-
-
-def test_report_partition(tmp_path):
-    picture = tmp_path / "shares.png"
-    result = report(
-        *("partition", "--config=configs/digits.py", "--config.partition.name=shards", f"--output={picture}"),
-        "--config.partition.classes_per_client=2",
-    )
-    assert result.returncode == 0, result.stderr
-    assert "clients: 60" in result.stdout
-    assert re.search(r"classes a client: [12] to [234], median 2", result.stdout)
-    assert picture.read_bytes().startswith(b"\x89PNG")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["partitions", "--config=configs/digits.py"], "partitions: is not a directory, and no command"),
-        (["partition"], "--config: is missing"),
-        (
-            ["partition", "--config=configs/digits.py", "--output=/nosuch/a.png"],
-            "--output=/nosuch/a.png: cannot be written",
-        ),
-        (
-            ["partition", "--config=configs/digits.py", "--config.partition.gamma=0.1"],
-            "of the partition gamma_similarity",
-        ),
-    ],
-)
-def test_report_refuses(arguments, message):
-    result = report(*arguments)
-    assert result.returncode == 2
-    assert message in result.stderr
-    assert len(result.stderr.strip().splitlines()) == 1
-
-
 def test_tensorboard(tmp_path):
     """Scalars and images of every evaluated round, as in metrics.jsonl."""
     settings = ("rounds=4", "eval_every=1", "block_rounds=4", "num_clients=20", "clients_per_round=10")

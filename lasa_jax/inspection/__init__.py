@@ -1,1 +1,1 @@
-"""What looks inside a round: replay, saved rounds, filtering, the paper's bound, robustness, gradient variances."""
+"""What looks inside a round: replay, saved rounds, filtering, the paper's bound, (f, kappa), gradient variances."""

@@ -4,7 +4,7 @@
     draw_rounds(table).savefig("rounds.png")
     draw_clients(table).savefig("clients.png")
 
-One round in full, to be filtered again with other numbers: `report.filtering`.
+One round in full, to be filtered again with other numbers: `rounds` and `filtering`.
 """
 
 import os
@@ -15,11 +15,9 @@ import numpy as np
 import pandas as pd
 
 from lasa_jax.errors import InputError
-from lasa_jax.inspection import filtering
-from lasa_jax.report.tables import Cell, Table
+from lasa_jax.inspection.drawing import heatmaps
+from lasa_jax.inspection.rendering import Cell, Figure, Table
 from lasa_jax.workdir import filtering_files, read_file
-
-Figure = Any  # matplotlib's, which is imported only to draw
 
 _MOST_CLIENTS = 100  # rows of a heatmap that can still be told apart
 _COLUMNS = {"round": "i", "client": "i", "malicious": "b", "layer": "O", "kept": "b", "weight": "f"}
@@ -60,7 +58,7 @@ def load(path: str | os.PathLike[str]) -> pd.DataFrame:
     return recorded
 
 
-def rates(recorded: pd.DataFrame) -> pd.DataFrame:
+def by_round(recorded: pd.DataFrame) -> pd.DataFrame:
     """Shares of malicious clients dropped and of benign ones kept in each round and layer; NaN where there was none.
 
     Args:
@@ -116,7 +114,7 @@ def draw_rounds(recorded: pd.DataFrame, title: str = "") -> Figure:
     """
     from matplotlib.figure import Figure
 
-    shares = rates(recorded)
+    shares = by_round(recorded)
     names = list(recorded["layer"].cat.categories)
     tall = 1.0 + 0.22 * len(names)
     figure = Figure(figsize=(9, 1 + 2 * tall), layout="constrained")
@@ -167,4 +165,4 @@ def draw_clients(recorded: pd.DataFrame, title: str = "") -> Figure:
     drawn = [
         (heading, means[name].unstack("client").reindex(names).to_numpy(float), how) for name, heading, how in panels
     ]
-    return filtering.heatmaps(drawn, names, malicious.to_numpy(bool), title, clients=malicious.index.to_numpy())
+    return heatmaps(drawn, names, malicious.to_numpy(bool), title, clients=malicious.index.to_numpy())

@@ -9,8 +9,9 @@ import pandas as pd
 
 from lasa_jax import config as configs
 from lasa_jax.errors import InputError
+from lasa_jax.inspection.rendering import Cell, Table
 from lasa_jax.report.groups import NOT_COMPARED, Group
-from lasa_jax.report.tables import NO_ATTACK, Cell, Table, cells
+from lasa_jax.report.tables import NO_ATTACK, cells
 
 _RATIO = 0.25  # of all cells of the paper, section D.1 of the supplement
 _SETTINGS = ("sparsity_level", "direction_radius", "magnitude_radius")

@@ -1,40 +1,19 @@
-"""Tables as in the paper: rules by attacks, LASA's sparsity levels, LASA's radii; for the terminal, Markdown and LaTeX."""
+"""Tables as in the paper: rules by attacks, LASA's sparsity levels, LASA's radii; and who was filtered."""
 
-import dataclasses
 import json
-import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
-from rich.table import Table as RichTable
-from rich.text import Text
 
 from lasa_jax.config import UNIDENTIFYING
+from lasa_jax.inspection.rendering import Cell, Table
 from lasa_jax.report.groups import ATTACKS, Group, of_a_method
 
 NO_ATTACK = ATTACKS["none"]
 _RADII = ("aggregator.direction_radius", "aggregator.magnitude_radius")
 _LEVEL = "aggregator.sparsity_level"
 _FEWEST = 3  # sparsity levels or pairs of radii that make a table of their own
-
-
-class Cell(NamedTuple):
-    """A field of a table. rank: 1 is bold, 2 underlined."""
-
-    text: str
-    rank: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """A table as text. labels: how many columns at the left name the row. notes: lines below it."""
-
-    caption: str
-    headings: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-    labels: int = 1
-    notes: tuple[str, ...] = ()
 
 
 def cells(group: Group) -> pd.DataFrame:
@@ -72,8 +51,8 @@ def tables(group: Group) -> list[Table]:
     return main + special
 
 
-def as_csv(group: Group) -> str:
-    """The cells of a group, a line each, with the settings of its variants."""
+def cells_with_settings(group: Group) -> pd.DataFrame:
+    """`cells`, and in further columns the group, the rule by its name in a config, and what its variants differ in."""
     found = cells(group)
     settings = sorted({field for _, special in group.variants.values() for field in special})
     names = pd.DataFrame(
@@ -84,7 +63,7 @@ def as_csv(group: Group) -> str:
         first = group.runs.groupby("rule")[field].first()
         found[field] = found["rule"].map(first)
     found.insert(0, "group", group.title)
-    return found.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    return found
 
 
 def _main(group: Group, found: pd.DataFrame, ratio: float) -> Table:
@@ -281,69 +260,3 @@ def _notes(group: Group, found: pd.DataFrame, where: str) -> tuple[str, ...]:
     if (found["diverged"] > 0).any():
         notes.append("†: a run diverged; its best accuracy is that before.")
     return tuple(notes)
-
-
-def as_rich(table: Table) -> RichTable:
-    """For the terminal."""
-    made = RichTable(
-        title=Text(table.caption), title_justify="left", caption=Text(" ".join(table.notes)), caption_justify="left"
-    )
-    for index, heading in enumerate(table.headings):
-        made.add_column(Text(heading), justify="left" if index < table.labels else "right")
-    for row in table.rows:
-        made.add_row(*(Text(cell.text, style=("", "bold", "underline")[cell.rank]) for cell in row))
-    return made
-
-
-def as_markdown(table: Table) -> str:
-    """A pipe table; second best is underlined by HTML, since Markdown has no underline."""
-    marks = (("", ""), ("**", "**"), ("<u>", "</u>"))
-
-    def line(texts: Sequence[str]) -> str:
-        return f"| {' | '.join(texts)} |"
-
-    bars = ["---" if index < table.labels else "---:" for index in range(len(table.headings))]
-    rows = [[f"{marks[cell.rank][0]}{_pipes(cell.text)}{marks[cell.rank][1]}" for cell in row] for row in table.rows]
-    lines = [line([_pipes(heading) for heading in table.headings]), line(bars), *(line(row) for row in rows)]
-    return "\n".join([f"**{_pipes(table.caption)}**", "", *lines, "", *table.notes, ""])
-
-
-def _pipes(text: str) -> str:
-    return re.sub(r"([|*_<>`\\\[])", r"\\\1", text)
-
-
-def as_latex(table: Table) -> str:
-    """A table environment that needs the package booktabs."""
-    marks = ("{}", r"\textbf{{{}}}", r"\underline{{{}}}")
-    rows = [" & ".join(marks[cell.rank].format(_latex(cell.text)) for cell in row) + r" \\" for row in table.rows]
-    columns = "l" * table.labels + "r" * (len(table.headings) - table.labels)
-    return "\n".join(
-        [
-            r"\begin{table}",
-            r"\centering",
-            rf"\caption{{{_latex(table.caption)}. {_latex(' '.join(table.notes))}}}",
-            rf"\begin{{tabular}}{{{columns}}}",
-            r"\toprule",
-            " & ".join(map(_latex, table.headings)) + r" \\",
-            r"\midrule",
-            *rows,
-            r"\bottomrule",
-            r"\end{tabular}",
-            r"\end{table}",
-            "",
-        ]
-    )
-
-
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "±": r"$\pm$",
-    "†": r"$\dagger$",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-}
-_LATEX |= {character: rf"\{character}" for character in "&%$#_{}"}
-
-
-def _latex(text: str) -> str:
-    return "".join(_LATEX.get(character, character) for character in text)

@@ -14,7 +14,7 @@ from lasa_jax import experiment
 from lasa_jax.errors import InputError
 from lasa_jax.federated import make_mesh
 from lasa_jax.inspection import recorded
-from lasa_jax.report.__main__ import main
+from lasa_jax.inspection.__main__ import main
 
 ROUNDS, CLIENTS = 6, 9
 
@@ -60,8 +60,8 @@ def test_every_client_and_layer_of_every_round_is_there_and_agrees_with_the_metr
         for malicious, name in ((True, "malicious_filtered"), (False, "benign_filtered")):
             counts = here[here["malicious"] == malicious]["layer"].value_counts()
             assert {layer: int(counts[layer]) for layer in layers} == line[name]
-    rates = recorded.rates(table)
-    assert len(rates) == ROUNDS * len(layers)
+    by_round = recorded.by_round(table)
+    assert len(by_round) == ROUNDS * len(layers)
 
 
 def test_a_recorded_entry_takes_at_most_24_bytes(run):

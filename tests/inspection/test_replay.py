@@ -15,8 +15,8 @@ from lasa_jax import config as configs
 from lasa_jax.errors import InputError
 from lasa_jax.federated import make_mesh, one_round
 from lasa_jax.federated.round import clients_of_round
-from lasa_jax.inspection import filtering, recorded, replay
-from lasa_jax.report.__main__ import main
+from lasa_jax.inspection import filtering, recorded, replay, rounds
+from lasa_jax.inspection.__main__ import main
 from lasa_jax.workdir import Workdir
 
 
@@ -115,7 +115,7 @@ def test_a_round_of_a_run_from_its_checkpoint_and_its_command(tmp_path, capsys, 
     shown = capsys.readouterr()
     assert shown.err.splitlines()[0] == "played from the checkpoint of round 2"
     assert shown.err.rstrip().endswith("as in the run")
-    saved = filtering.load_round(path)
+    saved = rounds.load_round(path)
     assert saved.noise > 0 < saved.divergence
     info = filtering.lasa(saved, magnitude_radius=config.aggregator.parameters.magnitude_radius)
     again = filtering.table(info, saved).set_index(["client", "layer"]).sort_index()

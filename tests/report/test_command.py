@@ -97,10 +97,8 @@ def test_finished_runs_beside_broken_ones(tmp_path, capsys):
         ([], "the following arguments are required: DIR"),
         (["{empty}"], "has no finished run, which is a directory with config.json and summary.json"),
         (["compare", "{empty}"], "has no finished run"),
-        (
-            ["{empty}/nosuch"],
-            "is not a directory, and no command: allowed are DIR, compare, filtering, round, robustness, partition",
-        ),
+        (["{empty}/nosuch"], "is not a directory, and no command: allowed are DIR, compare"),
+        (["partition", "{runs}"], "partition: is not a directory, and no command: allowed are DIR, compare"),
         (["{runs}", "--where=dataset=mnist"], "--where=dataset=mnist: no run has that value; there are digits"),
         (["{runs}", "--colour=red"], "--colour=red: is not an option of tables; see --help"),
         (["{runs}", "--output=/proc/nosuch/report"], "--output=/proc/nosuch/report: cannot be written"),
@@ -157,7 +155,7 @@ def test_report_knows_no_experiment():
     code = """
 import sys
 import lasa_jax.report.__main__
-from lasa_jax.report import compare, figures, groups, output, results, tables
+from lasa_jax.report import compare, figures, groups, output, results, style, tables, timings
 print({"lasa_jax.experiment", "lasa_jax.grid", "lasa_jax.federated"} & set(sys.modules))
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from lasa_jax.report import figures
+from lasa_jax.inspection import rendering
+from lasa_jax.report import figures, style
 from tests.report.runs import LAYERS, of, write_run
-from tests.report.test_tables import group_of, groups_of
+from tests.report.test_tables import group_of
 
 
 @pytest.fixture(scope="module")
@@ -153,37 +154,6 @@ def test_detection_by_round_is_under_attack(tmp_path):
     assert lines(rounds_false) == [([1], [25.0])]
 
 
-def test_cost(whole, tmp_path):
-    axes = figures.cost(whole).axes[0]
-    assert [bar.get_width() for bar in axes.patches] == [0.5, 0.5, 0.5]
-    assert "30 clients a round, 1 x cpu" in axes.figure.get_suptitle()
-    write_run(tmp_path, of("fedavg", "lie", 1), [0.5], summary={"seconds_per_round": 9.0, "device": "1 x gpu"})
-    for seed in (1, 2, 3):
-        write_run(tmp_path, of("lasa", "lie", seed), [0.5], summary={"seconds_per_round": float(seed)})
-    axes = figures.cost(group_of(tmp_path)).axes[0]
-    assert [bar.get_width() for bar in axes.patches] == [1.0]  # one device, that of the most runs; the fastest of them
-
-
-def test_cost_by_size(tmp_path):
-    for n in (10, 20):
-        seconds = {"seconds_per_round": n / 10, "num_parameters": 1000}
-        write_run(tmp_path, {**of("lasa", "lie"), "clients_per_round": n}, [0.5], summary=seconds)
-    write_run(
-        tmp_path,
-        {**of("lasa", "lie"), "clients_per_round": 20},
-        [0.5],
-        dataset="mnist",
-        summary={"seconds_per_round": 8.0, "num_parameters": 5000},
-    )
-    found, _ = groups_of(tmp_path)
-    by_n, by_d = figures.cost_by_size(found).axes
-    assert lines(by_n) == [([10.0, 20.0], [1.0, 2.0])]
-    assert lines(by_d) == [([1000.0, 5000.0], [2.0, 8.0])]
-    assert by_n.get_xlabel() == "clients a round n (dataset digits, model small_cnn)"
-    assert by_d.get_xlabel() == "parameters d (clients per round 20)"
-    assert figures.cost_by_size(found[:1]).startswith("cost.png against n and d needs runs that differ in")
-
-
 def test_what_has_no_data_says_why(tmp_path):
     write_run(tmp_path, of("fedavg", "byzmean"), [0.5], summary={"seconds_per_round": None})
     group = group_of(tmp_path)
@@ -198,7 +168,7 @@ def test_what_has_no_data_says_why(tmp_path):
 
 
 def test_a_rule_looks_the_same_everywhere_and_unlike_the_others(whole):
-    styles = [(style["color"], str(style["linestyle"])) for style in map(figures._style, range(45))]
+    styles = [(look["color"], str(look["linestyle"])) for look in map(style.of_line, range(45))]
     assert len(set(styles)) == 45
     (lasa,) = (line for line in figures.detection(whole).axes[2].lines)
     assert lasa.get_color() == figures.ratio(whole).axes[0].lines[2].get_color()
@@ -215,6 +185,6 @@ def test_nothing_overlaps_and_bytes_repeat(whole, name):
     assert all(frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1 for box in boxes)
     assert not [1 for i, one in enumerate(boxes) for other in boxes[:i] if one.overlaps(other)]
     for kind, start in (("png", b"\x89PNG"), ("svg", b"<?xml")):
-        first = figures.as_bytes(figures.OF_A_GROUP[name](whole), kind)
+        first = rendering.figure_bytes(figures.OF_A_GROUP[name](whole), kind)
         assert first.startswith(start)
-        assert first == figures.as_bytes(figures.OF_A_GROUP[name](whole), kind)
+        assert first == rendering.figure_bytes(figures.OF_A_GROUP[name](whole), kind)
