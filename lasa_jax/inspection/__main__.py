@@ -66,20 +66,19 @@ def _round(given: argparse.Namespace) -> None:
     rounds.check_file(path)
     before = replay.before_round(config, given.index, given.directory)
     _say(f"played from the {f'checkpoint of round {before.start}' if before.start else 'beginning'}")
-    saved = rounds.Round(*replay.received(before))
+    played = replay.play(before)
+    saved = rounds.Round(played.updates, played.malicious, played.clients)
     rounds.save_round(path, saved)
     if given.variances:
         found = variances.round_variances(before, saved.malicious)
         rounds.save_round(path, saved._replace(noise=found.nu, divergence=found.zeta))
-    _say(_compared(before, {line["round"]: line["update_norm"] for line in workdir.metrics()}.get(given.index)))
+    recorded = {line["round"]: line["update_norm"] for line in workdir.metrics()}.get(given.index)
+    _say(_compared(played.update_norm, recorded))
     print(f"round {given.index}: {int(saved.malicious.sum())} of {len(saved.malicious)} clients malicious: {path}")
 
 
-def _compared(before: Any, recorded: float | None) -> str:
+def _compared(norm: float, recorded: float | None) -> str:
     """Whether a round came out as in its run, by the norm of its update."""
-    from lasa_jax.inspection import replay
-
-    norm = replay.update_norm(before)
     told = f"norm of the round's update {norm:.6g}"
     if recorded is None:
         return f"{told}; the run has not recorded its own, since the round was not evaluated"

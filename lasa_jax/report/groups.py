@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from lasa_jax.config import UNIDENTIFYING
+from lasa_jax.config import NOT_COMPARED
 from lasa_jax.report.results import Results
 
 # As the paper writes them and in its order; what is not here comes after, by its own name, and LASA last.
@@ -45,10 +45,8 @@ ATTACKS = {
 }
 _LAST_RULE = {"lasa": "LASA"}
 
-# Settings that come with a method or do not change what is computed. The clip is set by rule, see docs/fidelity.md.
+# Settings that come with a method. The clip is set by rule, see docs/fidelity.md.
 _WITH_THE_RULE = ("client.clip_norm",)
-_NOT_COMPUTED = ("block_rounds", "client_chunk", "eval_batch_size", "deterministic", "record_filtering")
-NOT_COMPARED = (*UNIDENTIFYING, "attack_ratio", "seed", *_NOT_COMPUTED)
 _TITLE = ("dataset", "model", "rounds", "fidelity")
 _FIRST = ("dataset", "fidelity", "rounds", "model")
 
