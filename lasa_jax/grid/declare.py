@@ -18,8 +18,10 @@ Axis = Mapping[str, Sequence[Any]]
 Settings = Mapping[str, Any]
 
 # What a file of somebody else's may raise.
-_FILE_FAILURES = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, OSError)
-_FILE_FAILURES += (RuntimeError, SyntaxError, TypeError, ValueError)
+_FILE_FAILURES = (
+    *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError),
+    *(OSError, RuntimeError, SyntaxError, TypeError, ValueError),
+)
 
 
 @dataclasses.dataclass(frozen=True)
