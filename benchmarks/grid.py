@@ -1,4 +1,6 @@
-"""What a grid gains over a process a point: `python -m benchmarks.grid [--config=configs/sweeps/figure1.py:digits]`.
+"""What a grid gains over one process for each point.
+
+    python -m benchmarks.grid [--config=configs/sweeps/figure1.py:digits]
 
 Runs points spread over a sweep in a process each, and all points of a few of its programs in one process, one run at a time
 and as `launch.sweep` does. Nothing is compiled before. Prints a Markdown table with what the whole sweep would
@@ -16,12 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from lasa_jax import config as configs
 from lasa_jax import grid
 from lasa_jax.federated import Executables
-from launch.sweep import load
 
 _ONE = """
 import json, sys
@@ -37,27 +37,23 @@ def spread(items: Sequence[Any], count: int) -> list[Any]:
     return [items[round(i * (len(items) - 1) / max(1, count - 1))] for i in range(count)]
 
 
-def alone(points: Sequence[ConfigDict], folder: Path) -> float:
-    """Seconds of one process a point."""
+def alone(points: Sequence[grid.Point], folder: Path) -> float:
+    """Seconds of one process for each point."""
     environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
     began = time.perf_counter()
     for point in points:
-        path = folder / configs.run_name(point)
-        (path.with_suffix(".json")).write_text(configs.to_json(point))
+        path = folder / point.name
+        (path.with_suffix(".json")).write_text(configs.to_json(point.config))
         subprocess.run([sys.executable, "-c", _ONE, path.with_suffix(".json"), path], check=True, env=environment)
     return time.perf_counter() - began
 
 
-def together(points: Sequence[ConfigDict], folder: Path, threads: int | None) -> tuple[float, Executables]:
+def together(points: Sequence[grid.Point], folder: Path, threads: int | None) -> tuple[float, Executables]:
     """Seconds of one process for all, and its programs."""
-
-    def check(outcome: grid.Outcome) -> None:
+    began, compiled = time.perf_counter(), Executables()
+    for outcome in grid.run(points, folder, threads=threads, executables=compiled, log=lambda text: None):
         if outcome.error is not None:
             raise RuntimeError(outcome.error)
-
-    began = time.perf_counter()
-    sizes = grid.batch_sizes(points, folder)
-    compiled = grid.run(points, folder, sizes, on_outcome=check, threads=threads, log=lambda text: None)
     return time.perf_counter() - began, compiled
 
 
@@ -68,7 +64,7 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=20, help="that run in a process of their own")
     parser.add_argument("--programs", type=int, default=2, help="whose points run together, all of them")
     given = parser.parse_args()
-    found = grid.points(load(given.config))
+    found = grid.points(grid.load(given.config))
     groups = list(grid.programs(found).values())
     rows = []
     with tempfile.TemporaryDirectory() as folder:

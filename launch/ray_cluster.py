@@ -11,9 +11,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-
-from lasa_jax import config as configs
 from lasa_jax import grid
 from lasa_jax.data import cache
 from lasa_jax.errors import InputError
@@ -44,15 +41,13 @@ class Worker:
                 f"--workdir={self._workdir}: on {host} this is not the directory that the sweep was started in"
             )
 
-    def sizes(self, points: Sequence[dict[str, Any]], batch: int | None) -> dict[str, int]:
+    def sizes(self, points: Sequence[grid.Point], batch: int | None) -> dict[str, int]:
         """`grid.batch_sizes` where the accelerator is."""
-        return grid.batch_sizes([ConfigDict(point) for point in points], self._workdir, batch=batch)
+        return grid.batch_sizes(points, self._workdir, batch=batch)
 
-    def run(self, program: str, points: Sequence[dict[str, Any]], size: int) -> list[tuple[dict | None, str | None]]:
-        """Summary or error of each point of a batch."""
-        batch = grid.Batch(program, [ConfigDict(point) for point in points], size)
-        outcomes = grid.run_batch(batch, self._workdir, executables=self._executables, log=lambda text: None)
-        return [(outcome.summary, outcome.error) for outcome in outcomes]
+    def run(self, batch: grid.Batch) -> list[grid.Outcome]:
+        """Runs a batch."""
+        return grid.run_together(batch, self._workdir, executables=self._executables, log=lambda text: None)
 
     def compiled(self) -> int:
         """How many programs."""
@@ -60,8 +55,8 @@ class Worker:
 
 
 def run(
-    points: Sequence[ConfigDict],
-    workdir: Path,
+    points: Sequence[grid.Point],
+    workdir: str | Path,
     *,
     address: str | None,
     gpus: float | None,
@@ -79,7 +74,7 @@ def run(
       workdir: a directory that all machines of the cluster see under this path.
       address: of the cluster, as of `ray.init`.
       gpus: of each worker; 1 if None, or none where the cluster has none.
-      batch: as of `grid.batch_sizes`.
+      batch: as of `grid.run`.
       on_outcome: called after each point, finished ones included.
       log: called when a worker is lost.
 
@@ -93,7 +88,7 @@ def run(
         import ray
     except ImportError:
         raise InputError("--backend=ray: needs Ray, pip install 'lasa_jax[cluster]'") from None
-    workdir = workdir.absolute()
+    path = Path(workdir).absolute()
     if gpus is not None and not (gpus >= 0 and gpus == int(min(gpus, 1e6))):
         raise InputError(f"--gpus={gpus:g}: allowed is a whole number from 0 on")
     if address is not None and address != "auto":
@@ -110,7 +105,7 @@ def run(
         largest = max((node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
         if count < 1 or gpus > largest:
             raise InputError(f"--gpus={gpus:g}: allowed are 0 to {largest:g}, as many as a machine of the cluster has")
-        return _run(ray, points, workdir, count, gpus, batch, on_outcome, log)
+        return _run(ray, points, path, count, gpus, batch, on_outcome, log)
     finally:
         ray.shutdown()
 
@@ -126,7 +121,7 @@ def _check_listening(address: str) -> None:
 
 def _run(
     ray: Any,
-    points: Sequence[ConfigDict],
+    points: Sequence[grid.Point],
     workdir: Path,
     count: int,
     gpus: float,
@@ -136,13 +131,13 @@ def _run(
 ) -> int:
     for outcome in grid.finished(points, workdir, log=lambda text: None):
         on_outcome(outcome)
-    if all(is_finished(workdir / configs.run_name(point)) for point in points):
+    if all(is_finished(workdir / point.name) for point in points):
         return 0
     log("waiting for the first worker")
     actor = ray.remote(num_cpus=1, num_gpus=gpus)(Worker)
     first = actor.remote(workdir)
     try:
-        sizes = ray.get(first.sizes.remote([point.to_dict() for point in points], batch))
+        sizes = ray.get(first.sizes.remote(points, batch))
     except ray.exceptions.RayTaskError as error:
         raise InputError(" ".join(str(error.cause).split())) from None
     except ray.exceptions.RayError as error:
@@ -157,8 +152,8 @@ def _run(
         busy[worker.ready.remote()] = (worker, None)
 
     def fail(lost: grid.Batch, error: str) -> None:
-        for config in lost.configs:
-            on_outcome(grid.Outcome(config, workdir / configs.run_name(config), None, error))
+        for point in lost.points:
+            on_outcome(grid.Outcome(point, workdir / point.name, None, error))
 
     start(first)
     for _ in range(min(count, len(todo)) - 1):
@@ -170,7 +165,7 @@ def _run(
             answer = ray.get(ready)
         except ray.exceptions.RayActorError:
             if taken is not None:
-                name = configs.run_name(taken.configs[0])
+                name = taken.points[0].name
                 losses[name] += 1
                 log(f"{workdir / name}: its worker was lost")
                 if losses[name] < _LOSSES:
@@ -199,14 +194,13 @@ def _run(
         if taken is None:
             unstarted = 0
         else:
-            for config, (summary, error) in zip(taken.configs, answer, strict=False):
-                on_outcome(grid.Outcome(config, workdir / configs.run_name(config), summary, error))
+            for outcome in answer:
+                on_outcome(outcome)
         following = waiting.take(None if taken is None else taken.program)
         if following is None:
             with contextlib.suppress(ray.exceptions.RayActorError):  # lost when it was done
                 compiled += ray.get(worker.compiled.remote())
             ray.kill(worker)
         else:
-            given = [config.to_dict() for config in following.configs]
-            busy[worker.run.remote(following.program, given, following.size)] = (worker, following)
+            busy[worker.run.remote(following)] = (worker, following)
     return compiled

@@ -6,9 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-
-from lasa_jax import config as configs
 from lasa_jax import grid
 from lasa_jax.data import cache
 from lasa_jax.errors import InputError
@@ -19,7 +16,11 @@ from lasa_jax.workdir import write_batch_sizes
 class Task:
     """What one task of the array does: the points whose run directories it is given.
 
-    config: as of `launch.sweep`. workdir: of the sweep. names: of the run directories. batch: as of `grid.batch_sizes`.
+    Attributes:
+      config: as of `grid.load`, a path that the node sees.
+      workdir: the directory of the sweep.
+      names: of the points.
+      batch: as of `grid.run`.
     """
 
     config: str
@@ -28,22 +29,14 @@ class Task:
     batch: int | None
 
     def __call__(self) -> dict[str, str | None]:
-        """Runs the points; the error of each, None where it has a result."""
-        from launch.sweep import load
-
+        """Runs the points; the error of each by its name, None where it has a result."""
         cache.keep_compiled_programs()
-        points = grid.points(load(self.config))
-        sizes = grid.batch_sizes(points, self.workdir, batch=self.batch)
-        sizes = write_batch_sizes(self.workdir, sizes)
-        errors: dict[str, str | None] = {}
-
-        def note(outcome: grid.Outcome) -> None:
-            errors[outcome.path.name] = outcome.error
-            print(f"{outcome.path.name}: {outcome.error or 'done'}", flush=True)
-
-        mine = [point for point in points if configs.run_name(point) in set(self.names)]
-        grid.run(mine, self.workdir, sizes, on_outcome=note)
-        return errors
+        points = grid.points(grid.load(self.config))
+        # By all points of the sweep, so that every task takes the same sizes.
+        write_batch_sizes(self.workdir, grid.batch_sizes(points, self.workdir, batch=self.batch))
+        mine = [point for point in points if point.name in set(self.names)]
+        outcomes = grid.run(mine, self.workdir, batch=self.batch, on_outcome=_say)
+        return {outcome.point.name: outcome.error for outcome in outcomes}
 
     def checkpoint(self) -> Any:
         """What submitit submits again when SLURM stops the task at its time limit: runs go on from their checkpoints."""
@@ -52,10 +45,14 @@ class Task:
         return submitit.helpers.DelayedSubmission(self)
 
 
+def _say(outcome: grid.Outcome) -> None:
+    print(f"{outcome.point.name}: {outcome.error or 'done'}", flush=True)
+
+
 def submit(
     config: str,
-    points: Sequence[ConfigDict],
-    workdir: Path,
+    points: Sequence[grid.Point],
+    workdir: str | Path,
     *,
     jobs: int,
     batch: int | None,
@@ -67,11 +64,11 @@ def submit(
     Neighbours go to the same task, so that a program is compiled in few of them.
 
     Args:
-      config: as of `launch.sweep`, a path that the nodes see.
+      config: as of `grid.load`, a path that the nodes see.
       points: all points of the sweep, from `grid.points`.
       workdir: a directory that the nodes see.
       jobs: tasks of the array.
-      batch: as of `grid.batch_sizes`.
+      batch: as of `grid.run`.
       parameters: `"NAME=VALUE,..."` of submitit's executor, for instance `"slurm_partition=gpu,gpus_per_node=1"`.
       cluster: of submitit: `"slurm"`; `"local"` starts processes here, `"debug"` runs in this one.
 
@@ -86,14 +83,14 @@ def submit(
     except ImportError:
         raise InputError("--backend=slurm: needs submitit, pip install 'lasa_jax[cluster]'") from None
     given = dict(pair.partition("=")[::2] for pair in parameters.split(",") if pair)
-    workdir = workdir.absolute()
-    todo = grid.batches(points, workdir, dict.fromkeys(grid.programs(points), 1))
-    names = [configs.run_name(one) for batch_of_one in todo for one in batch_of_one.configs]
-    tasks = [Task(config, workdir, share, batch) for share in _shares(names, jobs)]
+    path = Path(workdir).absolute()
+    todo = grid.batches(points, path, dict.fromkeys(grid.programs(points), 1))
+    names = [point.name for batch_of_one in todo for point in batch_of_one.points]
+    tasks = [Task(config, path, share, batch) for share in _shares(names, jobs)]
     if not tasks:
         return []
     try:
-        executor = submitit.AutoExecutor(folder=workdir / "slurm", cluster=cluster)
+        executor = submitit.AutoExecutor(folder=path / "slurm", cluster=cluster)
         executor.update_parameters(**{"name": "lasa_jax", **_numbers(given)})
         with executor.batch():
             submitted = [executor.submit(task) for task in tasks]

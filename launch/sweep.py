@@ -6,7 +6,6 @@ input, 130 after Ctrl-C.
 """
 
 import argparse
-import importlib.util
 import sys
 from pathlib import Path
 
@@ -17,38 +16,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from lasa_jax import commandline, grid
 from lasa_jax.data import cache
 from lasa_jax.errors import InputError
+from lasa_jax.federated import Executables
 from launch import ray_cluster, slurm
 
-# What a file of somebody else's may raise.
-_FILE_FAILURES = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, OSError)
-_FILE_FAILURES += (RuntimeError, SyntaxError, TypeError, ValueError)
 # Flags that only one backend reads, with their defaults.
 _FLAGS_OF = {"local": {"threads": None}, "ray": {"address": None, "gpus": None}, "slurm": {"jobs": 1, "slurm": ""}}
-
-
-def load(config: str) -> grid.Grid:
-    """The grid of `FILE.py:DATASET`, from the file's `get_grid(dataset)`.
-
-    Raises:
-      InputError: if there is no such file or function, or the file fails.
-    """
-    path, _, dataset = config.partition(":")
-    if not Path(path).is_file():
-        raise InputError(f"--config={path}: no sweep of that name")
-    spec = importlib.util.spec_from_file_location("sweep", path)
-    if spec is None or spec.loader is None:
-        raise InputError(f"--config={path}: is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        declared = module.get_grid(dataset or "digits")
-    except InputError:
-        raise
-    except _FILE_FAILURES as error:
-        raise InputError(f"--config={path}: {type(error).__name__}: {' '.join(str(error).split())}") from None
-    if not isinstance(declared, grid.Grid):
-        raise InputError(f"--config={path}: get_grid gives {type(declared).__name__}, allowed is a lasa_jax.grid.Grid")
-    return declared
 
 
 def sweep(given: argparse.Namespace, console: Console) -> int:
@@ -57,11 +29,11 @@ def sweep(given: argparse.Namespace, console: Console) -> int:
         for flag, default in flags.items():
             if backend != given.backend and getattr(given, flag) != default:
                 raise InputError(f"--{flag}={getattr(given, flag)}: is for --backend={backend}, not {given.backend}")
-    points, workdir = grid.points(load(given.config)), given.workdir
+    points, workdir = grid.points(grid.load(given.config)), given.workdir
     if given.backend == "ray":
         jax.config.update("jax_platforms", "cpu")  # the accelerators are the workers'
-    sizes = grid.batch_sizes(points, workdir, batch=given.batch)
-    for line in grid.plan(points, workdir, sizes, threads=given.threads).lines(here=given.backend == "local"):
+    plan = grid.plan(points, workdir, batch=given.batch, threads=given.threads)
+    for line in plan.lines(here=given.backend == "local"):
         print(line, flush=True)
     if given.dry_run:
         return 0
@@ -81,7 +53,8 @@ def sweep(given: argparse.Namespace, console: Console) -> int:
             if outcome.summary is None:
                 failed.append(outcome)
                 progress.console.print(f"{outcome.path}: failed: {outcome.error}", highlight=False, soft_wrap=True)
-            last = f"{outcome.config.aggregator.name} {outcome.config.attack.name}"
+            config = outcome.point.config
+            last = f"{config.aggregator.name} {config.attack.name}"
             if outcome.summary is not None and outcome.summary["final_test_accuracy"] is not None:
                 last += f" {100 * outcome.summary['final_test_accuracy']:.1f} %"
             progress.update(task, advance=1, last=last)
@@ -97,9 +70,17 @@ def sweep(given: argparse.Namespace, console: Console) -> int:
                 log=lambda text: progress.console.print(text, highlight=False, soft_wrap=True),
             )
         else:
-            compiled = len(
-                grid.run(points, workdir, sizes, on_outcome=show, threads=given.threads, log=lambda text: None)
+            executables = Executables()
+            grid.run(
+                points,
+                workdir,
+                batch=given.batch,
+                threads=given.threads,
+                on_outcome=show,
+                executables=executables,
+                log=lambda text: None,
             )
+            compiled = len(executables)
     print(f"results: {len(points) - len(failed)} of {len(points)} in {workdir}; compiled programs: {compiled}")
     return 1 if failed else 0
 

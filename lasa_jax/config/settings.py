@@ -96,38 +96,39 @@ NOT_COMPARED = with_role(PLACE, FORM, AXIS)  # runs that differ in nothing else 
 def default() -> ConfigDict:
     """The settings that every config starts from. docs/configs.md describes each."""
     config = ConfigDict()
-    for name, setting in SETTINGS.items():
-        *tables, last = name.split(".")
+    for field, setting in all_settings().items():
+        *tables, last = field.split(".")
         table = config
         for part in tables:
             if part not in table:
                 table[part] = ConfigDict()
             table = table[part]
         table[last] = placeholder(setting.kind) if setting.optional else setting.default
-        if setting.optional and setting.default is not None:
+        if setting.default is not None:
             table[last] = setting.default
     for kind, functions in methods.TABLES.items():
-        for name in functions:
-            config[kind][name] = _method_table(kind, name)
+        for name in functions:  # of methods without a parameter too
+            if name not in config[kind]:
+                config[kind][name] = ConfigDict()
     return config
 
 
-def _method_table(kind: str, name: str) -> ConfigDict:
-    """The parameters of a rule or an attack with the defaults of its signature."""
-    table = ConfigDict()
-    for parameter, (given, type_, _) in methods.parameters(methods.find(kind, name)).items():
-        if parameter in ("variant", "knowledge"):
-            table[parameter] = BY_FIDELITY
-        elif given is not None:
-            table[parameter] = given
-        elif type_ is not None:
-            table[parameter] = placeholder(type_)
-    return table
+def all_settings() -> dict[str, Setting]:
+    """The table, and the parameters of every rule and attack with the defaults of its signature."""
+    found = dict(SETTINGS)
+    for kind, functions in methods.TABLES.items():
+        for name, function in functions.items():
+            for parameter, (given, type_, traced) in methods.parameters(function).items():
+                if type_ is not None:
+                    default = BY_FIDELITY if parameter in ("variant", "knowledge") else given
+                    role = NUMBER if traced else PROGRAM
+                    found[f"{kind}.{name}.{parameter}"] = Setting(default, type_, role, optional=default is None)
+    return found
 
 
 def check_fields(fields: Iterable[str]) -> None:
     """Raises InputError for the first field that no config has; they are given as `"client.epochs"`."""
-    known = dict(flatten(default().to_dict()))
+    known = all_settings()
     for field in fields:
         if field not in known:
             raise InputError(f"config.{field} is not a setting{nearest(field, known, 'config.')}")
@@ -135,17 +136,15 @@ def check_fields(fields: Iterable[str]) -> None:
 
 def check_values(config: ConfigDict) -> None:
     """Raises InputError unless every field is there and no other, and each has a value of its type and in its range."""
-    given = dict(flatten(config.to_dict()))
+    known = all_settings()
+    given = {field: value for field, value in flatten(config.to_dict()) if not isinstance(value, dict)}
     check_fields(given)
-    for field, value in flatten(default().to_dict()):
+    for field, setting in known.items():
         if field not in given:
             raise InputError(f"config.{field} is missing: start the config from lasa_jax.config.default()")
-        setting = SETTINGS.get(field)
-        if value is not None and not (given[field] is None and setting is not None and setting.optional):
-            _check_type(field, given[field], type(value))
-    for field, setting in SETTINGS.items():
         if given[field] is None and setting.optional:
             continue
+        _check_type(field, given[field], setting.kind)
         if isinstance(setting.allowed, tuple):
             check_word(field, given[field], setting.allowed)
         elif setting.allowed:

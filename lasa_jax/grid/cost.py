@@ -4,7 +4,6 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -64,16 +63,21 @@ def _count(config: ConfigDict) -> Cost:
     return Cost(sum(x.nbytes for x in (*dataset.train, *dataset.test)), owned, operations)
 
 
-def fitting(group: Sequence[ConfigDict]) -> int:
-    """Runs in a batch: one on a CPU; else what 80 % of the devices' memory hold, a whole number for each row of the mesh."""
+def fitting(config: ConfigDict, count: int) -> int:
+    """Runs in a batch: one on a CPU; else what 80 % of the devices' memory hold, a whole number for each row of the mesh.
+
+    Args:
+      config: of one of them.
+      count: how many runs the program has.
+    """
     devices = jax.devices()
     if devices[0].platform == "cpu":
         return 1
     limit = (devices[0].memory_stats() or {}).get("bytes_limit", 0)
-    one = of(group[0])
+    one = of(config)
     on_a_device = max(1, int((0.8 * limit - one.data) // one.run))
-    rows = max(rows for rows in range(1, len(devices) + 1) if len(devices) % rows == 0 and rows <= max(1, len(group)))
-    return rows * min(on_a_device, -(-len(group) // rows))
+    rows = max(rows for rows in range(1, len(devices) + 1) if len(devices) % rows == 0 and rows <= max(1, count))
+    return rows * min(on_a_device, -(-count // rows))
 
 
 def threads(config: ConfigDict) -> int:

@@ -18,6 +18,7 @@ from lasa_jax import config as configs
 from lasa_jax import experiment, grid
 from lasa_jax.errors import InputError
 from lasa_jax.federated import Executables, Simulation
+from lasa_jax.workdir import write_batch_sizes
 from launch import sweep
 
 ROOT = Path(__file__).parents[2]
@@ -36,12 +37,12 @@ SMALL = [{"aggregator.name": ["fedavg", "median"]}, {"attack_ratio": [0.1, 0.3]}
 
 
 def test_sweep_of_the_costs_varies_clients_and_model():
-    found = grid.points(sweep.load(f"{SWEEPS / 'cost'}.py:digits"))
+    found = grid.points(grid.load(f"{SWEEPS / 'cost'}.py:digits"))
     assert len(found) == len(grid.programs(found)) == 72
-    assert sorted({(config.clients_per_round, config.model) for config in found}) == [
+    assert sorted({(point.config.clients_per_round, point.config.model) for point in found}) == [
         (n, model) for n in (7, 15, 22, 30) for model in ("cnn", "small_cnn")
     ]
-    assert len(grid.points(sweep.load(f"{SWEEPS / 'cost'}.py:mnist"))) == 36
+    assert len(grid.points(grid.load(f"{SWEEPS / 'cost'}.py:mnist"))) == 36
 
 
 @pytest.mark.parametrize(
@@ -51,26 +52,31 @@ def test_sweep_of_the_costs_varies_clients_and_model():
 @pytest.mark.parametrize("dataset", ["digits", "mnist", "femnist", "cifar10"])
 def test_the_papers_sweeps(name, points, programs, dataset):
     """The supplement's experiments, exactly: how many runs, and how many compiled programs."""
-    found = grid.points(sweep.load(f"{SWEEPS / name}.py:{dataset}"))
+    found = grid.points(grid.load(f"{SWEEPS / name}.py:{dataset}"))
     assert len(found) == points
     assert len(grid.programs(found)) == programs
-    assert {config.dataset for config in found} == {dataset}
-    assert {config.fidelity for config in found} == {"official"}
+    assert {point.config.dataset for point in found} == {dataset}
+    assert {point.config.fidelity for point in found} == {"official"}
     assert f"configs/sweeps/{name}.py:digits" in (SWEEPS / f"{name}.py").read_text()
 
 
 def test_points_are_the_product_and_tied_fields_change_together():
     radii = {"aggregator.lasa.magnitude_radius": [1.0, 2.0], "aggregator.lasa.direction_radius": [3.0, 4.0]}
     found = grid.points(grid.Grid(base(), [radii, {"seed": [1, 2, 3]}], [{"seed": 9}]))
-    parameters = [config.aggregator.parameters for config in found]
+    parameters = [point.config.aggregator.parameters for point in found]
     pairs = [(p.magnitude_radius, p.direction_radius) for p in parameters]
     assert pairs == [(1.0, 3.0)] * 3 + [(2.0, 4.0)] * 3 + [(2.0, 1.0)]
-    assert [config.seed for config in found] == [1, 2, 3, 1, 2, 3, 9]
+    assert [point.config.seed for point in found] == [1, 2, 3, 1, 2, 3, 9]
+
+
+def test_a_point_carries_its_name_and_its_program():
+    for point in grid.points(grid.Grid(base(), SMALL)):
+        assert point == grid.Point(point.config, configs.run_name(point.config), configs.program_key(point.config))
 
 
 def test_nothing_is_counted_twice():
     found = grid.points(grid.Grid(base(), [{"seed": [1, 1, 2]}], [{"seed": 2}, {"data_dir": "elsewhere", "seed": 1}]))
-    assert [config.seed for config in found] == [1, 2]
+    assert [point.config.seed for point in found] == [1, 2]
 
 
 NUMBERS = {
@@ -132,10 +138,8 @@ def test_all_faults_are_named_before_the_first_run():
 
 
 def run(points, path, **options) -> tuple[list, Executables]:
-    outcomes: list[grid.Outcome] = []
-    sizes = grid.batch_sizes(points, path, batch=options.pop("batch", None))
-    shared = grid.run(points, path, sizes, on_outcome=outcomes.append, log=lambda text: None, **options)
-    return outcomes, shared
+    shared = Executables()
+    return grid.run(points, path, executables=shared, log=lambda text: None, **options), shared
 
 
 def results(path: Path) -> dict[str, str]:
@@ -183,9 +187,17 @@ def test_programs_that_are_not_used_are_let_go():
 
 def test_a_point_alone_is_the_point_in_the_sweep(undisturbed, tmp_path):
     path, outcomes, *_ = undisturbed
-    config = outcomes[5].config
-    summary = experiment.run(config, tmp_path, log=lambda text: None)
-    assert summary["parameters_sha256"] == results(path)[configs.run_name(config)]
+    point = outcomes[5].point
+    summary = experiment.run(point.config, tmp_path, log=lambda text: None)
+    assert summary["parameters_sha256"] == results(path)[point.name]
+
+
+def test_outcomes_are_in_the_order_of_the_points(undisturbed):
+    """From a grid and a path in a string; nothing is left to run."""
+    path, outcomes, *_ = undisturbed
+    declared, told = grid.Grid(base(), SMALL), []
+    assert [outcome.point for outcome in outcomes] == grid.points(declared)
+    assert grid.run(declared, str(path), on_outcome=told.append, log=lambda text: None) == outcomes == told
 
 
 def test_only_missing_points_run(undisturbed, tmp_path):
@@ -200,8 +212,8 @@ def test_only_missing_points_run(undisturbed, tmp_path):
 
 def test_a_failed_point_does_not_stop_the_others(tmp_path):
     found = grid.points(grid.Grid(base(), [{"seed": [1, 2, 3]}]))
-    (tmp_path / configs.run_name(found[1])).mkdir()
-    (tmp_path / configs.run_name(found[1]) / "metrics.jsonl").write_text("{}")  # somebody else's
+    (tmp_path / found[1].name).mkdir()
+    (tmp_path / found[1].name / "metrics.jsonl").write_text("{}")  # somebody else's
     outcomes, _ = run(found, tmp_path)
     assert [outcome.error is None for outcome in outcomes] == [True, False, True]
     assert outcomes[1].error.startswith("InputError: --workdir=")
@@ -217,15 +229,13 @@ def test_plan_counts_without_compiling(undisturbed, tmp_path, monkeypatch):
     path, *_ = undisturbed
     monkeypatch.setattr(Simulation, "compile", None)
     declared = grid.Grid(base(), [*SMALL[:2], {"seed": [1, 2, 3]}])
-    found = grid.points(declared)
-    sizes = grid.batch_sizes(found, tmp_path)
-    new = grid.plan(found, tmp_path, sizes)
+    new = grid.plan(declared, tmp_path)
     assert (new.points, new.finished, new.programs, new.runs_a_program) == (12, 0, 2, (6, 6))
     assert new.lines()[0] == "points: 12"
     d = 13_706
     assert new.bytes_a_program > 4 * d * 6
     assert new.seconds > 0
-    assert grid.plan(found, path, sizes).finished == 8
+    assert grid.plan(grid.points(declared), str(path)).finished == 8
 
 
 def test_a_batch_on_a_mesh_is_its_runs(undisturbed, tmp_path):
@@ -243,8 +253,8 @@ def test_a_batch_on_a_mesh_is_its_runs(undisturbed, tmp_path):
     # Two of the four are missing: they run in a batch of four, with copies beside them.
     missing = tmp_path / "missing"
     shutil.copytree(tmp_path / "together", missing)
-    for config in found[1:3]:
-        shutil.rmtree(missing / configs.run_name(config))
+    for point in found[1:3]:
+        shutil.rmtree(missing / point.name)
     again, _ = run(found, missing)
     assert results(missing) == results(tmp_path / "together")
     assert sum(outcome.path.parent == missing for outcome in again) == 8
@@ -254,9 +264,9 @@ def test_a_batch_on_a_mesh_is_its_runs(undisturbed, tmp_path):
 
 def test_one_bad_directory_does_not_stop_the_others_of_its_batch(tmp_path):
     found = grid.points(grid.Grid(base(), [{"seed": [1, 2, 3]}]))
-    bad = tmp_path / configs.run_name(found[0])
+    bad = tmp_path / found[0].name
     bad.mkdir()
-    (bad / "config.json").write_text(configs.to_json(found[0]))
+    (bad / "config.json").write_text(configs.to_json(found[0].config))
     (bad / "checkpoints").write_text("")  # a file where a folder must be, found only when the first is saved
     outcomes, _ = run(found, tmp_path, batch=3)
     assert [outcome.error is None for outcome in outcomes] == [False, True, True]
@@ -268,8 +278,8 @@ def test_a_damaged_summary_is_one_failed_point(undisturbed, tmp_path):
     path, *_ = undisturbed
     found = grid.points(grid.Grid(base(), SMALL))
     shutil.copytree(path, tmp_path / "copy")
-    (tmp_path / "copy" / configs.run_name(found[3]) / "summary.json").write_text("{")
-    assert grid.plan(found, tmp_path / "copy", grid.batch_sizes(found, tmp_path / "copy")).seconds == 0
+    (tmp_path / "copy" / found[3].name / "summary.json").write_text("{")
+    assert grid.plan(found, tmp_path / "copy").seconds == 0
     outcomes, _ = run(found, tmp_path / "copy")
     assert sum(outcome.error is None for outcome in outcomes) == 7
 
@@ -281,9 +291,9 @@ def test_a_batch_goes_on_where_all_of_its_runs_are(tmp_path):
     whole, _ = run(found, tmp_path / "whole", batch=4)
     assert [outcome.summary["status"] for outcome in whole] == ["finished", "diverged", "finished"]
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
-    for config in (found[0], found[2]):
-        (tmp_path / "cut" / configs.run_name(config) / "summary.json").unlink()
-    checkpoints = tmp_path / "cut" / configs.run_name(found[2]) / "checkpoints"
+    for point in (found[0], found[2]):
+        (tmp_path / "cut" / point.name / "summary.json").unlink()
+    checkpoints = tmp_path / "cut" / found[2].name / "checkpoints"
     (checkpoints / "round_000006.json").write_text("{}")
     run(found, tmp_path / "cut")
     assert results(tmp_path / "cut") == results(tmp_path / "whole")
@@ -393,9 +403,9 @@ def test_what_is_no_grid(axes, message):
 def test_a_size_that_nothing_was_made_with_can_be_changed(tmp_path):
     found = grid.points(grid.Grid(base(), SMALL))
     workdir_sizes = grid.batch_sizes(found, tmp_path, batch=3)
-    grid.write_batch_sizes(tmp_path, workdir_sizes)
+    write_batch_sizes(tmp_path, workdir_sizes)
     assert set(grid.batch_sizes(found, tmp_path).values()) == {3}
-    assert set(grid.write_batch_sizes(tmp_path, grid.batch_sizes(found, tmp_path, batch=2)).values()) == {2}
+    assert set(write_batch_sizes(tmp_path, grid.batch_sizes(found, tmp_path, batch=2)).values()) == {2}
 
 
 @pytest.mark.parametrize(
@@ -449,4 +459,4 @@ def test_dry_run_writes_nothing(tmp_path, capsys):
 
 def test_a_dataset_that_is_not_known(tmp_path):
     with pytest.raises(InputError, match="dataset = 'imagenet': allowed are digits"):
-        sweep.load(f"{SWEEPS / 'figure1.py'}:imagenet")
+        grid.load(f"{SWEEPS / 'figure1.py'}:imagenet")

@@ -5,12 +5,10 @@ import time
 from pathlib import Path
 
 import pytest
-from ml_collections import ConfigDict
 
-from lasa_jax import config as configs
 from lasa_jax import grid
 from lasa_jax.errors import InputError
-from launch import ray_cluster, slurm, sweep
+from launch import ray_cluster, slurm
 from tests.grid.test_grid import SWEEP_FILE, command, results
 
 cluster_utils = pytest.importorskip("ray.cluster_utils", reason="pip install 'lasa_jax[cluster]'")
@@ -54,7 +52,7 @@ def test_a_lost_node_loses_no_point(small, tmp_path, monkeypatch):
 
 def test_slurm_tasks_share_the_points(small, tmp_path):
     """Two tasks of submitit's local executor, each a process of its own; started again, there is nothing to submit."""
-    points = grid.points(sweep.load(small))
+    points = grid.points(grid.load(small))
     options = {"jobs": 2, "batch": None, "parameters": "timeout_min=10", "cluster": "local"}
     jobs = slurm.submit(small, points, tmp_path / "out", **options)
     errors = [job.result() for job in jobs]
@@ -79,7 +77,7 @@ def test_shares_are_even_and_in_order(count, parts, lengths):
 
 
 def test_what_is_wrong_with_a_cluster_is_one_line(small, tmp_path):
-    points = grid.points(sweep.load(small))
+    points = grid.points(grid.load(small))
     for parameters, message in (("nonsense=1", "nonsense"), ("timeout_min=abc", "")):
         with pytest.raises(InputError, match=rf"--backend=slurm: .*{message}"):
             slurm.submit(small, points, tmp_path, jobs=1, batch=None, parameters=parameters, cluster="local")
@@ -132,8 +130,12 @@ def run_with(behave, points, workdir, outcomes):
     return ray_cluster._run(Ray(behave), points, workdir, 2, 0.0, None, outcomes.append, lambda text: None)
 
 
+def done(batch: grid.Batch) -> list[grid.Outcome]:
+    return [grid.Outcome(point, Path(point.name), {"rounds": 4}, None) for point in batch.points]
+
+
 def test_workers_that_are_lost_at_their_start_or_end(small, tmp_path):
-    points = grid.points(sweep.load(small))
+    points = grid.points(grid.load(small))
     sizes = grid.batch_sizes(points, tmp_path)
     outcomes = []
 
@@ -141,7 +143,7 @@ def test_workers_that_are_lost_at_their_start_or_end(small, tmp_path):
         if name == "sizes":
             return sizes
         if name == "run":
-            return [({"rounds": 4}, None)]
+            return done(*given)
         if len(outcomes) == 8:
             raise Ray.exceptions.RayActorError
         return 0
@@ -160,7 +162,7 @@ def test_workers_that_are_lost_at_their_start_or_end(small, tmp_path):
 
 def test_a_machine_without_the_directory_takes_no_points(small, tmp_path):
     """One worker of two: the other runs them all; both: one line."""
-    points = grid.points(sweep.load(small))
+    points = grid.points(grid.load(small))
     started, outcomes = [], []
 
     def behave(name, given):
@@ -170,7 +172,7 @@ def test_a_machine_without_the_directory_takes_no_points(small, tmp_path):
             started.append(1)
             if len(started) == 1 or (not outcomes and strict):
                 raise Ray.exceptions.RayTaskError("ready", "", InputError("--workdir: not here"))
-        return [({"rounds": 4}, None)] if name == "run" else 1
+        return done(*given) if name == "run" else 1
 
     strict = False
     run_with(behave, points, tmp_path, outcomes)
@@ -181,8 +183,8 @@ def test_a_machine_without_the_directory_takes_no_points(small, tmp_path):
 
 
 def test_a_batch_that_kills_its_workers_fails_and_the_others_go_on(small, tmp_path):
-    points = grid.points(sweep.load(small))
-    bad = configs.run_name(points[0])
+    points = grid.points(grid.load(small))
+    bad = points[0].name
     outcomes = []
 
     def behave(name, given):
@@ -190,9 +192,9 @@ def test_a_batch_that_kills_its_workers_fails_and_the_others_go_on(small, tmp_pa
             return grid.batch_sizes(points, tmp_path)
         if name in ("compiled", "ready"):
             return 1
-        if configs.run_name(ConfigDict(given[1][0])) == bad:
+        if given[0].points[0].name == bad:
             raise Ray.exceptions.RayActorError
-        return [({"rounds": 4}, None)]
+        return done(*given)
 
     run_with(behave, points, tmp_path, outcomes)
     assert len(outcomes) == 8

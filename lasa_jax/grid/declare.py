@@ -1,0 +1,180 @@
+"""What a grid is: axes and single points, declared in Python or in a sweep's file, and resolved to `Point`s."""
+
+import dataclasses
+import importlib.util
+import itertools
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from lasa_jax import config as configs
+from lasa_jax.errors import InputError
+
+Axis = Mapping[str, Sequence[Any]]
+Settings = Mapping[str, Any]
+
+# What a file of somebody else's may raise.
+_FILE_FAILURES = (
+    *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError),
+    *(OSError, RuntimeError, SyntaxError, TypeError, ValueError),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """A grid before it is checked.
+
+    Attributes:
+      base: the config that every point starts from.
+      axes: each a mapping from fields to values. The fields of one axis are tied and change together; the points are the
+        product of the axes.
+      points: settings of single points beside them.
+    """
+
+    base: ConfigDict
+    axes: Sequence[Axis] = ()
+    points: Sequence[Settings] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """One run of a grid.
+
+    Attributes:
+      config: resolved.
+      name: the name of its run directory, `config.run_name(config)`.
+      program: `config.program_key(config)`; points with the same one go through one executable.
+    """
+
+    config: ConfigDict
+    name: str
+    program: str
+
+
+class GridError(InputError):
+    """All faults of a grid, one per line."""
+
+    def __init__(self, faults: Sequence[str]):
+        super().__init__("\n".join(faults))
+        self.faults = list(faults)
+
+
+def points(declared: Grid) -> list[Point]:
+    """The points of a grid, in the order of its axes, without those that describe the same run twice.
+
+    Raises:
+      GridError: for unknown fields, empty axes, tied axes of different lengths, and values that a config refuses.
+    """
+    _check_form(declared)
+    if faults := list(dict.fromkeys(_faults(declared))):
+        raise GridError(faults)
+    found: dict[str, Point] = {}
+    refused: dict[str, None] = {}  # a set that keeps its order
+    for settings in [*_product(declared.axes), *declared.points]:
+        try:
+            config = resolve(declared.base, settings)
+        except InputError as error:
+            refused[str(error)] = None
+            continue
+        name = configs.run_name(config)
+        if name not in found:
+            found[name] = Point(config, name, configs.program_key(config))
+    if refused:
+        raise GridError(list(refused))
+    return list(found.values())
+
+
+def _check_form(declared: Grid) -> None:
+    """Raises GridError for the first thing that is not a list or a dictionary where one is needed."""
+    if not isinstance(declared.axes, list | tuple) or not isinstance(declared.points, list | tuple):
+        raise GridError(["Grid: axes and points are lists of dictionaries"])
+    if not declared.axes and not declared.points:
+        raise GridError(["Grid: has neither axes nor points"])
+    for settings in (*declared.axes, *declared.points):
+        if not isinstance(settings, Mapping):
+            raise GridError([f"Grid: {settings!r} is not a dictionary of fields"])
+    for axis in declared.axes:
+        for field, values in axis.items():
+            if isinstance(values, str) or not isinstance(values, Sequence | np.ndarray):
+                raise GridError([f"axis {field}: {values!r} is not a list of values"])
+
+
+def _faults(declared: Grid) -> Iterator[str]:
+    """What is wrong with the axes and the names of the fields."""
+    for axis in declared.axes:
+        fields = ", ".join(axis)
+        lengths = {len(values) for values in axis.values()}
+        if not axis or 0 in lengths:
+            yield f"axis {fields or '{}'}: is empty"
+        elif len(lengths) > 1:
+            found = ", ".join(f"{field} {len(values)}" for field, values in axis.items())
+            yield f"axis {fields}: tied fields must have as many values as each other ({found})"
+    for field, times in Counter(field for axis in declared.axes for field in axis).items():
+        if times > 1:
+            yield f"axis {field}: is in {times} axes, and only the last would count"
+    for field in dict.fromkeys(field for settings in (*declared.axes, *declared.points) for field in settings):
+        try:
+            configs.check_fields([field])
+        except InputError as error:
+            yield str(error)
+
+
+def _product(axes: Sequence[Axis]) -> list[dict[str, Any]]:
+    """One dictionary of settings for each point; nothing where there is no axis."""
+    if not axes:
+        return []
+    rows = [[dict(zip(axis, values, strict=True)) for values in zip(*axis.values(), strict=True)] for axis in axes]
+    return [{field: value for part in parts for field, value in part.items()} for parts in itertools.product(*rows)]
+
+
+def resolve(base: ConfigDict, settings: Settings) -> ConfigDict:
+    """A resolved config: the base with these settings, without the parameters of methods that are not selected.
+
+    Args:
+      base: as of `Grid`.
+      settings: values by field, for instance `{"aggregator.name": "lasa", "seed": 2}`.
+
+    Raises:
+      InputError: for a value that the config refuses.
+    """
+    return configs.resolve(configs.updated(base, settings))
+
+
+def programs(found: Sequence[Point]) -> dict[str, list[Point]]:
+    """The points by their program, in order."""
+    groups: dict[str, list[Point]] = {}
+    for point in found:
+        groups.setdefault(point.program, []).append(point)
+    return groups
+
+
+def load(sweep: str) -> Grid:
+    """The grid of a sweep's file, from its `get_grid(dataset)`.
+
+    Args:
+      sweep: `"FILE.py:DATASET"`; the digits if no dataset is named.
+
+    Raises:
+      InputError: if there is no such file or function, or the file fails.
+    """
+    path, _, dataset = sweep.partition(":")
+    if not Path(path).is_file():
+        raise InputError(f"--config={path}: no sweep of that name")
+    spec = importlib.util.spec_from_file_location("sweep", path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"--config={path}: is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        declared = module.get_grid(dataset or "digits")
+    except InputError:
+        raise
+    except _FILE_FAILURES as error:
+        raise InputError(f"--config={path}: {type(error).__name__}: {' '.join(str(error).split())}") from None
+    if not isinstance(declared, Grid):
+        raise InputError(f"--config={path}: get_grid gives {type(declared).__name__}, allowed is a lasa_jax.grid.Grid")
+    return declared

@@ -1,0 +1,244 @@
+"""Running the points of a grid that have no result yet, in batches that share a program.
+
+On an accelerator a batch is as many runs as its memory holds. On a CPU it is one run, and as many threads as there are
+cores take one each: small programs do not keep two cores busy.
+"""
+
+import dataclasses
+import math
+import queue
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from lasa_jax import experiment
+from lasa_jax.federated import Executables, make_mesh
+from lasa_jax.grid import cost
+from lasa_jax.grid.declare import Grid, Point, points, programs
+from lasa_jax.grid.planning import batch_sizes
+from lasa_jax.workdir import Workdir, is_finished, write_batch_sizes
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of a point.
+
+    Attributes:
+      point: the point.
+      path: its run directory.
+      summary: as stored in summary.json; None if it failed.
+      error: the error that it ended with; None if it has a result.
+    """
+
+    point: Point
+    path: Path
+    summary: Mapping[str, Any] | None
+    error: str | None
+
+
+def run(
+    declared: Grid | Sequence[Point],
+    workdir: str | Path,
+    *,
+    batch: int | None = None,
+    threads: int | None = None,
+    on_outcome: Callable[[Outcome], None] | None = None,
+    executables: Executables | None = None,
+    log: Callable[[str], None] = print,
+) -> list[Outcome]:
+    """Runs the points that are not finished, each in its own directory; points of a program share one executable.
+
+    A run does not depend on the others: same config, same program, same bits, whatever ran before or beside it. Stopped at
+    any moment and started again, finished points are not run again and those that were interrupted go on from their
+    checkpoints.
+
+    Args:
+      declared: a grid, or points from `points`.
+      workdir: the directory of the sweep; each run is in `workdir / point.name`.
+      batch: runs in a batch; if None, one on a CPU, and what the memory holds on an accelerator.
+      threads: batches side by side. If None, one on accelerators and where a CPU is several devices, else the cores.
+      on_outcome: called after each point, finished ones included. A point that fails is an outcome too.
+      executables: programs compiled before, to which those compiled now are added; `len` counts them.
+      log: as of `experiment.run`.
+
+    Returns:
+      The outcomes, in the order of the points.
+
+    Raises:
+      GridError: for a grid that `points` refuses.
+      InputError: if the sweep was begun with another batch, or its directory cannot be used.
+    """
+    found, path = points(declared) if isinstance(declared, Grid) else declared, Path(workdir)
+    sizes = write_batch_sizes(path, batch_sizes(found, path, batch=batch))
+    todo = batches(found, path, sizes)
+    shared = Executables() if executables is None else executables
+    outcomes: dict[str, Outcome] = {}
+
+    def note(outcome: Outcome) -> None:
+        outcomes[outcome.point.name] = outcome
+        if on_outcome is not None:
+            on_outcome(outcome)
+
+    for outcome in finished(found, path, log=log):
+        note(outcome)
+    if todo:
+        count = min(len(todo), cost.threads(todo[0].points[0].config) if threads is None else threads)
+        _run_in_threads(Queue(todo), path, count, shared, note, log)
+    return [outcomes[point.name] for point in found]
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Points that go through one executable together.
+
+    Attributes:
+      program: that of each of them.
+      points: the points.
+      size: runs that the program is compiled for, at least as many as there are points.
+    """
+
+    program: str
+    points: Sequence[Point]
+    size: int
+
+
+def batches(found: Sequence[Point], workdir: str | Path, sizes: Mapping[str, int]) -> list[Batch]:
+    """The points that have no result yet, program by program, those that are equally far together.
+
+    A batch with fewer points than before keeps its size, so that the points have the same bits.
+
+    Args:
+      found: from `points`.
+      workdir: the directory of the sweep.
+      sizes: from `batch_sizes`.
+    """
+    cut = []
+    for program, group in programs(found).items():
+        left: dict[tuple, list[Point]] = {}
+        for point in group:
+            path = Path(workdir) / point.name
+            if not is_finished(path):
+                done = max(Workdir(path, lock=False).checkpoint_rounds(), default=0)
+                left.setdefault((point.config.data_dir, point.config.source, done), []).append(point)
+        size = sizes[program]
+        cut += [
+            Batch(program, alike[at : at + size], size) for alike in left.values() for at in range(0, len(alike), size)
+        ]
+    return cut
+
+
+class Queue:
+    """Batches that wait for a worker: a thread here, an actor of a cluster."""
+
+    def __init__(self, waiting: Sequence[Batch]) -> None:
+        self._waiting: dict[str, list[Batch]] = {}
+        self._begun: set[str] = set()
+        self._lock = threading.Lock()
+        for batch in waiting:
+            self._waiting.setdefault(batch.program, []).append(batch)
+
+    def __len__(self) -> int:
+        return sum(len(group) for group in self._waiting.values())
+
+    def take(self, program: str | None) -> Batch | None:
+        """A batch of the program that the worker has compiled; else of one that nobody has begun; else of the longest."""
+        with self._lock:
+            left = [name for name, group in self._waiting.items() if group]
+            if not left:
+                return None
+            new = [name for name in left if name not in self._begun]
+            longest = max(left, key=lambda name: len(self._waiting[name]))
+            chosen = program if program in left else new[0] if new else longest
+            self._begun.add(chosen)
+            return self._waiting[chosen].pop(0)
+
+    def put_back(self, batch: Batch) -> None:
+        """Returns the batch of a worker that was lost; it is the next of its program."""
+        with self._lock:
+            self._waiting[batch.program].insert(0, batch)
+
+
+def _run_in_threads(
+    waiting: Queue,
+    workdir: Path,
+    count: int,
+    executables: Executables,
+    on_outcome: Callable[[Outcome], None],
+    log: Callable[[str], None],
+) -> None:
+    """Empties the queue with so many threads; outcomes are handed on in the thread of the caller."""
+    stop = threading.Event()
+    ended: queue.Queue[Outcome | None] = queue.Queue()  # None: a thread has nothing left
+
+    def work() -> None:
+        program = None
+        try:
+            while not stop.is_set() and (taken := waiting.take(program)) is not None:
+                program = taken.program
+                for outcome in run_together(taken, workdir, executables=executables, log=log, stop=stop):
+                    ended.put(outcome)
+        except experiment.Stopped:
+            pass
+        finally:
+            ended.put(None)
+
+    with ThreadPoolExecutor(count) as pool:
+        workers = [pool.submit(work) for _ in range(count)]
+        try:
+            while count:
+                outcome = ended.get()
+                if outcome is None:
+                    count -= 1
+                else:
+                    on_outcome(outcome)
+        finally:
+            stop.set()  # after Ctrl-C, each thread stops at the end of its block
+    for worker in workers:
+        worker.result()
+
+
+def finished(found: Sequence[Point], workdir: str | Path, *, log: Callable[[str], None] = print) -> list[Outcome]:
+    """The outcomes of the points that have a result.
+
+    Args:
+      found: from `points`.
+      workdir: the directory of the sweep.
+      log: as of `experiment.run`.
+    """
+    runs = [(point, Path(workdir) / point.name) for point in found]
+    return _outcomes([(point, path) for point, path in runs if is_finished(path)], executables=Executables(), log=log)
+
+
+def run_together(
+    batch: Batch,
+    workdir: str | Path,
+    *,
+    executables: Executables,
+    log: Callable[[str], None] = print,
+    stop: threading.Event | None = None,
+) -> list[Outcome]:
+    """Runs one batch on all devices of this process: as many rows of the mesh as divide its size.
+
+    Args:
+      batch: from `batches`.
+      workdir: the directory of the sweep.
+      executables, log, stop: as of `experiment.run_batch`.
+    """
+    mesh = make_mesh(runs=math.gcd(batch.size, jax.device_count()))
+    runs = [(point, Path(workdir) / point.name) for point in batch.points]
+    return _outcomes(runs, executables=executables, size=batch.size, mesh=mesh, log=log, stop=stop)
+
+
+def _outcomes(runs: Sequence[tuple[Point, Path]], **options: Any) -> list[Outcome]:
+    """The outcomes of `experiment.run_batch`, with its options."""
+    ended = experiment.run_batch([(point.config, path) for point, path in runs], **options)
+    return [
+        Outcome(point, path, None, f"{type(end).__name__}: {' '.join(str(end).split())[:300]}")
+        if isinstance(end, Exception)
+        else Outcome(point, path, end, None)
+        for (point, path), end in zip(runs, ended, strict=True)
+    ]
