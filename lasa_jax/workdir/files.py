@@ -33,7 +33,11 @@ def replace_file(path: Path, content: str | bytes) -> None:
 
 def read_file(path: Path) -> bytes:
     """A file's content; OSError for a link, which may lead anywhere, and for a pipe or device, which may never end."""
-    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+
+    def opener(name: str, flags: int) -> int:  # what it opened is closed even where `open` finds a directory
+        return os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+
+    with open(path, "rb", opener=opener) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError("is not a file")
         return file.read()
