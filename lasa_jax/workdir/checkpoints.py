@@ -1,8 +1,6 @@
 """Checkpoints of a run: written by Orbax, each with a manifest that has the SHA-256 of its files and is checked before use.
 
-Orbax's CheckpointManager (0.12.8) was tried in place of this file and is no gain: it removes the old checkpoint before a
-manifest of the new one can be written, so that a kill may leave none; it lists and deletes by folder only, and leaves on a
-full disk what it could not finish; the manifest, the removal of leftovers and links, and the lock had to stay.
+Not Orbax's CheckpointManager: it removes an old checkpoint before the manifest of the new one is there to check it by.
 """
 
 import errno
