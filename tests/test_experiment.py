@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -210,18 +209,6 @@ def test_without_attack_nobody_is_malicious():
     assert not build.prepare(config).point.malicious.any()
 
 
-def test_a_second_process_is_refused(tmp_path):
-    with Workdir(tmp_path), pytest.raises(InputError, match=rf"in use by process {os.getpid()} on "):
-        Workdir(tmp_path)
-    Workdir(tmp_path).close()  # released
-
-
-def test_a_workdir_that_is_a_file(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="is a file, allowed is a directory"):
-        Workdir(tmp_path / "file")
-
-
 def test_bad_input_leaves_no_directory(tmp_path):
     with pytest.raises(InputError, match="num_clients = 5000"):
         run(small(num_clients=5000), tmp_path / "new")
@@ -317,21 +304,6 @@ def test_a_model_that_does_not_fit_the_data(tmp_path):
     with pytest.raises(InputError, match=r"config.model = 'lstm': takes sequences, and an example of 'digits'"):
         run(small(model="lstm"), tmp_path / "new")
     assert not (tmp_path / "new").exists()
-
-
-def test_threads_save_checkpoints_side_by_side(tmp_path):
-    """Orbax numbers its operations per process; several at once, and files are lost."""
-    state = {"w": jax.numpy.arange(1000.0)}
-
-    def save(name: str) -> bool:
-        with Workdir(tmp_path / name) as workdir:
-            for last_round in range(1, 9):
-                workdir.save_checkpoint(last_round, state, keep=1)
-            restored = workdir.restore_checkpoint(8, state)
-        return restored is not None and bool((restored["w"] == state["w"]).all())
-
-    with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(save, "abcd")) == [True] * 4
 
 
 def test_a_deterministic_run_asks_the_compiler_for_it(tmp_path, monkeypatch):

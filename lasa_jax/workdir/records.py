@@ -1,19 +1,42 @@
-"""What a run records: a line an evaluated round, the share of clients that were filtered, and its summary."""
+"""What a run records: one line for each evaluated round, what was filtered, and its summary; made and checked here."""
 
 import hashlib
 import platform
 from collections.abc import Mapping, Sequence
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 import pandas as pd
 
-from lasa_jax.federated import Simulation
-from lasa_jax.federated.simulation import BlockMetrics
+from lasa_jax.workdir.files import parse_json
+from lasa_jax.workdir.forms import Form, is_count, is_mapping, is_number, is_record, is_text, or_null, wrong_fields
+
+if TYPE_CHECKING:  # who reads a directory needs no engine, which takes a second to import
+    from lasa_jax.federated import Simulation
+    from lasa_jax.federated.simulation import BlockMetrics
 
 PyTree = Any
+
+# What must be in a line of metrics.jsonl, as `lines` makes it, and in summary.json, as `summary` makes it.
+LINE: Form = {
+    "round": lambda value: is_count(value) and value > 0,
+    **dict.fromkeys(("malicious", "benign"), is_count),
+    **dict.fromkeys(("malicious_filtered", "benign_filtered"), is_mapping(is_count)),
+    **dict.fromkeys(("test_accuracy", "test_loss", "train_loss", "update_norm", "step_waste"), or_null(is_number)),
+    "assumed_malicious": or_null(is_count),
+    "seconds_per_round": is_number,
+}
+_RATES: Form = dict.fromkeys(("malicious_filtered", "benign_kept"), or_null(is_number))
+SUMMARY: Form = {
+    **dict.fromkeys(("status", "parameters_sha256"), is_text),
+    **dict.fromkeys(("rounds", "seed"), is_count),
+    **dict.fromkeys(("best_test_accuracy", "final_test_accuracy", "seconds_per_round"), or_null(is_number)),
+    "best_round": or_null(is_count),
+    "compile_seconds": is_number,
+    "detection": is_record({**_RATES, "layers": is_mapping(is_record(_RATES))}),
+}
 
 
 def layer_names(variables: PyTree) -> list[str]:
@@ -23,13 +46,14 @@ def layer_names(variables: PyTree) -> list[str]:
 
 
 def lines(
-    metrics: BlockMetrics, done: int, count: int, simulation: Simulation, layers: Sequence[str], seconds: float
+    metrics: "BlockMetrics", done: int, count: int, simulation: "Simulation", layers: Sequence[str], seconds: float
 ) -> list[dict[str, Any]]:
     """One line for each evaluated round of a block of one run, covering the rounds since the line before.
 
     Args:
       metrics: of this run, leaves `(block_rounds, ...)`, on the host.
-      done: rounds before the block. count: rounds of the block that count.
+      done: rounds before the block.
+      count: rounds of the block that count.
       simulation: says which rounds are evaluated.
       layers: from `layer_names`.
       seconds: wall time of a round of this run.
@@ -64,12 +88,32 @@ def lines(
     return written
 
 
-def filtering(metrics: BlockMetrics, done: int, count: int, layers: Sequence[str]) -> pd.DataFrame | None:
+def parse_lines(content: bytes) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl, up to one that is cut off, has another form or other layers, or repeats a round."""
+    parsed: list[dict[str, Any]] = []
+    for text in content.split(b"\n"):
+        try:
+            line = parse_json(text)
+        except ValueError:
+            break
+        if not isinstance(line, dict) or wrong_fields(line, LINE):
+            break
+        if parsed and line["round"] <= parsed[-1]["round"]:
+            break
+        layers = (parsed or [line])[0]["malicious_filtered"].keys()
+        if line["malicious_filtered"].keys() != layers or line["benign_filtered"].keys() != layers:
+            break
+        parsed.append(line)
+    return parsed
+
+
+def filtering(metrics: "BlockMetrics", done: int, count: int, layers: Sequence[str]) -> pd.DataFrame | None:
     """What the rule made of each client in each layer of the rounds of a block, None where it is not recorded.
 
     Args:
       metrics: of one run, leaves `(block_rounds, ...)`, on the host.
-      done: rounds before the block. count: rounds of the block that count.
+      done: rounds before the block.
+      count: rounds of the block that count.
       layers: from `layer_names`.
 
     Returns:
@@ -157,8 +201,10 @@ def summary(
       lines: all lines of metrics.jsonl.
       variables: of the final model, arrays on the host.
       status: `finished` or `diverged`.
-      seed, config_id: of the run.
-      compile_seconds, total_seconds: of the process that finished.
+      seed: of the run.
+      config_id: of the run.
+      compile_seconds: of the process that finished.
+      total_seconds: of the process that finished.
     """
     accuracies = [line["test_accuracy"] for line in lines if line["test_accuracy"] is not None]
     best = max(accuracies, default=None)

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from benchmarks import faults
+from checks import faults
 
 MADE = (  # what the tests of experiments do not make
     "SIGKILL in a metrics write of a run",

@@ -1,0 +1,90 @@
+"""What a run records, and what is believed of it when it is read."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from lasa_jax.workdir import records
+from lasa_jax.workdir.files import to_json
+from lasa_jax.workdir.forms import wrong_fields
+
+
+def line(number: int, **other) -> dict:
+    """A line of metrics.jsonl with 2 malicious and 8 benign clients in two layers."""
+    return {
+        "round": number,
+        **dict.fromkeys(("test_accuracy", "test_loss", "train_loss", "update_norm", "step_waste"), 0.5),
+        "assumed_malicious": None,
+        "malicious": 2,
+        "benign": 8,
+        "malicious_filtered": {"a": 2, "b": 1},
+        "benign_filtered": {"a": 0, "b": 4},
+        "seconds_per_round": 0.1,
+        **other,
+    }
+
+
+def parsed(*lines: dict) -> list[int]:
+    return [found["round"] for found in records.parse_lines("".join(map(to_json, lines)).encode())]
+
+
+def test_lines_are_read_as_they_were_written():
+    written = [line(1), line(2, test_loss=float("nan")), line(5)]
+    content = "".join(map(to_json, written)).encode()
+    assert records.parse_lines(content) == [written[0], line(2, test_loss=None), written[2]]
+    ends = [index for index, byte in enumerate(content) if byte == ord("\n")]
+    for cut in range(len(content)):  # a line counts once its last brace is there
+        assert len(records.parse_lines(content[:cut])) == sum(end <= cut for end in ends)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"round": 2},
+        {"round": 1},
+        {"round": 3.0},
+        {"round": True},
+        {"test_accuracy": "0.5"},
+        {"malicious": -1},
+        {"benign": None},
+        {"malicious_filtered": {"a": 1}},
+        {"benign_filtered": {"a": 0, "b": 0, "c": 0}},
+        {"malicious_filtered": {"c": 1}, "benign_filtered": {"c": 1}},
+        {"benign_filtered": []},
+        {"seconds_per_round": None},
+    ],
+)
+def test_lines_count_up_to_one_that_is_wrong(other):
+    assert parsed(line(1), line(2), line(3, **other), line(4)) == [1, 2]
+
+
+@pytest.mark.parametrize("field", records.LINE)
+def test_no_field_may_be_missing(field):
+    one = line(1)
+    del one[field]
+    assert parsed(one) == []
+
+
+def test_detection_rates_cover_all_lines():
+    rates = records.detection_rates([line(1), line(2, malicious_filtered={"a": 0, "b": 0})])
+    assert rates["layers"] == {
+        "a": {"malicious_filtered": 0.5, "benign_kept": 1.0},
+        "b": {"malicious_filtered": 0.25, "benign_kept": 0.5},
+    }
+    assert (rates["malicious_filtered"], rates["benign_kept"]) == (0.375, 0.75)
+    assert records.detection_rates([])["malicious_filtered"] is None
+    assert records.detection_rates([line(1, malicious=0)])["malicious_filtered"] is None
+
+
+@pytest.mark.parametrize("lines", [[], [line(1)], [line(1), line(2, test_accuracy=None)]])
+def test_a_summary_has_the_form_that_is_checked(lines):
+    variables = {"w": np.ones((3, 2), np.float32)}
+    summary = records.summary(
+        lines, variables, status="finished", seed=1, config_id="x", compile_seconds=1.0, total_seconds=2.0
+    )
+    assert wrong_fields(json.loads(to_json(summary)), records.SUMMARY) == []
+    assert summary["num_parameters"] == 6
+    assert summary["best_test_accuracy"] == (0.5 if lines else None)
+    assert summary["versions"]["jax"] == jax.__version__
