@@ -260,7 +260,7 @@ def _run_blocks(
                 if one.workdir is not None:
                     lines = records.lines(own, done, count, simulation, layers, seconds)
                     state = jax.tree.map(lambda x, position=position: x[position], held)
-                    table = records.filtering(own, done, count, layers)
+                    table = records.filtering_table(own, done, count, layers)
                     one.record(lines, table, done + count, state, diverged=diverged)
                     if on_line is not None:
                         for line in lines:

@@ -24,7 +24,7 @@ _COLUMNS = {"round": "i", "client": "i", "malicious": "b", "layer": "O", "kept":
 
 
 def load(path: str | os.PathLike[str]) -> pd.DataFrame:
-    """What a run with `config.record_filtering` wrote of every round so far, see `records.filtering` for the columns.
+    """What a run with `config.record_filtering` wrote of every round so far, see `records.filtering_table` for the columns.
 
     Raises:
       InputError: if nothing was recorded there, or a file cannot be read or holds something else.

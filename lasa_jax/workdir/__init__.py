@@ -16,7 +16,8 @@ Nothing here is believed because it is here: text is JSON of the form that is wr
 a checkpoint counts only if its files have the SHA-256 of its manifest. docs/reliability.md says what that survives.
 
 In this folder: `directory` has Workdir, `checkpoints` what it keeps of a run's state, `records` what a run records and the
-form of it, `forms` how a form is checked, `sweep` the batches of a sweep, `files` and `locks` what all of them stand on.
+form of it, `forms` how a form is checked, `resume` what a run that begins finds, `sweep` the batches of a sweep, `files` and
+`locks` what all of them stand on.
 """
 
 from lasa_jax.workdir.directory import Workdir, filtering_files, is_finished

@@ -164,7 +164,7 @@ class Workdir:
                 replace_file(self.path / "metrics.jsonl", "".join(to_json(line) for line in kept))
 
     def write_filtering(self, first_round: int, table: pd.DataFrame) -> None:
-        """Stores the filtering of a block that begins with `first_round`, see `records.filtering`."""
+        """Stores the filtering of a block that begins with `first_round`, see `records.filtering_table`."""
         content = io.BytesIO()
         table.to_parquet(content, engine="pyarrow", compression="zstd", index=False)
         with self._writing(f"the filtering of round {first_round}"):

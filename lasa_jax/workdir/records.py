@@ -107,7 +107,7 @@ def parse_lines(content: bytes) -> list[dict[str, Any]]:
     return parsed
 
 
-def filtering(metrics: "BlockMetrics", done: int, count: int, layers: Sequence[str]) -> pd.DataFrame | None:
+def filtering_table(metrics: "BlockMetrics", done: int, count: int, layers: Sequence[str]) -> pd.DataFrame | None:
     """What the rule made of each client in each layer of the rounds of a block, None where it is not recorded.
 
     Args:

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from lasa_jax import config as configs
 from lasa_jax.errors import InputError
-from lasa_jax.workdir import Workdir
+from lasa_jax.workdir.directory import Workdir
 
 PyTree = Any
 
