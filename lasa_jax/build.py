@@ -133,12 +133,18 @@ Factories = tuple[Callable[[Numbers], Attack], Callable[[Numbers], Aggregator]]
 def _factories(config: ConfigDict, aggregator: Aggregator | None, attack: Attack | None) -> Factories:
     """What makes the attack and the rule inside a trace: those that were given, or those that the config names."""
 
-    def named(kind: str) -> Callable[[Numbers], Any]:
-        name = config[kind].name
-        return methods.factory(kind, name, methods.words(kind, name, config[kind].parameters.to_dict()))
+    def named(kind: str, name: str) -> Callable[[Numbers], Any]:
+        return methods.factory(kind, name, methods.words(kind, name, configs.parameters(config, kind, name)))
 
-    make_attack = named("attack") if attack is None else lambda _: attack
-    make_aggregator = named("aggregator") if aggregator is None else lambda _: aggregator
+    make_attack = named("attack", config.attack.name) if attack is None else lambda _: attack
+    steps = [(methods.settings_name(name), named("preaggregator", name)) for name in configs.steps(config)]
+    make_rule = named("aggregator", config.aggregator.name)
+
+    def make_aggregator(numbers: Numbers) -> Aggregator:
+        rule = make_rule(numbers["aggregator"]) if aggregator is None else aggregator
+        before = [make(numbers[name]) for name, make in steps]
+        return aggregators.chain(*before, rule) if before else rule
+
     if not _statistics_apart(config):
         return make_attack, make_aggregator
     return (
@@ -187,35 +193,39 @@ def _point(
     assumed = config.aggregator.assumed_malicious
     if assumed is None:
         assumed = _share(config.attack_ratio, config.clients_per_round)
+
+    def of(kind: str, name: str) -> dict[str, Any]:
+        return _numbers(config, kind, name, model)
+
+    of_steps = {methods.settings_name(name): of("preaggregator", name) for name in configs.steps(config)}
     client = config.client
     numbers: Any = Point(
         key=jax.random.key(config.seed),
         malicious=jnp.asarray(malicious),
         assumed_malicious=jnp.asarray(assumed),
         sgd=SGD(client.learning_rate, client.momentum, client.learning_rate_decay, client.clip_norm),
-        attack={} if attack is not None else _numbers(config, "attack"),
-        aggregator={} if aggregator is not None else _with_num_kept(config, model),
+        attack={} if attack is not None else of("attack", config.attack.name),
+        aggregator={
+            **of_steps,
+            "aggregator": {} if aggregator is not None else of("aggregator", config.aggregator.name),
+        },
     )
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32) if isinstance(x, float) else jnp.asarray(x), numbers)
 
 
-def _numbers(config: ConfigDict, kind: str) -> dict[str, Any]:
-    return methods.numbers(kind, config[kind].name, config[kind].parameters.to_dict())
-
-
-def _with_num_kept(config: ConfigDict, model: Model) -> dict[str, Any]:
-    """The rule's numbers, a sparsity level as the number of entries that are kept.
+def _numbers(config: ConfigDict, kind: str, name: str, model: Model) -> dict[str, Any]:
+    """The numbers of a method, a sparsity level as the number of entries that are kept.
 
     That is an integer computed in double precision, see `aggregators.keep_top_k`.
     """
-    numbers, name = _numbers(config, "aggregator"), config.aggregator.name
+    numbers = methods.numbers(kind, name, configs.parameters(config, kind, name))
     if name in aggregators.NUM_KEPT:
         variables = jax.eval_shape(model.init, jax.random.key(0))
         seen = {"params": variables["params"]} if _statistics_apart(config) else variables
         level = numbers.pop("sparsity_level")
         numbers.setdefault("num_kept", aggregators.NUM_KEPT[name](seen, level))
         most = aggregators.NUM_KEPT[name](seen, 0.0)
-        check_number(f"config.aggregator.{name}.num_kept", numbers["num_kept"], high=most)
+        check_number(f"config.{configs.GROUPS[kind]}.{name}.num_kept", numbers["num_kept"], high=most)
     return numbers
 
 

@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from lasa_jax import build, data
+from lasa_jax import build, data, methods
 from lasa_jax import config as configs
 from lasa_jax.aggregators import Aggregator
 from lasa_jax.attacks import Attack
@@ -201,8 +201,10 @@ def _run_blocks(
     """Runs a batch whose directories are open block by block, and enters what became of each run when it has ended."""
     batch = list(members.values())
     fill = size - len(batch)
-    simulation, states, points, fed = build.place([one.built for one in batch + batch[:1] * fill], mesh)
-    config, workdirs = batch[0].built.config, [one.workdir for one in batch if one.workdir is not None]
+    config = batch[0].built.config
+    with methods.naming_the_line(configs.user_functions(config)):
+        simulation, states, points, fed = build.place([one.built for one in batch + batch[:1] * fill], mesh)
+    workdirs = [one.workdir for one in batch if one.workdir is not None]
     template = jax.eval_shape(simulation.program.init, batch[0].built.point)
     layers = records.layer_names(template.variables)
     done, restored = resume.go_back(workdirs, config, template, log) if _is_leader() else (0, [])
@@ -219,7 +221,9 @@ def _run_blocks(
     if done < config.rounds:
         for workdir in workdirs[:1]:
             log(f"{workdir.path}: compiling for {records.device()}")
-        executable, compile_seconds = executables.get(configs.program_key(config), simulation, (states, points, fed))
+        with methods.naming_the_line(configs.user_functions(config)):
+            key = configs.program_key(config)
+            executable, compile_seconds = executables.get(key, simulation, (states, points, fed))
 
     def finish(position: int, one: _Member, status: str) -> dict[str, Any]:
         summary = records.summary(
@@ -372,9 +376,10 @@ def simulate(
     config = configs.resolve(configs.updated(base, settings), settings, dataset=name)
     built = build.prepare(config, dataset=dataset, model=model, aggregator=aggregator, attack=attack)
     built = built._replace(program=dataclasses.replace(built.program, record_filtering=True))
-    simulation, states, points, fed = build.place([built], make_mesh() if mesh is None else mesh)
+    with methods.naming_the_line(configs.user_functions(config)):
+        simulation, states, points, fed = build.place([built], make_mesh() if mesh is None else mesh)
+        executable, _ = simulation.compile(states, points, fed)
     layers = records.layer_names(states.variables)
-    executable, _ = simulation.compile(states, points, fed)
     blocks = []
     for done in range(0, config.rounds, simulation.block_rounds):
         states, metrics = executable(states, points, fed, np.int32(done))

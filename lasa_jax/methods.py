@@ -1,13 +1,22 @@
-"""Names to functions: which rules and attacks there are, what their parameters are, and how one is built.
+"""Names to functions: built-in tables, and `package.module:function` paths of a user's own code.
+
+Wherever a config takes a name it takes such a path too: a rule, an attack, a pre-aggregator, a dataset, a model. This is
+the one place that imports a user's code, from the Python path, the working directory and the folder of the config file.
 
 The annotation of a parameter says what it is to a compiled program. `Scalar` and `Count` may be traced, so that runs which
 differ in them share a program; `int`, `float`, `bool` and `str` are compiled in.
 """
 
+import contextlib
 import functools
+import hashlib
+import importlib
 import inspect
+import sys
+import traceback
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -16,11 +25,21 @@ from lasa_jax import aggregators, attacks
 from lasa_jax.errors import InputError, call_named, find_named
 from lasa_jax.federated import Numbers
 
-TABLES: dict[str, Mapping[str, Callable[..., Any]]] = {"aggregator": aggregators.RULES, "attack": attacks.ATTACKS}
+TABLES: dict[str, Mapping[str, Callable[..., Any]]] = {
+    "aggregator": aggregators.RULES,
+    "attack": attacks.ATTACKS,
+    "preaggregator": aggregators.PREAGGREGATORS,
+}
+
+# What a module of somebody else's may raise while it is imported, or a function of it when it is called.
+FAILURES = (
+    *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError),
+    *(OSError, RuntimeError, SyntaxError, TypeError, ValueError),
+)
 
 
 class Parameter(NamedTuple):
-    """A parameter of a rule or an attack.
+    """A parameter of a rule, an attack or a pre-aggregator.
 
     Attributes:
       default: of the signature.
@@ -33,25 +52,109 @@ class Parameter(NamedTuple):
     traced: bool
 
 
+def is_path(name: str) -> bool:
+    """Whether a name is the path of a user's function, `package.module:function`."""
+    return ":" in name
+
+
+def label(name: str) -> str:
+    """What tables show: `mypkg.rules.norm_gate` for `mypkg.rules:norm_gate`; built-in names as they are."""
+    return name.replace(":", ".")
+
+
+def settings_name(name: str) -> str:
+    """The part of a name by which its settings are called: `norm_gate` of `mypkg.rules:norm_gate`."""
+    return name.rpartition(":")[2]
+
+
 def find(kind: str, name: str) -> Callable[..., Any]:
-    """The function of a rule (`kind` "aggregator") or an attack ("attack").
+    """The function of a built-in name or of a path.
+
+    Args:
+      kind: "aggregator", "attack" or "preaggregator"; "dataset" and "model" have paths only, see `imported`.
+      name: of `TABLES[kind]`, or `package.module:function`.
 
     Raises:
-      InputError: if there is none of that name.
+      InputError: if there is none of that name, or the module fails while it is imported.
     """
+    if is_path(name):
+        return imported(_setting(kind), name)
     try:
         return find_named(kind, TABLES[kind], name)
     except InputError as error:
-        raise InputError(f"config.{kind}.name: {error}") from None
+        raise InputError(f"config.{_setting(kind)}: {error} or a path package.module:function") from None
+
+
+def _setting(kind: str) -> str:
+    return {"preaggregator": "preaggregators.names", "dataset": "dataset", "model": "model"}.get(kind, f"{kind}.name")
+
+
+def imported(setting: str, path: str) -> Callable[..., Any]:
+    """The function of a path; its module is imported where it was not.
+
+    Args:
+      setting: that has the path, for messages.
+      path: `package.module:function`.
+
+    Raises:
+      InputError: if there is no such module or function, or the module fails while it is imported.
+    """
+    module_name, _, function_name = path.partition(":")
+    where = f"config.{setting} = {path!r}"
+    if not all(part.isidentifier() for part in (*module_name.split("."), function_name)):
+        raise InputError(f"{where}: allowed is package.module:function")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise InputError(f"{where}: there is no module {error.name!r} here") from None
+    except FAILURES as error:
+        raise InputError(f"{where}: {type(error).__name__}: {' '.join(str(error).split())}") from None
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        found = ", ".join(name for name, value in vars(module).items() if _is_written_in(module_name, value)) or "none"
+        raise InputError(f"{where}: {module_name} has no function {function_name!r}, its functions are {found}")
+    return function
+
+
+def _is_written_in(module_name: str, value: Any) -> bool:
+    return inspect.isfunction(value) and value.__module__ == module_name and not value.__name__.startswith("_")
+
+
+def source_file(path: str) -> Path:
+    """The file that a user's function is written in."""
+    return Path(inspect.getsourcefile(inspect.unwrap(imported("path", path))) or "")
+
+
+def source_sha256(path: str) -> str:
+    """SHA-256 of the file that a user's function is written in: an edited rule is another run."""
+    return hashlib.sha256(source_file(path).read_bytes()).hexdigest()
+
+
+def search_also(*folders: str | Path) -> None:
+    """Adds folders to the end of Python's path, where they shadow no module: modules of users may lie there."""
+    for folder in folders:
+        resolved = str(Path(folder).resolve())
+        if resolved not in sys.path:
+            sys.path.append(resolved)
 
 
 @functools.cache
 def parameters(function: Callable[..., Any]) -> dict[str, Parameter]:
-    """The parameters of a rule or an attack, by name."""
-    hints = typing.get_type_hints(function)
+    """The parameters of a rule, an attack or a pre-aggregator, by name.
+
+    Raises:
+      InputError: for a parameter that has no default, or none of the annotations that a config can set.
+    """
+    try:
+        hints = typing.get_type_hints(function)
+    except (NameError, TypeError, AttributeError) as error:
+        raise InputError(f"{function.__qualname__}: its annotations cannot be read ({error})") from None
     found = {}
     for name, parameter in inspect.signature(function).parameters.items():
-        kinds = (hints[name], *typing.get_args(hints[name]))
+        if parameter.default is inspect.Parameter.empty:
+            raise InputError(f"{function.__qualname__}: parameter {name!r} must have a default")
+        hint = hints.get(name, type(parameter.default))
+        kinds = (hint, *typing.get_args(hint))
         kind = next((kind for kind in (bool, int, float, str) if kind in kinds), None)
         found[name] = Parameter(parameter.default, kind, kind is not None and jax.Array in kinds)
     return found
@@ -70,12 +173,54 @@ def words(kind: str, name: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def create(kind: str, name: str, chosen: Mapping[str, Any]) -> Any:
-    """The rule or the attack with these parameters.
+    """The rule, the attack or the pre-aggregator with these parameters.
 
     Raises:
-      InputError: for an unknown name or parameter, or a value out of range.
+      InputError: for an unknown name or parameter, a value out of range, or a function of a user's that fails.
     """
-    return call_named(kind, TABLES[kind], name, chosen)
+    if not is_path(name):
+        return call_named(kind, TABLES[kind], name, chosen)
+    function = find(kind, name)
+    made = call_named(kind, {name: function}, name, chosen)
+    wanted = {"aggregator": aggregators.Aggregator, "attack": attacks.Attack}.get(kind)
+    if wanted is not None and not isinstance(made, wanted):
+        raise InputError(f"{name}: gives {type(made).__name__}, allowed is lasa_jax.{kind}s.{wanted.__name__}")
+    if wanted is None and not callable(made):
+        raise InputError(f"{name}: gives {type(made).__name__}, allowed is a function of rows, see docs/adding.md")
+    return made
+
+
+@contextlib.contextmanager
+def naming_the_line(paths: Iterable[str]) -> Iterator[None]:
+    """Turns what a user's function raises into one line that names the function and the line in its file.
+
+    Args:
+      paths: of the functions that are called, `package.module:function`. Errors from elsewhere pass.
+
+    Raises:
+      InputError: in place of an error that was raised below a line of one of their files.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except FAILURES as error:
+        for path in paths:
+            file, line = source_file(path), 0
+            for frame in traceback.extract_tb(error.__traceback__):
+                line = (frame.lineno or 0) if Path(frame.filename) == file else line
+            if line:
+                raise InputError(f"{path}: {file.name}, line {line}: {_reason(error)}") from None
+        raise
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, jax.errors.ConcretizationTypeError):
+        return (
+            "Python cannot decide on a traced number; use jnp.where, or annotate the parameter as int or float, which "
+            "compiles it in"
+        )
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def factory(kind: str, name: str, compiled_in: Mapping[str, Any]) -> Callable[[Numbers], Any]:

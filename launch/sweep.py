@@ -6,6 +6,7 @@ input, 130 after Ctrl-C.
 """
 
 import argparse
+import importlib
 import sys
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from lasa_jax import commandline, grid
 from lasa_jax.data import cache
 from lasa_jax.errors import InputError
 from lasa_jax.federated import Executables
-from launch import ray_cluster, slurm
+from lasa_jax.launch import ray_cluster, slurm
 
 # Flags that only one backend reads, with their defaults.
 _FLAGS_OF = {"local": {"threads": None}, "ray": {"address": None, "gpus": None}, "slurm": {"jobs": 1, "slurm": ""}}
@@ -124,4 +125,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(importlib.import_module("lasa_jax.launch.sweep").main())  # what workers are sent has the package's name

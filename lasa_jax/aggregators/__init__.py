@@ -58,8 +58,22 @@ RULES: dict[str, Callable[..., Aggregator]] = {
     "trimmed_mean": trimmed_mean,
 }
 
-# How a sparsity level becomes the integer k for the rules that have one: `(params, sparsity_level) -> k`.
-NUM_KEPT: dict[str, Callable[[Any, float], int]] = {"lasa": num_kept_entries, "sparsefed": num_kept_of_all}
+# Steps in front of a rule, see `chain`.
+PREAGGREGATORS: dict[str, Callable[..., PreAggregator]] = {
+    "bucketing": bucketing,
+    "clip_to_median_norm": clip_to_median_norm,
+    "clip_to_norm": clip_to_norm,
+    "keep_top_k": keep_top_k,
+    "nearest_neighbour_mixing": nearest_neighbour_mixing,
+    "reject_nonfinite": reject_nonfinite,
+}
+
+# How a sparsity level becomes the integer k for the methods that have one: `(params, sparsity_level) -> k`.
+NUM_KEPT: dict[str, Callable[[Any, float], int]] = {
+    "keep_top_k": num_kept_entries,
+    "lasa": num_kept_entries,
+    "sparsefed": num_kept_of_all,
+}
 
 
 def names() -> list[str]:
@@ -78,6 +92,7 @@ def create(name: str, **parameters: Any) -> Aggregator:
 
 __all__ = [
     "NUM_KEPT",
+    "PREAGGREGATORS",
     "RULES",
     "Aggregator",
     "Assumed",

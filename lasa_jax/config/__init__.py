@@ -8,17 +8,35 @@ and attack are left, every value is in range.
 from lasa_jax.config.arguments import parse_argument, set_partition
 from lasa_jax.config.by_dataset import paper
 from lasa_jax.config.identity import as_json, cost_key, first_difference, identity, program_key, run_name, to_json
-from lasa_jax.config.resolve import check_clients_per_round, from_json, resolve, updated
-from lasa_jax.config.settings import BY_FIDELITY, NOT_COMPARED, SETTINGS, UNIDENTIFYING, check_fields, default, flatten
+from lasa_jax.config.resolve import check_clients_per_round, from_json, resolve, updated, user_functions
+from lasa_jax.config.settings import (
+    BY_FIDELITY,
+    GROUPS,
+    NOT_COMPARED,
+    SETTINGS,
+    UNIDENTIFYING,
+    Setting,
+    all_settings,
+    check_fields,
+    chosen,
+    default,
+    flatten,
+    parameters,
+    steps,
+)
 
 __all__ = [
     "BY_FIDELITY",
+    "GROUPS",
     "NOT_COMPARED",
     "SETTINGS",
     "UNIDENTIFYING",
+    "Setting",
+    "all_settings",
     "as_json",
     "check_clients_per_round",
     "check_fields",
+    "chosen",
     "cost_key",
     "default",
     "first_difference",
@@ -26,11 +44,14 @@ __all__ = [
     "from_json",
     "identity",
     "paper",
+    "parameters",
     "parse_argument",
     "program_key",
     "resolve",
     "run_name",
     "set_partition",
+    "steps",
     "to_json",
     "updated",
+    "user_functions",
 ]

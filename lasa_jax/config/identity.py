@@ -3,13 +3,14 @@
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from lasa_jax import methods
-from lasa_jax.config.settings import AXIS, COSTLY, NUMBER, UNIDENTIFYING, flatten, with_role
+from lasa_jax.config.settings import AXIS, COSTLY, NUMBER, UNIDENTIFYING, chosen, flatten, parameters, with_role
 
 
 def as_json(config: ConfigDict) -> dict[str, Any]:
@@ -30,7 +31,8 @@ def to_json(config: ConfigDict) -> str:
 
 def run_name(config: ConfigDict) -> str:
     """`digits_lasa_byzmean_1a2b3c4d5e6f`: a name that the same settings always have, and no others."""
-    return f"{config.dataset}_{config.aggregator.name}_{config.attack.name}_{identity(config)}"
+    names = (config.dataset, config.aggregator.name, config.attack.name)
+    return "_".join([*(re.sub(r"[^\w.]+", "-", name).strip("-") for name in names), identity(config)])
 
 
 def identity(config: ConfigDict) -> str:
@@ -54,8 +56,9 @@ def program_key(config: ConfigDict) -> str:
         if field not in (*UNIDENTIFYING, *traced, "source_id") and ".parameters" not in field
     }
     kept["client.clip_norm"] = config.client.clip_norm is not None  # whether there is a clip is compiled in
-    for kind in methods.TABLES:
-        kept[kind] = methods.words(kind, config[kind].name, config[kind].parameters.to_dict())
+    for kind, names in chosen(config).items():
+        for name in names:
+            kept[f"{kind} {name}"] = methods.words(kind, name, parameters(config, kind, name))
     return _digest(kept)
 
 

@@ -10,24 +10,79 @@ from ml_collections import ConfigDict
 from lasa_jax import data, methods
 from lasa_jax.config import by_dataset
 from lasa_jax.config.identity import as_json, first_difference
-from lasa_jax.config.settings import BY_FIDELITY, check_fields, check_values, default, flatten
+from lasa_jax.config.settings import (
+    BY_FIDELITY,
+    GROUPS,
+    SETTINGS,
+    Chosen,
+    Setting,
+    all_settings,
+    check_fields,
+    check_values,
+    chosen,
+    default,
+    flatten,
+    put,
+)
 from lasa_jax.data import partition
 from lasa_jax.errors import InputError, check_number
 
 
-def updated(base: ConfigDict, settings: Mapping[str, Any]) -> ConfigDict:
+def updated(base: ConfigDict, settings: Mapping[str, Any], *, unselected: Iterable[str] = ()) -> ConfigDict:
     """A copy of a config with some settings changed, given by their names: `{"client.epochs": 1}`.
+
+    Where the settings choose a user's function, its parameters are settings too, with the defaults of its signature.
+
+    Args:
+      base: the config.
+      settings: values by name.
+      unselected: fields of functions that other points of a grid select; they are left out where they are not settings.
 
     Raises:
       InputError: for a name that is no setting, or a value of another type.
     """
-    check_fields(settings)
     config = ConfigDict(base.to_dict())
-    try:
-        config.update_from_flattened_dict(dict(settings))
-    except (TypeError, ValueError, OverflowError) as error:
-        raise InputError(f"{', '.join(settings)}: {' '.join(str(error).split())}") from None
+    for field in ("preaggregators.names", "aggregator.name", "attack.name"):
+        if field in settings:
+            _put(config, field, settings[field], SETTINGS[field])
+    selected = chosen(config)
+    known = all_settings(selected)
+    settings = {field: value for field, value in settings.items() if field in known or field not in set(unselected)}
+    check_fields(settings, selected)
+    _add_tables(config, selected, afresh=True)
+    for field, value in settings.items():
+        _put(config, field, value, known[field])
     return config
+
+
+def _put(config: ConfigDict, field: str, value: Any, setting: Setting) -> None:
+    try:
+        put(config, field, value, setting)
+    except (TypeError, ValueError, OverflowError):
+        kind = setting.kind.__name__
+        raise InputError(f"config.{field} = {value!r}: allowed is a value of type {kind}") from None
+
+
+def _add_tables(config: ConfigDict, selected: Chosen, *, afresh: bool) -> None:
+    """Gives a config the settings of the user's functions that it selects.
+
+    `afresh` puts the defaults of a function that is called like a built-in in place of the settings of that.
+    """
+    for kind, names in selected.items():
+        for path in filter(methods.is_path, names):
+            table, called = config[GROUPS[kind]], methods.settings_name(path)
+            prefix = f"{GROUPS[kind]}.{called}."
+            own = {
+                field.removeprefix(prefix): setting
+                for field, setting in all_settings({kind: [path]}).items()
+                if field.startswith(prefix)
+            }
+            there = table[called].to_dict() if called in table else {}
+            if not set(there) <= set(own) or (afresh and called in methods.TABLES[kind]):
+                there = {}
+            table[called] = ConfigDict()
+            for parameter, setting in own.items():
+                put(table[called], parameter, there.get(parameter, setting.default), setting)
 
 
 def resolve(config: ConfigDict, overrides: Iterable[str] = (), *, dataset: str | None = None) -> ConfigDict:
@@ -40,17 +95,19 @@ def resolve(config: ConfigDict, overrides: Iterable[str] = (), *, dataset: str |
       dataset: the name of a dataset that is given as arrays, in place of the config's.
 
     Returns:
-      The config of a run: `fidelity` has decided what it decides, and the tables of `aggregator` and `attack` hold the
-      parameters of the selected method only, under `parameters`.
+      The config of a run: `fidelity` has decided what it decides. The tables of `preaggregators`, `aggregator` and `attack`
+      hold the parameters of what is selected only, under `parameters`. `sources` has the SHA-256 of the file of each
+      function of a user's, where there is one.
 
     Raises:
       InputError: one line that names the setting, its value and what is allowed.
     """
     config = ConfigDict(_plain(config.to_dict()))
+    _add_tables(config, chosen(config), afresh=False)
     check_values(config)
     config.dataset = config.dataset if dataset is None else dataset
-    overrides = list(overrides)
-    _check_selected(config, overrides)
+    overrides, selected = list(overrides), chosen(config)
+    _check_selected(config, overrides, selected)
     _check_relations(config)
     own = partition.SETTINGS[config.partition.name]
     config.partition = ConfigDict({name: config.partition[name] for name in ("name", *own)})
@@ -61,9 +118,25 @@ def resolve(config: ConfigDict, overrides: Iterable[str] = (), *, dataset: str |
         client.clip_norm = by_dataset.clip_norm(config.fidelity, config.dataset, config.aggregator.name)
     elif math.isinf(client.clip_norm):
         client.clip_norm = None  # "inf" asks for no clip where fidelity would set one
-    for kind in methods.TABLES:
-        config[kind] = _resolve_method(config, kind)
+    steps = {
+        methods.settings_name(name): _selected_parameters(config, "preaggregator", name)
+        for name in selected["preaggregator"]
+    }
+    config.preaggregators = ConfigDict({"names": ",".join(selected["preaggregator"]), "parameters": steps})
+    for kind in ("aggregator", "attack"):
+        table = {"name": config[kind].name, "parameters": _selected_parameters(config, kind, config[kind].name)}
+        if kind == "aggregator":
+            table["assumed_malicious"] = config.aggregator.assumed_malicious
+        config[kind] = ConfigDict(table)
+    if paths := user_functions(config):
+        config.sources = ConfigDict({path.replace(".", "/"): methods.source_sha256(path) for path in paths})
     return config
+
+
+def user_functions(config: ConfigDict) -> list[str]:
+    """The paths of a user's functions that a config names."""
+    names = [name for names in chosen(config).values() for name in names]
+    return [name for name in (*names, config.dataset, config.model) if methods.is_path(name)]
 
 
 def _plain(value: Any) -> Any:
@@ -73,15 +146,19 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _check_selected(config: ConfigDict, overrides: Iterable[str]) -> None:
+def _check_selected(config: ConfigDict, overrides: Iterable[str], selected: Chosen) -> None:
     """Raises InputError for a setting that was set by hand and belongs to what is not selected."""
     own = partition.SETTINGS[config.partition.name]
+    kinds = {group: kind for kind, group in GROUPS.items()}
     for override in overrides:
         table, *parts = override.split(".")
-        if table in methods.TABLES and len(parts) > 1 and parts[0] != config[table].name:
-            raise InputError(
-                f"config.{override}: {table} {parts[0]!r} is not selected (config.{table}.name is {config[table].name!r})"
-            )
+        if table in kinds and len(parts) > 1:
+            names = selected[kinds[table]]
+            if parts[0] not in map(methods.settings_name, names):
+                field = f"config.{table}.{'names' if table == 'preaggregators' else 'name'}"
+                raise InputError(
+                    f"config.{override}: {kinds[table]} {parts[0]!r} is not selected ({field} is {','.join(names)!r})"
+                )
         if table == "partition" and parts[0] not in ("name", *own):
             those = ", ".join(name for name, settings in partition.SETTINGS.items() if parts[0] in settings)
             raise InputError(
@@ -112,22 +189,20 @@ def check_clients_per_round(clients_per_round: int, num_clients: int) -> None:
         )
 
 
-def _resolve_method(config: ConfigDict, kind: str) -> ConfigDict:
-    """The table of a rule or an attack with its selected parameters, tried by building the method once."""
-    table = config[kind]
-    parameters = {name: value for name, value in table[table.name].to_dict().items() if value is not None}
+def _selected_parameters(config: ConfigDict, kind: str, name: str) -> dict[str, Any]:
+    """The parameters of a method that is selected, tried by building the method once."""
+    group, called = GROUPS[kind], methods.settings_name(name)
+    parameters = {key: value for key, value in config[group][called].to_dict().items() if value is not None}
     if parameters.get("variant") == BY_FIDELITY:
         parameters["variant"] = config.fidelity
     if parameters.get("knowledge") == BY_FIDELITY:
-        parameters["knowledge"] = by_dataset.knowledge(config.fidelity, table.name)
+        parameters["knowledge"] = by_dataset.knowledge(config.fidelity, name)
     try:
-        methods.create(kind, table.name, parameters)
+        with methods.naming_the_line([name] if methods.is_path(name) else []):
+            methods.create(kind, name, parameters)
     except InputError as error:
-        raise InputError(f"config.{kind}.{table.name}.{error}") from None
-    chosen = ConfigDict({"name": table.name, "parameters": parameters})
-    if kind == "aggregator":
-        chosen.assumed_malicious = table.assumed_malicious
-    return chosen
+        raise InputError(f"config.{group}.{called}.{error}" if not methods.is_path(name) else str(error)) from None
+    return parameters
 
 
 def from_json(stored: Mapping[str, Any]) -> ConfigDict:
@@ -137,21 +212,21 @@ def from_json(stored: Mapping[str, Any]) -> ConfigDict:
       InputError: if it is none of this version: a field is missing, unknown or out of range.
     """
     flat: dict[str, Any] = {}
-    for field, value in flatten({name: value for name, value in stored.items() if name != "source_id"}):
-        kind, _, name = field.partition(".parameters.")
+    for field, value in flatten(
+        {name: value for name, value in stored.items() if name not in ("source_id", "sources")}
+    ):
+        group, _, name = field.partition(".parameters.")
         if name:
-            field = f"{kind}.{dict(flatten(stored)).get(f'{kind}.name')}.{name}"
+            called = methods.settings_name(str(dict(flatten(stored)).get(f"{group}.name")))
+            field = f"{group}.{name}" if group == "preaggregators" else f"{group}.{called}.{name}"
         if not isinstance(value, Mapping):  # the parameters of a method that has none
             flat[field] = float(value) if value in ("inf", "-inf") else value
     if flat.get("client.clip_norm", 0.0) is None:
         flat["client.clip_norm"] = math.inf  # None would leave it to the fidelity
-    check_fields(flat)
-    config = default()
     try:
-        config.update_from_flattened_dict(flat)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise InputError(f"config.json: {' '.join(str(error).split())}") from None
-    resolved = resolve(config)
+        resolved = resolve(updated(default(), flat))
+    except InputError as error:
+        raise InputError(f"config.json: {error}") from None
     kept = {name: value for name, value in stored.items() if name != "source_id"}
     difference = first_difference(kept, as_json(resolved))
     if difference is not None:

@@ -1,6 +1,6 @@
 """The table of settings: default, type, range and role of each in one row. The rest about settings derives from it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -8,7 +8,7 @@ from ml_collections.config_dict import placeholder
 
 from lasa_jax import data, methods, models
 from lasa_jax.data import partition
-from lasa_jax.errors import InputError, check_choice, check_number, nearest
+from lasa_jax.errors import InputError, check_number, nearest
 
 BY_FIDELITY = "by_fidelity"  # a word-valued setting that `config.fidelity` decides; numbers say it by being None
 
@@ -43,6 +43,8 @@ class Setting(NamedTuple):
 
 
 _COUNT = {"low": 1, "high": _LARGEST}
+_TAKE_PATHS = ("dataset", "model")
+GROUPS = {"preaggregator": "preaggregators", "aggregator": "aggregator", "attack": "attack"}  # of settings, by kind
 
 SETTINGS: dict[str, Setting] = {
     "seed": Setting(1, int, AXIS, {"low": 0, "high": 2**31 - 1}),
@@ -69,9 +71,10 @@ SETTINGS: dict[str, Setting] = {
     "client.decay_every": Setting(1, int, PROGRAM, _COUNT),
     "client.clip_norm": Setting(None, float, NUMBER, {"above": 0}, optional=True),
     "client.precision": Setting("float32", str, PROGRAM, ("float32", "bfloat16", "float64"), costs=True),
-    "aggregator.name": Setting("lasa", str, PROGRAM, tuple(methods.TABLES["aggregator"])),
+    "preaggregators.names": Setting("", str, PROGRAM),
+    "aggregator.name": Setting("lasa", str, PROGRAM),
     "aggregator.assumed_malicious": Setting(None, int, NUMBER, {"low": 0}, optional=True),
-    "attack.name": Setting("none", str, PROGRAM, tuple(methods.TABLES["attack"])),
+    "attack.name": Setting("none", str, PROGRAM),
     "eval_every": Setting(1, int, PROGRAM, _COUNT, costs=True),
     "eval_batch_size": Setting(250, int, FORM, _COUNT),
     "block_rounds": Setting(10, int, FORM, _COUNT),
@@ -93,42 +96,81 @@ COSTLY = tuple(name for name, setting in SETTINGS.items() if setting.costs)
 NOT_COMPARED = with_role(PLACE, FORM, AXIS)  # runs that differ in nothing else stand in one table
 
 
+Chosen = Mapping[str, Sequence[str]]  # the names of methods that a config selects, by kind
+
+
 def default() -> ConfigDict:
     """The settings that every config starts from. docs/configs.md describes each."""
     config = ConfigDict()
     for field, setting in all_settings().items():
-        *tables, last = field.split(".")
-        table = config
-        for part in tables:
-            if part not in table:
-                table[part] = ConfigDict()
-            table = table[part]
-        table[last] = placeholder(setting.kind) if setting.optional else setting.default
-        if setting.default is not None:
-            table[last] = setting.default
+        put(config, field, setting.default, setting)
     for kind, functions in methods.TABLES.items():
         for name in functions:  # of methods without a parameter too
-            if name not in config[kind]:
-                config[kind][name] = ConfigDict()
+            if name not in config[GROUPS[kind]]:
+                config[GROUPS[kind]][name] = ConfigDict()
     return config
 
 
-def all_settings() -> dict[str, Setting]:
-    """The table, and the parameters of every rule and attack with the defaults of its signature."""
+def put(config: ConfigDict, field: str, value: Any, setting: Setting) -> None:
+    """Sets a field, `"client.epochs"`; tables that are not there are made."""
+    *tables, last = field.split(".")
+    table = config
+    for part in tables:
+        if part not in table:
+            table[part] = ConfigDict()
+        table = table[part]
+    if last not in table and setting.optional:
+        table[last] = placeholder(setting.kind)
+    if last not in table or value is not None or setting.optional:
+        table[last] = value
+
+
+def steps(config: Mapping[str, Any]) -> list[str]:
+    """The names of the pre-aggregators that a config selects, in their order."""
+    return [name.strip() for name in (config["preaggregators"]["names"] or "").split(",") if name.strip()]
+
+
+def chosen(config: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The names of the methods that a config selects, by kind."""
+    return {
+        "preaggregator": steps(config),
+        "aggregator": [config["aggregator"]["name"]],
+        "attack": [config["attack"]["name"]],
+    }
+
+
+def parameters(config: ConfigDict, kind: str, name: str) -> dict[str, Any]:
+    """The parameters of a method that a resolved config selects."""
+    group = config[GROUPS[kind]].parameters
+    return (group[methods.settings_name(name)] if kind == "preaggregator" else group).to_dict()
+
+
+def all_settings(selected: Chosen | None = None) -> dict[str, Setting]:
+    """The table, and the parameters of rules, attacks and pre-aggregators with the defaults of their signatures.
+
+    Args:
+      selected: from `chosen`. A user's function that is called like a built-in replaces the settings of that.
+    """
     found = dict(SETTINGS)
     for kind, functions in methods.TABLES.items():
-        for name, function in functions.items():
+        tables = dict(functions)
+        for name in (selected or {}).get(kind, ()):
+            if methods.is_path(name):
+                tables[methods.settings_name(name)] = methods.find(kind, name)
+        for name, function in tables.items():
             for parameter, (given, type_, traced) in methods.parameters(function).items():
                 if type_ is not None:
-                    default = BY_FIDELITY if parameter in ("variant", "knowledge") else given
+                    by_fidelity = parameter in ("variant", "knowledge") and type_ is str
+                    default = BY_FIDELITY if by_fidelity and function in functions.values() else given
                     role = NUMBER if traced else PROGRAM
-                    found[f"{kind}.{name}.{parameter}"] = Setting(default, type_, role, optional=default is None)
+                    field = f"{GROUPS[kind]}.{name}.{parameter}"
+                    found[field] = Setting(default, type_, role, optional=default is None)
     return found
 
 
-def check_fields(fields: Iterable[str]) -> None:
+def check_fields(fields: Iterable[str], selected: Chosen | None = None) -> None:
     """Raises InputError for the first field that no config has; they are given as `"client.epochs"`."""
-    known = all_settings()
+    known = all_settings(selected)
     for field in fields:
         if field not in known:
             raise InputError(f"config.{field} is not a setting{nearest(field, known, 'config.')}")
@@ -136,9 +178,13 @@ def check_fields(fields: Iterable[str]) -> None:
 
 def check_values(config: ConfigDict) -> None:
     """Raises InputError unless every field is there and no other, and each has a value of its type and in its range."""
-    known = all_settings()
+    selected = chosen(config)
+    for kind, names in selected.items():
+        for name in names:
+            methods.find(kind, name)
+    known = all_settings(selected)
     given = {field: value for field, value in flatten(config.to_dict()) if not isinstance(value, dict)}
-    check_fields(given)
+    check_fields(given, selected)
     for field, setting in known.items():
         if field not in given:
             raise InputError(f"config.{field} is missing: start the config from lasa_jax.config.default()")
@@ -146,7 +192,7 @@ def check_values(config: ConfigDict) -> None:
             continue
         _check_type(field, given[field], setting.kind)
         if isinstance(setting.allowed, tuple):
-            check_word(field, given[field], setting.allowed)
+            _check_word(field, given[field], setting.allowed)
         elif setting.allowed:
             check_number(f"config.{field}", given[field], **setting.allowed)  # type: ignore[arg-type]
 
@@ -156,13 +202,14 @@ def _check_type(field: str, value: Any, wanted: type) -> None:
         raise InputError(f"config.{field} = {value!r}: allowed is a value of type {wanted.__name__}")
 
 
-def check_word(field: str, value: Any, allowed: tuple[str, ...]) -> None:
-    """Raises InputError unless a setting has one of its words."""
-    kind = field.removesuffix(".name")
-    if kind in methods.TABLES:
-        methods.find(kind, value)
-    else:
-        check_choice(f"config.{field}", value, allowed)
+def _check_word(field: str, value: Any, allowed: tuple[str, ...]) -> None:
+    """Raises InputError unless a setting has one of its words, or the path of a user's function where it takes one."""
+    if field in _TAKE_PATHS and (methods.is_path(value) or (field == "dataset" and value.endswith(".npz"))):
+        return
+    also = " or a path package.module:function" if field in _TAKE_PATHS else ""
+    if value not in allowed:
+        words = ", ".join(sorted(allowed))
+        raise InputError(f"config.{field} = {value!r}: allowed are {words}{also}{nearest(value, allowed)}")
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -11,7 +11,7 @@ from lasa_jax.attacks import Attack
 from lasa_jax.federated.client import SGD, LocalTraining
 from lasa_jax.models import Variables
 
-Numbers = Mapping[str, jax.Array]
+Numbers = Mapping[str, Any]  # arrays by name, or tables of them
 
 
 class State(NamedTuple):

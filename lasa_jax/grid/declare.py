@@ -74,9 +74,10 @@ def points(declared: Grid) -> list[Point]:
         raise GridError(faults)
     found: dict[str, Point] = {}
     refused: dict[str, None] = {}  # a set that keeps its order
+    fields = _fields(declared)
     for settings in [*_product(declared.axes), *declared.points]:
         try:
-            config = resolve(declared.base, settings)
+            config = configs.resolve(configs.updated(declared.base, settings, unselected=fields))
         except InputError as error:
             refused[str(error)] = None
             continue
@@ -116,11 +117,31 @@ def _faults(declared: Grid) -> Iterator[str]:
     for field, times in Counter(field for axis in declared.axes for field in axis).items():
         if times > 1:
             yield f"axis {field}: is in {times} axes, and only the last would count"
-    for field in dict.fromkeys(field for settings in (*declared.axes, *declared.points) for field in settings):
-        try:
-            configs.check_fields([field])
-        except InputError as error:
-            yield str(error)
+    try:
+        selected = _selected(declared)
+        for field in _fields(declared):
+            try:
+                configs.check_fields([field], selected)
+            except InputError as error:
+                yield str(error)
+    except InputError as error:  # a user's function that cannot be imported
+        yield str(error)
+
+
+def _fields(declared: Grid) -> list[str]:
+    """The fields that the axes and the single points set."""
+    return list(dict.fromkeys(field for settings in (*declared.axes, *declared.points) for field in settings))
+
+
+def _selected(declared: Grid) -> dict[str, list[str]]:
+    """The names of the methods that any point of a grid selects, by kind."""
+    names = {kind: list(found) for kind, found in configs.chosen(declared.base).items()}
+    for kind, group in configs.GROUPS.items():
+        field = "preaggregators.names" if kind == "preaggregator" else f"{group}.name"
+        values = [value for axis in declared.axes for value in axis.get(field, ())]
+        values += [settings[field] for settings in declared.points if field in settings]
+        names[kind] += [name.strip() for value in values for name in str(value).split(",") if name.strip()]
+    return names
 
 
 def _product(axes: Sequence[Axis]) -> list[dict[str, Any]]:

@@ -18,8 +18,8 @@ from lasa_jax import config as configs
 from lasa_jax import experiment, grid
 from lasa_jax.errors import InputError
 from lasa_jax.federated import Executables, Simulation
+from lasa_jax.launch import sweep
 from lasa_jax.workdir import write_batch_sizes
-from launch import sweep
 
 ROOT = Path(__file__).parents[2]
 SWEEPS = ROOT / "configs" / "sweeps"

@@ -8,7 +8,7 @@ import pytest
 
 from lasa_jax import grid
 from lasa_jax.errors import InputError
-from launch import ray_cluster, slurm
+from lasa_jax.launch import ray_cluster, slurm
 from tests.grid.test_grid import SWEEP_FILE, command, results
 
 cluster_utils = pytest.importorskip("ray.cluster_utils", reason="pip install 'lasa_jax[cluster]'")

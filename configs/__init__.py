@@ -1,0 +1,1 @@
+"""One config for each dataset: `get_config(argument)`."""
