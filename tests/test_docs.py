@@ -1,5 +1,6 @@
 """The code in README.md and docs/ runs."""
 
+import pkgutil
 import re
 from functools import partial
 from pathlib import Path
@@ -10,11 +11,16 @@ import pytest
 from lasa_jax import aggregators, attacks, data, grid
 from lasa_jax import config as configs
 from lasa_jax.data import partition
-from tests import test_battery_aggregators as battery
-from tests import test_battery_attacks as attack_battery
+from tests.aggregators import test_battery as battery
 from tests.aggregators.test_preaggregators import PREAGGREGATORS
+from tests.attacks import test_battery as attack_battery
 
 ROOT = Path(__file__).parents[1]
+ROOMS = "lasa_jax|launch|checks|benchmarks|tests"
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "launch/README.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 
 
 def blocks(path: str) -> list[str]:
@@ -110,14 +116,29 @@ def test_every_method_has_its_formula_in_the_reference():
 
 
 def test_links_between_pages_lead_somewhere():
-    for page in [
-        ROOT / "README.md",
-        ROOT / "CONTRIBUTING.md",
-        ROOT / "launch" / "README.md",
-        *(ROOT / "docs").rglob("*.md"),
-    ]:
+    for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_named_file_and_command_exists(page):
+    """Paths, dotted names and `python -m` of our own rooms; `my_...` and `NAME` stand for a reader's files."""
+    text = page.read_text()
+    missing = []
+    for path in re.findall(rf"(?<![\w./])(?:{ROOMS}|configs|docs|notebooks)/[\w./*-]*[\w/]", text):
+        if not re.search(r"/(my_\w+|NAME)\.py", path) and not any(ROOT.glob(path.rstrip("/"))):
+            missing.append(path)
+    for module in re.findall(rf"python -m ((?:{ROOMS})[\w.]*)\b", text):
+        path = ROOT / module.replace(".", "/")
+        if not path.with_suffix(".py").is_file() and not (path / "__main__.py").is_file():
+            missing.append(f"python -m {module}")
+    for name in re.findall(rf"(?<![\w./-])(?:{ROOMS})(?:\.\w+)+", text):
+        try:
+            pkgutil.resolve_name(name)
+        except (ImportError, AttributeError):
+            missing.append(name)
+    assert not missing, sorted(set(missing))
 
 
 def test_the_guides_sweep():
