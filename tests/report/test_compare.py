@@ -62,9 +62,7 @@ def test_cells_beside_the_papers(tmp_path):
         run_on_mnist(tmp_path, of("fedavg", "none", ratio=ratio), 0.9)
     group = group_of(tmp_path)
     compared = compare.compare(group)
-    shown = compared[
-        ["table", "rule", "sparsity_level", "paper", "ours", "difference", "in_spreads", "seeds"]
-    ].round(3)
+    shown = compared[["table", "rule", "sparsity_level", "paper", "ours", "difference", "in_spreads", "seeds"]].round(3)
     assert shown.astype(object).where(shown.notna(), None).to_numpy().tolist() == [
         [1, "fedavg", None, 97.85, 90.0, -7.85, None, 1],
         [1, "signguard", None, 97.63, 97.5, -0.13, -0.184, 2],
