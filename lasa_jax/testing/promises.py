@@ -141,7 +141,7 @@ def traces_once(
 
     for values in zip(*numbers.values(), strict=True):
         named = dict(zip(numbers, values, strict=True))
-        wanted = eager(make(**named), honest())[0] if definition is None else definition(honest(), **named)
+        wanted = run(make(**named), honest())[0] if definition is None else definition(honest(), **named)
         try:
             update = traced(honest(), named)
         except NOT_CONCRETE as error:
