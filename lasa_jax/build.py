@@ -114,6 +114,7 @@ def prepare(
     Raises:
       InputError: if data is missing, or the config and its data do not fit.
     """
+    configs.check_sources(config)
     if dataset is None:
         dataset = load(config.dataset, data_dir=config.data_dir, source=config.source)
     shares = partition.divide(

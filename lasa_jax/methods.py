@@ -132,12 +132,22 @@ def source_sha256(path: str) -> str:
     return hashlib.sha256(source_file(path).read_bytes()).hexdigest()
 
 
+_searched: list[str] = []
+
+
 def search_also(*folders: str | Path) -> None:
     """Adds folders to the end of Python's path, where they shadow no module: modules of users may lie there."""
     for folder in folders:
         resolved = str(Path(folder).resolve())
         if resolved not in sys.path:
             sys.path.append(resolved)
+        if resolved not in _searched:
+            _searched.append(resolved)
+
+
+def searched() -> tuple[str, ...]:
+    """The folders that `search_also` was given: workers of a cluster search them too."""
+    return tuple(_searched)
 
 
 @functools.cache

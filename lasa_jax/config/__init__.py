@@ -17,7 +17,7 @@ from lasa_jax.config.identity import (
     to_json,
     without_source,
 )
-from lasa_jax.config.resolve import check_clients_per_round, from_json, resolve, updated, user_functions
+from lasa_jax.config.resolve import check_clients_per_round, check_sources, from_json, resolve, updated, user_functions
 from lasa_jax.config.settings import (
     BY_FIDELITY,
     GROUPS,
@@ -45,6 +45,7 @@ __all__ = [
     "as_json",
     "check_clients_per_round",
     "check_fields",
+    "check_sources",
     "chosen",
     "cost_key",
     "default",

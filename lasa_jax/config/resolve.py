@@ -133,6 +133,14 @@ def resolve(config: ConfigDict, overrides: Iterable[str] = (), *, dataset: str |
     return config
 
 
+def check_sources(config: ConfigDict) -> None:
+    """Raises InputError if a user's function is not written in the file that a resolved config was made with."""
+    for path in user_functions(config):
+        if methods.source_sha256(path) != config.sources[path.replace(".", "/")]:
+            file = methods.source_file(path)
+            raise InputError(f"{path}: {file} is another version than the one that the run was declared with")
+
+
 def user_functions(config: ConfigDict) -> list[str]:
     """The paths of a user's functions that a config names."""
     names = [name for names in chosen(config).values() for name in names]
