@@ -77,16 +77,18 @@ def for_dataset(
     Raises:
       InputError: one line that names the model, the dataset, the shape of an example and what the model said.
     """
-    about: dict[str, Any] = {"setting": setting, "example": example, "num_classes": num_classes}
+    where = f"{setting} with examples of {dataset!r}, {example.dtype} {tuple(example.shape)}"
     if isinstance(made, str):
-        return _built_in(made, dataset=dataset, label_shape=label_shape, **about)
-    model = own.adapt(made, **about)
-    own.check(model, dataset=dataset, label_shape=label_shape, made=made, **about)
+        return _built_in(made, where, example, label_shape, num_classes)
+    model = own.adapt(made, where=where, example=example, num_classes=num_classes)
+    own.check(model, where=where, example=example, label_shape=label_shape, num_classes=num_classes, made=made)
     return model
 
 
 @functools.cache  # half a second for ResNet-18, and a batch of runs asks once for each
-def _built_in(name: str, *, num_classes: int, example: jax.ShapeDtypeStruct, **about: Any) -> Model:
+def _built_in(
+    name: str, where: str, example: jax.ShapeDtypeStruct, label_shape: tuple[int, ...], num_classes: int
+) -> Model:
     model = create(name, num_classes=num_classes, input_shape=example.shape)
-    own.check(model, num_classes=num_classes, example=example, **about)
+    own.check(model, where=where, example=example, label_shape=label_shape, num_classes=num_classes)
     return model

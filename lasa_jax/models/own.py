@@ -25,55 +25,54 @@ _FAILURES = (
 _KEY = jax.eval_shape(lambda: jax.random.key(0))
 
 
-def adapt(made: Any, *, setting: str, example: jax.ShapeDtypeStruct, num_classes: int) -> Model:
+def adapt(made: Any, *, where: str, example: jax.ShapeDtypeStruct, num_classes: int) -> Model:
     """A `Model` of what a user brings.
 
     Args:
       made: a `Model`; a pair `(init, apply)`; a Linen module; or a function or class that gives one of these, or an NNX
         module. It is called with those of `num_classes`, `input_shape` and `rngs` that its signature has.
-      setting: that names it, for messages: `config.model = 'mypkg:net'`.
+      where: what messages begin with: the setting that names it, and the dataset.
       example: shape and type of an example as the model gets it.
       num_classes: of the dataset.
 
     Raises:
-      InputError: one line that names the setting and what is wrong.
+      InputError: one line that says what is wrong.
     """
     from flax import nnx  # takes a fifth of a second
 
-    with _as_one_line(setting, made):
+    with _as_one_line(where, made):
         if callable(made) and not isinstance(made, nn.Module | nnx.Module):
             takes = _parameters(made)
             offered = {"num_classes": num_classes, "input_shape": tuple(example.shape)}
             for name, parameter in takes.items():
                 if name not in (*offered, "rngs") and parameter.default is inspect.Parameter.empty:
-                    raise InputError(f"{setting}: takes {name!r}, given are num_classes, input_shape and rngs")
+                    raise InputError(f"{where}: takes {name!r}, given are num_classes, input_shape and rngs")
             given = {name: value for name, value in offered.items() if name in takes}
             if "rngs" in takes:
-                return _from_nnx(lambda rngs: made(**given, rngs=rngs), setting)
+                return _from_nnx(lambda rngs: made(**given, rngs=rngs), where)
             built = made(**given)
         else:
             built = made
         if isinstance(built, Model):
             return built
         if isinstance(built, tuple) and len(built) == 2 and all(callable(part) for part in built):
-            return _from_pair(*built, setting)
+            return _from_pair(*built, where)
         if isinstance(built, nn.Module):
             model = from_linen(built, example)
-            _check_mask(model, built.__call__, setting)
+            _check_mask(model, built.__call__, where)
             return model
         if isinstance(built, nnx.Module):
             raise InputError(
-                f"{setting}: gives an NNX module, allowed is a function of rngs that does: the seed is in them"
+                f"{where}: gives an NNX module, allowed is a function of rngs that does: the seed is in them"
             )
     found = type(built).__name__
-    raise InputError(f"{setting}: gives a {found}, allowed are a pair (init, apply), a Linen module and an NNX module")
+    raise InputError(f"{where}: gives a {found}, allowed are a pair (init, apply), a Linen module and an NNX module")
 
 
 def check(
     model: Model,
     *,
-    setting: str,
-    dataset: str,
+    where: str,
     example: jax.ShapeDtypeStruct,
     label_shape: tuple[int, ...],
     num_classes: int,
@@ -83,8 +82,7 @@ def check(
 
     Args:
       model: the model.
-      setting: that names it, for messages.
-      dataset: name of the dataset, for messages.
+      where: what messages begin with.
       example: shape and type of an example as the model gets it.
       label_shape: `()`, or `(time,)` where every position of a sequence has a label.
       num_classes: of the dataset.
@@ -93,17 +91,16 @@ def check(
     Raises:
       InputError: one line with what the model said, or what it gives that training cannot use.
     """
-    where = f"{setting}: with examples of {dataset!r}, {example.dtype} {tuple(example.shape)}"
     batch = jax.ShapeDtypeStruct((2, *example.shape), example.dtype)
     real = jax.ShapeDtypeStruct((2,), bool)
     with _as_one_line(where, made):
         variables = jax.eval_shape(model.init, _KEY)
         if not isinstance(variables, Mapping) or not jax.tree.leaves(variables.get("params")):
-            raise InputError(f"{setting}: init gives no dict with 'params' in which there are arrays")
+            raise InputError(f"{where}: init gives no dict with 'params' in which there are arrays")
         for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
             if leaf.dtype != jnp.float32:
                 name = jax.tree_util.keystr(path, simple=True, separator="/")
-                raise InputError(f"{setting}: its variable {name} is {leaf.dtype}, allowed is float32")
+                raise InputError(f"{where}: its variable {name} is {leaf.dtype}, allowed is float32")
         evaluated, _ = jax.eval_shape(model.apply, variables, batch)
         train = functools.partial(model.apply, train=True)
         trained, updated = jax.eval_shape(
@@ -113,14 +110,14 @@ def check(
             _KEY,
             real,
         )
-    wanted = (2, *label_shape, num_classes)
-    for logits in (evaluated, trained):
-        if logits.shape != wanted or not jnp.issubdtype(logits.dtype, jnp.floating):
-            each = "a label of each position" if label_shape else "one label"
-            raise InputError(
-                f"{where}: gives {logits.dtype} {logits.shape} for two of them, allowed are logits {wanted}: {each}, "
-                f"{num_classes} classes"
-            )
+        wanted = (2, *label_shape, num_classes)
+        for logits in (evaluated, trained):
+            if logits.shape != wanted or not jnp.issubdtype(logits.dtype, jnp.floating):
+                each = "a label of each position" if label_shape else "one label"
+                raise InputError(
+                    f"{where}: gives {logits.dtype} {logits.shape} for two of them, allowed are logits {wanted}: {each}, "
+                    f"{num_classes} classes"
+                )
     shapes = [jax.tree.map(lambda x: (x.shape, x.dtype), tree) for tree in (variables, updated)]
     if shapes[0] != shapes[1]:
         raise InputError(f"{where}: apply(train=True) gives variables of other names, shapes or types than init")
@@ -156,7 +153,7 @@ def from_linen(module: nn.Module, example: jax.ShapeDtypeStruct) -> Model:
     return Model(init, apply)
 
 
-def _from_pair(own_init: Callable[..., Any], own_apply: Callable[..., Any], setting: str) -> Model:
+def _from_pair(own_init: Callable[..., Any], own_apply: Callable[..., Any], where: str) -> Model:
     """Plain functions, whose `apply` gets `train`, `key` and `mask` where it takes them.
 
     Variables without a "params" of their own become `{"params": variables}`.
@@ -185,11 +182,11 @@ def _from_pair(own_init: Callable[..., Any], own_apply: Callable[..., Any], sett
         return logits, {"params": updated} if bare else {**variables, **updated}
 
     model = Model(init, apply)
-    _check_mask(model, own_apply, setting)
+    _check_mask(model, own_apply, where)
     return model
 
 
-def _from_nnx(build: Callable[[Any], Any], setting: str) -> Model:
+def _from_nnx(build: Callable[[Any], Any], where: str) -> Model:
     """An NNX module that `build(rngs)` makes: parameters and batch statistics as plain dicts, dropout from `key`."""
     from flax import nnx
 
@@ -198,14 +195,14 @@ def _from_nnx(build: Callable[[Any], Any], setting: str) -> Model:
 
     module = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
     if not isinstance(module, nnx.Module):
-        raise InputError(f"{setting}: takes rngs and gives a {type(module).__name__}, allowed is an NNX module")
+        raise InputError(f"{where}: takes rngs and gives a {type(module).__name__}, allowed is an NNX module")
     module.eval()
     evaluating = nnx.graphdef(module)
     module.train()
     training, params, statistics, randomness, others = split(module)
     for _, variable in nnx.to_flat_state(others):
         kind = type(variable).__name__
-        raise InputError(f"{setting}: has variables of type {kind}, allowed are nnx.Param and nnx.BatchStat")
+        raise InputError(f"{where}: has variables of type {kind}, allowed are nnx.Param and nnx.BatchStat")
     takes = _parameters(module.__call__)  # type: ignore[operator]
 
     def init(key: jax.Array) -> Variables:
@@ -245,7 +242,7 @@ def _from_nnx(build: Callable[[Any], Any], setting: str) -> Model:
         return logits, {**updated, "params": variables["params"]}
 
     model = Model(init, apply)
-    _check_mask(model, module.__call__, setting)  # type: ignore[operator]
+    _check_mask(model, module.__call__, where)  # type: ignore[operator]
     return model
 
 
@@ -277,11 +274,11 @@ def _given(
     return {name: value for name, value in flags.items() if name in takes}
 
 
-def _check_mask(model: Model, function: Callable[..., Any], setting: str) -> None:
+def _check_mask(model: Model, function: Callable[..., Any], where: str) -> None:
     """Raises InputError for running statistics in which the padding of a short batch would count."""
     if "mask" not in _parameters(function) and set(jax.eval_shape(model.init, _KEY)) - {"params"}:
         raise InputError(
-            f"{setting}: padding would count in its running statistics; let it take mask, bool (batch,), and give it to "
+            f"{where}: padding would count in its running statistics; let it take mask, bool (batch,), and give it to "
             f"BatchNorm"
         )
 
