@@ -22,7 +22,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from lasa_jax import aggregators, attacks
+from lasa_jax import aggregators, attacks, data
+from lasa_jax.data import Dataset
 from lasa_jax.errors import InputError, call_named, find_named
 
 Numbers = Mapping[str, Any]  # arrays by name, data of the compiled program
@@ -120,6 +121,32 @@ def imported(setting: str, path: str) -> Callable[..., Any]:
 
 def _is_written_in(module_name: str, value: Any) -> bool:
     return inspect.isfunction(value) and value.__module__ == module_name and not value.__name__.startswith("_")
+
+
+def dataset(name: str, *, data_dir: str | None = None, source: str | None = None) -> Dataset:
+    """The dataset of a built-in name, of an `.npz` file, or of a user's function without arguments.
+
+    Args:
+      name: as `config.dataset`.
+      data_dir: as in `data.load`.
+      source: as in `data.load`.
+
+    Raises:
+      InputError: if there is no such dataset, or its arrays are not those of one.
+    """
+    if not is_path(name):
+        return data.load(name, data_dir=data_dir, source=source)
+    if source is not None:
+        raise InputError(f"config.source = {source!r}: dataset {name!r} is not made from a raw source")
+    function = imported("dataset", name)
+    needed = [one.name for one in inspect.signature(function).parameters.values() if one.default is one.empty]
+    if needed:
+        raise InputError(
+            f"config.dataset = {name!r}: takes {', '.join(needed)}, allowed is a function without arguments"
+        )
+    with naming_the_line([name]):
+        made = function()
+    return data.from_arrays(name, made)
 
 
 def source_file(path: str) -> Path:

@@ -105,7 +105,7 @@ def resolve(config: ConfigDict, overrides: Iterable[str] = (), *, dataset: str |
     config = ConfigDict(_plain(config.to_dict()))
     _add_tables(config, chosen(config), afresh=False)
     check_values(config)
-    config.dataset = config.dataset if dataset is None else dataset
+    config.dataset = config.dataset if dataset is None else methods.label(dataset)
     overrides, selected = list(overrides), chosen(config)
     _check_selected(config, overrides, selected)
     _check_relations(config)

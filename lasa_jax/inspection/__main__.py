@@ -119,14 +119,14 @@ def _robustness(given: argparse.Namespace) -> None:
 
 def _partition(rest: Sequence[str]) -> None:
     """Draws how a config divides its examples, and prints a few numbers."""
-    from lasa_jax import data
+    from lasa_jax import methods
     from lasa_jax.data import partition
     from lasa_jax.inspection import shares
 
     if list(rest) != ["partition"]:
         raise InputError(f"python -m lasa_jax.inspection {' '.join(rest)}: allowed is partition")
     config = commandline.resolved_config()
-    dataset = data.load(config.dataset, data_dir=config.data_dir, source=config.source)
+    dataset = methods.dataset(config.dataset, data_dir=config.data_dir, source=config.source)
     divided = partition.divide(
         config.partition,
         dataset.train.labels,
