@@ -33,7 +33,6 @@ import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 from hypothesis.extra import numpy as hnp
 from rich.console import Console
 
@@ -426,14 +425,9 @@ def command_line(chance: random.Random) -> list[str]:
 
 
 def read_command_line(arguments: list[str]) -> Any:
-    """As `commandline.entry_point` reads it, again and again in one process."""
-    for name in list(flags.FLAGS):
-        if name.startswith("config."):
-            delattr(flags.FLAGS, name)
-    flags.FLAGS.unparse_flags()
-    sys.argv = ["lasa_jax.main", *arguments]
-    commandline._parse(sys.argv)
-    return commandline.resolved_config()
+    """The resolved config, as a run reads it."""
+    given = main.parser().read(arguments)
+    return commandline.read_config(given.config, given.settings)
 
 
 def python_config(chance: random.Random) -> Any:

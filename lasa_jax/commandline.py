@@ -105,7 +105,7 @@ class Parser(argparse.ArgumentParser):
 
             field, fields = name.removeprefix("config."), list(configs.all_settings())
             if field in fields:
-                return f"{argument}: is not a flag, it is --config.{field}{equals}{text}"
+                return f"{argument}: is not a flag, it is --config.{field}={text if equals else 'VALUE'}"
         hint = nearest(name, flags, "--") or nearest(name, fields, "--config.") or "; see --help"
         return f"{argument}: is not a flag of {self.prog}{hint}"
 

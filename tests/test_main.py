@@ -98,10 +98,10 @@ BAD = {
     ),
     "workdir": ([f"--workdir={ROOT / 'README.md'}"], "README.md: is a file, allowed is a directory"),
     "misspelt": (["--config.atack_ratio=0.1"], "is not a setting (did you mean config.attack_ratio?)"),
-    "type": (["--config.rounds=many"], "--config.rounds=many: invalid literal for int()"),
-    "boolean": (["--config.record_filtering=maybe"], "--config.record_filtering=maybe: allowed are true and false"),
-    "flag": (["--wokdir=x"], "Unknown command line flag 'wokdir'. Did you mean: workdir"),
-    "no flag": (["extra"], "extra: not a flag"),
+    "type": (["--config.rounds=many"], "config.rounds = 'many': allowed is a whole number"),
+    "boolean": (["--config.record_filtering=maybe"], "config.record_filtering = 'maybe': allowed is true or false"),
+    "flag": (["--wokdir=x"], "--wokdir=x: is not a flag of lasa-jax run (did you mean --workdir?)"),
+    "no flag": (["extra"], "extra: is not a flag of lasa-jax run"),
 }
 
 
