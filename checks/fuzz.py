@@ -436,7 +436,7 @@ def python_config(chance: random.Random) -> Any:
     values = [*JUNK, *aggregators.names(), *data.names(), (1, 2), b"x", np.float32(0.5), np.int64(3), np.nan, object]
     settings = {chance.choice(fields): chance.choice(values) for _ in range(chance.randint(1, 3))}
     (point,) = grid.points(grid.Grid(configs.paper("digits"), [], [settings]))
-    return point
+    return point.config
 
 
 def before_compiling(config: Any) -> None:

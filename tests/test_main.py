@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import pytest
 from tensorboardX.proto import event_pb2
 
@@ -137,6 +138,14 @@ def test_the_default_directory_is_named_by_what_is_run():
     assert str(path).startswith("runs/digits_lasa_none_")
     config.seed = 2
     assert main.default_workdir(config) != path
+
+
+def test_devices_stay_where_a_users_module_has_used_jax(monkeypatch):
+    before = jax.devices()
+    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.delenv("JAX_NUM_CPU_DEVICES", raising=False)
+    main.use_all_cores(4)
+    assert jax.devices() == before
 
 
 def test_tensorboard(tmp_path):
