@@ -33,9 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(__doc__)
         return 0
     if name == "--version":
-        from lasa_jax import __version__
+        from importlib import metadata
 
-        print(f"lasa_jax {__version__}")
+        print(f"lasa_jax {metadata.version('lasa_jax')}")
         return 0
     if name in _MODULES:
         return importlib.import_module(_MODULES[name]).main(rest)

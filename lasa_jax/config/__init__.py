@@ -7,8 +7,17 @@ and attack are left, every value is in range.
 
 from lasa_jax.config.arguments import parse_argument, set_partition
 from lasa_jax.config.by_dataset import paper
-from lasa_jax.config.identity import as_json, cost_key, first_difference, identity, program_key, run_name, to_json
-from lasa_jax.config.resolve import check_clients_per_round, from_json, resolve, updated, user_functions
+from lasa_jax.config.identity import (
+    as_json,
+    cost_key,
+    first_difference,
+    identity,
+    program_key,
+    run_name,
+    to_json,
+    without_source,
+)
+from lasa_jax.config.resolve import check_clients_per_round, check_sources, from_json, resolve, updated, user_functions
 from lasa_jax.config.settings import (
     BY_FIDELITY,
     GROUPS,
@@ -36,6 +45,7 @@ __all__ = [
     "as_json",
     "check_clients_per_round",
     "check_fields",
+    "check_sources",
     "chosen",
     "cost_key",
     "default",
@@ -54,4 +64,5 @@ __all__ = [
     "to_json",
     "updated",
     "user_functions",
+    "without_source",
 ]

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from lasa_jax import data, methods
 from lasa_jax.config import by_dataset
-from lasa_jax.config.identity import as_json, first_difference
+from lasa_jax.config.identity import as_json, first_difference, without_source
 from lasa_jax.config.settings import (
     BY_FIDELITY,
     GROUPS,
@@ -133,6 +133,14 @@ def resolve(config: ConfigDict, overrides: Iterable[str] = (), *, dataset: str |
     return config
 
 
+def check_sources(config: ConfigDict) -> None:
+    """Raises InputError if a user's function is not written in the file that a resolved config was made with."""
+    for path in user_functions(config):
+        if methods.source_sha256(path) != config.sources[path.replace(".", "/")]:
+            file = methods.source_file(path)
+            raise InputError(f"{path}: {file} is another version than the one that the run was declared with")
+
+
 def user_functions(config: ConfigDict) -> list[str]:
     """The paths of a user's functions that a config names."""
     names = [name for names in chosen(config).values() for name in names]
@@ -227,8 +235,7 @@ def from_json(stored: Mapping[str, Any]) -> ConfigDict:
         resolved = resolve(updated(default(), flat))
     except InputError as error:
         raise InputError(f"config.json: {error}") from None
-    kept = {name: value for name, value in stored.items() if name != "source_id"}
-    difference = first_difference(kept, as_json(resolved))
+    difference = first_difference(without_source(stored), as_json(resolved))
     if difference is not None:
         raise InputError(f"config.json: is of another version of lasa_jax, {difference}")
     return resolved

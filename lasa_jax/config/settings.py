@@ -208,7 +208,7 @@ def _check_word(field: str, value: Any, allowed: tuple[str, ...]) -> None:
         return
     also = " or a path package.module:function" if field in _TAKE_PATHS else ""
     if value not in allowed:
-        words = ", ".join(sorted(allowed))
+        words = ", ".join(allowed)
         raise InputError(f"config.{field} = {value!r}: allowed are {words}{also}{nearest(value, allowed)}")
 
 

@@ -12,16 +12,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from lasa_jax import config as configs
+from lasa_jax import methods
 from lasa_jax.errors import InputError
 
 Axis = Mapping[str, Sequence[Any]]
 Settings = Mapping[str, Any]
-
-# What a file of somebody else's may raise.
-_FILE_FAILURES = (
-    *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError),
-    *(OSError, RuntimeError, SyntaxError, TypeError, ValueError),
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,6 +180,7 @@ def load(sweep: str) -> Grid:
     path, _, dataset = sweep.partition(":")
     if not Path(path).is_file():
         raise InputError(f"--config={path}: no sweep of that name")
+    methods.search_also(Path.cwd(), Path(path).parent)
     spec = importlib.util.spec_from_file_location("sweep", path)
     if spec is None or spec.loader is None:
         raise InputError(f"--config={path}: is not a Python file")
@@ -194,7 +190,7 @@ def load(sweep: str) -> Grid:
         declared = module.get_grid(dataset or "digits")
     except InputError:
         raise
-    except _FILE_FAILURES as error:
+    except methods.FAILURES as error:
         raise InputError(f"--config={path}: {type(error).__name__}: {' '.join(str(error).split())}") from None
     if not isinstance(declared, Grid):
         raise InputError(f"--config={path}: get_grid gives {type(declared).__name__}, allowed is a lasa_jax.grid.Grid")
