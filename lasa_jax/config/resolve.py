@@ -13,6 +13,7 @@ from lasa_jax.config.identity import as_json, first_difference, without_source
 from lasa_jax.config.settings import (
     BY_FIDELITY,
     GROUPS,
+    SELECTING,
     SETTINGS,
     Chosen,
     Setting,
@@ -42,7 +43,7 @@ def updated(base: ConfigDict, settings: Mapping[str, Any], *, unselected: Iterab
       InputError: for a name that is no setting, or a value of another type.
     """
     config = ConfigDict(base.to_dict())
-    for field in ("preaggregators.names", "aggregator.name", "attack.name"):
+    for field in SELECTING:
         if field in settings:
             _put(config, field, settings[field], SETTINGS[field])
     selected = chosen(config)
