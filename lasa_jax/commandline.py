@@ -151,6 +151,9 @@ def exit_code(command: Callable[[], int | None], *, stopped: str = "stopped") ->
     except KeyboardInterrupt:
         print(stopped, file=sys.stderr)
         return 130
+    except BrokenPipeError:  # who read the output has seen enough, as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except SystemExit as end:  # argparse, after --help
         if end.code:
             raise
