@@ -109,7 +109,9 @@ def prepare(
       config: resolved.
       load: as `methods.dataset`, for callers that keep what was loaded.
       dataset: loaded as the config says if None.
-      model, aggregator, attack: in place of those that the config names.
+      model: in place of the one that the config names.
+      aggregator: the same.
+      attack: the same.
 
     Raises:
       InputError: if data is missing, or the config and its data do not fit.
@@ -122,7 +124,7 @@ def prepare(
     )
     configs.check_clients_per_round(config.clients_per_round, len(shares.sizes))
     model = _model(config, dataset, model)
-    program = _program(config, dataset, shares, model, _factories(config, aggregator, attack))
+    program = _program(config, dataset, shares, model, _factories(config, attack, aggregator))
     point = _point(config, len(shares.sizes), model, aggregator, attack)
     return Run(config, dataset, shares, program, point)
 
@@ -143,7 +145,7 @@ def _model(config: ConfigDict, dataset: Dataset, given: Any) -> Model:
 Factories = tuple[Callable[[Numbers], Attack], Callable[[Numbers], Aggregator]]
 
 
-def _factories(config: ConfigDict, aggregator: Aggregator | None, attack: Attack | None) -> Factories:
+def _factories(config: ConfigDict, attack: Attack | None, aggregator: Aggregator | None) -> Factories:
     """What makes the attack and the rule inside a trace: those that were given, or those that the config names."""
 
     def named(kind: str, name: str) -> Callable[[Numbers], Any]:

@@ -73,9 +73,9 @@ def run(
     Args:
       points: from `grid.points`.
       workdir: a directory that all machines of the cluster see under this path.
-      address: of the cluster, as of `ray.init`.
+      address: of the cluster, as in `ray.init`.
       gpus: of each worker; 1 if None, or none where the cluster has none.
-      batch: as of `grid.run`.
+      batch: as in `grid.run`.
       on_outcome: called after each point, finished ones included.
       log: called when a worker is lost.
 

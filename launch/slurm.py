@@ -17,10 +17,10 @@ class Task:
     """What one task of the array does: the points whose run directories it is given.
 
     Attributes:
-      config: as of `grid.load`, a path that the node sees.
+      config: as in `grid.load`, a path that the node sees.
       workdir: the directory of the sweep.
       names: of the points.
-      batch: as of `grid.run`.
+      batch: as in `grid.run`.
       search: folders in which modules of users may lie.
     """
 
@@ -67,11 +67,11 @@ def submit(
     Neighbours go to the same task, so that a program is compiled in few of them.
 
     Args:
-      config: as of `grid.load`, a path that the nodes see.
+      config: as in `grid.load`, a path that the nodes see.
       points: all points of the sweep, from `grid.points`.
       workdir: a directory that the nodes see.
       jobs: tasks of the array.
-      batch: as of `grid.run`.
+      batch: as in `grid.run`.
       parameters: `"NAME=VALUE,..."` of submitit's executor, for instance `"slurm_partition=gpu,gpus_per_node=1"`.
       cluster: of submitit: `"slurm"`; `"local"` starts processes here, `"debug"` runs in this one.
 

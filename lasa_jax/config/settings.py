@@ -30,7 +30,7 @@ class Setting(NamedTuple):
       default: None where fidelity, the data or the platform decides.
       kind: type of its values; `float` takes whole numbers too.
       role: one of the words above.
-      allowed: bounds as of `errors.check_number`, or the words that are allowed.
+      allowed: bounds as in `errors.check_number`, or the words that are allowed.
       costs: whether time or memory of a run depends on it.
       optional: whether None is a value.
     """

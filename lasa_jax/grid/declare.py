@@ -149,7 +149,7 @@ def resolve(base: ConfigDict, settings: Settings) -> ConfigDict:
     """A resolved config: the base with these settings, without the parameters of methods that are not selected.
 
     Args:
-      base: as of `Grid`.
+      base: as in `Grid`.
       settings: values by field, for instance `{"aggregator.name": "lasa", "seed": 2}`.
 
     Raises:

@@ -72,10 +72,10 @@ def plan(
     not counted.
 
     Args:
-      declared, workdir, batch, threads: as of `run`.
+      declared, workdir, batch, threads: as in `run`.
 
     Raises:
-      GridError, InputError: as of `run`.
+      GridError, InputError: as in `run`.
     """
     found, path = points(declared) if isinstance(declared, Grid) else declared, Path(workdir)
     groups, sizes = programs(found), batch_sizes(found, path, batch=batch)
