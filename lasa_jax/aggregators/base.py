@@ -122,8 +122,8 @@ class Rows:
 
         Nothing is computed yet: a rule that ends in a weighted sum never writes the mixed rows.
         """
-        whole = mixing if self.mixing is None else mixing @ self.mixing
-        made_of = mixing if self.made_of is None else mixing @ self.made_of
+        whole = mixing if self.mixing is None else ops.product(mixing, self.mixing)
+        made_of = mixing if self.made_of is None else ops.product(mixing, self.made_of)
         return dataclasses.replace(self, present=present, mixing=whole, made_of=made_of)
 
     def each(self, fn: Callable[..., PyTree], *shared: PyTree) -> PyTree:
@@ -143,8 +143,9 @@ class Rows:
         Args:
           weights: `(n,)`, or a pytree like the stack with leaves `(n,)`.
         """
-        if self.mixing is not None:
-            weights = jax.tree.map(lambda w: w @ self.mixing, weights)
+        mixing = self.mixing
+        if mixing is not None:
+            weights = jax.tree.map(lambda w: ops.product(w, mixing), weights)
         return ops.weighted_sum(weights, self.stack, *self._numbers, row_map=self._read if self.maps else None)
 
     def columns(self, fn: Callable[..., jax.Array], *shared: PyTree) -> PyTree:
@@ -164,7 +165,8 @@ class Rows:
             source = dataclasses.replace(self, present=taken, mixing=None).gram
             near = jnp.isfinite(jnp.diagonal(source))
             # Mixed rows are weighted means, so they are measured from the same row.
-            products = self.mixing @ jnp.where(near[:, None] & near[None, :], source, 0.0) @ self.mixing.T
+            source = jnp.where(near[:, None] & near[None, :], source, 0.0)
+            products = ops.product(ops.product(self.mixing, source), self.mixing.T)
             return ops.usable_gram(products, self.present & ~jnp.any((self.mixing != 0) & ~near, axis=1))
 
         stack = self.written
@@ -279,8 +281,9 @@ def chain(*steps: PreAggregator | Aggregator) -> Aggregator:
             rows = step(rows, key=jax.random.fold_in(key, index), num_malicious=num_malicious)
         rule_key = jax.random.fold_in(key, len(before))
         update, state, info = rule.aggregate(rows, state, key=rule_key, num_malicious=num_malicious)
-        if rows.made_of is not None:  # the weight of the rows that came, not of the mixed ones
-            info = info._replace(weight=jax.tree.map(lambda w: w @ rows.made_of, info.weight))
+        made_of = rows.made_of
+        if made_of is not None:  # the weight of the rows that came, not of the mixed ones
+            info = info._replace(weight=jax.tree.map(lambda w: ops.product(w, made_of), info.weight))
         return update, state, info
 
     return Aggregator(rule.init, aggregate)

@@ -125,5 +125,5 @@ def _outlier_scores(x: jax.Array, usable: jax.Array) -> jax.Array:
     mean = jnp.sum(x / jnp.maximum(jnp.sum(usable), 1), axis=0)
     centred = jnp.where(usable[:, None], x - mean, 0.0)
     # C v = sigma u, and the left singular vector u is an eigenvector of the small matrix C C^T.
-    values, vectors = jnp.linalg.eigh(jnp.matmul(centred, centred.T, precision=jax.lax.Precision.HIGHEST))
+    values, vectors = jnp.linalg.eigh(ops.product(centred, centred.T))
     return values[-1] * vectors[:, -1] ** 2

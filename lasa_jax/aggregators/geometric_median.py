@@ -72,7 +72,7 @@ def geometric_median(
             # |x_i - z| = |sum_j w_j (x_j - x_i)|. Without the clients at x_i itself the terms are small where z is near it,
             # so that nothing cancels: a median that starts at a client, as under ByzMean, must not seem to stay there.
             others = jnp.where(apart, w[None, :], 0.0)
-            product = jnp.matmul(others, gram, precision=jax.lax.Precision.HIGHEST)
+            product = ops.product(others, gram)
             share = jnp.sum(others, axis=1, keepdims=True)
             inner = product - jnp.diagonal(product)[:, None] - share * (gram - jnp.diagonal(gram)[:, None])
             return jnp.sqrt(jnp.maximum(jnp.sum(others * inner, axis=1), 0.0))

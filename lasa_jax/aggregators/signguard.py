@@ -138,7 +138,7 @@ def largest_cluster(points: jax.Array, present: jax.Array) -> jax.Array:
         return jnp.sqrt(jnp.sum((a[:, None] - b[None, :]) ** 2, axis=-1))
 
     between = jnp.where(present[:, None] & present[None, :], apart(points, points), jnp.inf)
-    nearest = jnp.sort(between, axis=1)[:, jnp.maximum(count // 2, 1) - 1]
+    nearest = jnp.sort(between, axis=1, stable=False)[:, jnp.maximum(count // 2, 1) - 1]
     bandwidth = jnp.sum(jnp.where(present, nearest, 0.0)) / jnp.maximum(count, 1)
 
     def within(places: jax.Array) -> jax.Array:
@@ -148,9 +148,7 @@ def largest_cluster(points: jax.Array, present: jax.Array) -> jax.Array:
         places, moving, index = carry
         near = within(places).astype(jnp.float32)
         size = jnp.sum(near, axis=1, keepdims=True)
-        moved = jnp.where(
-            size > 0, jnp.matmul(near, points, precision=jax.lax.Precision.HIGHEST) / jnp.maximum(size, 1), places
-        )
+        moved = jnp.where(size > 0, ops.product(near, points) / jnp.maximum(size, 1), places)
         moved = jnp.where(moving[:, None], moved, places)
         far = jnp.sqrt(jnp.sum((moved - places) ** 2, axis=1)) > 1e-3 * bandwidth
         return moved, moving & far, index + 1

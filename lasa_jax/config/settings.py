@@ -105,7 +105,7 @@ SETTINGS: dict[str, Setting] = {
         optional=True,
     ),
     "client.precision": Setting(
-        "of local training", "float32", str, PROGRAM, ("float32", "bfloat16", "float64"), costs=True
+        "of local training", "tf32", str, PROGRAM, ("float32", "tf32", "bfloat16", "float64"), costs=True
     ),
     "preaggregators.names": Setting("steps in front of the rule, in order, separated by commas", "", str, PROGRAM),
     "aggregator.name": Setting("the server's rule", "lasa", str, PROGRAM),

@@ -74,9 +74,10 @@ def evaluate(program: Program, state: State, test: Examples, batch_size: int) ->
         return jnp.sum(jnp.where(counted, losses, 0.0)), jnp.sum(right & counted, dtype=jnp.int32)
 
     real = batches(jnp.ones(num_examples, bool))
-    losses, right = ops.map_rows(
-        one, batches(test.inputs), batches(test.labels), real, shared=(state.variables,), at_once=1
-    )
+    with jax.default_matmul_precision(program.local_training.matmul_precision):
+        losses, right = ops.map_rows(
+            one, batches(test.inputs), batches(test.labels), real, shared=(state.variables,), at_once=1
+        )
     count = jnp.sum(dataset.counted(test.labels, jnp.ones(num_examples, bool)))
     loss = jnp.sum(losses) / count
     # A model of NaN predicts class 0 everywhere: that is no accuracy.
@@ -170,7 +171,7 @@ class Simulation:
     def compile(self, states: State, points: Point, data: FederatedDataset) -> tuple[jax.stages.Compiled, float]:
         """The executable of `block`, with the states donated, and the seconds it took to trace and compile."""
         began = time.perf_counter()
-        with jax.set_mesh(self.mesh):
+        with jax.set_mesh(self.mesh), ops.compiling_for(self.mesh.devices.flat[0].platform):
             runs = NamedSharding(self.mesh, PartitionSpec(ops.RUNS))
             jitted = jax.jit(self.block, donate_argnums=0, out_shardings=(runs, runs))
             options: dict[str, str | bool] | None = {"xla_gpu_deterministic_ops": True} if self.deterministic else None

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from lasa_jax import build
+from lasa_jax import build, ops
 from lasa_jax import config as configs
 
 
@@ -53,7 +53,7 @@ def _count(config: ConfigDict) -> Cost:
     evaluations = math.ceil(config.rounds / config.eval_every) * len(dataset.test.labels) / training.batch_size / 3
     operations = a_step * (config.rounds * config.clients_per_round * steps + evaluations)
     at_once = config.clients_per_round if config.client_chunk is None else config.client_chunk
-    at_once = 1 if jax.default_backend() == "cpu" and config.client_chunk is None else at_once
+    at_once = 1 if ops.platform() == "cpu" and config.client_chunk is None else at_once
     # What backpropagation keeps of one step, an upper bound: XLA may keep less.
     kept = jax.eval_shape(lambda p, x: jax.vjp(lambda p: loss(p, x), p)[1], variables, batch)
     kept_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(kept))
@@ -82,7 +82,7 @@ def fitting(config: ConfigDict, count: int) -> int:
 
 def threads(config: ConfigDict) -> int:
     """Batches to run side by side: on one CPU device as many as there are cores and half the memory holds; else 1."""
-    if jax.default_backend() != "cpu" or jax.device_count() > 1:
+    if ops.platform() != "cpu" or jax.device_count() > 1:
         return 1
     one = of(config)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2

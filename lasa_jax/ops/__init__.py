@@ -19,6 +19,7 @@ from lasa_jax.ops.rows import (
     mean_and_std,
     num_shards,
     one_at_a_time,
+    product,
     replace_rows,
     rows_at_once,
     weighted_sum,
@@ -33,11 +34,13 @@ from lasa_jax.ops.statistics import (
     tree_dot,
     tree_norm,
 )
+from lasa_jax.ops.target import compiling_for, platform
 
 __all__ = [
     "CLIENTS",
     "RUNS",
     "average_of_ranks",
+    "compiling_for",
     "conv2d",
     "counts",
     "gram",
@@ -52,6 +55,8 @@ __all__ = [
     "mix_rows",
     "num_shards",
     "one_at_a_time",
+    "platform",
+    "product",
     "replace_rows",
     "rows_at_once",
     "sample_without_replacement",

@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from lasa_jax.ops.rows import CLIENTS, num_shards, on_each_shard, one_at_a_time
+from lasa_jax.ops.rows import CLIENTS, num_shards, on_each_shard, one_at_a_time, product
 
 PyTree = Any
 
@@ -123,7 +123,7 @@ def sort_clients(block: jax.Array, present: jax.Array) -> jax.Array:
     block = jnp.where(present[:, None] & ~jnp.isnan(block), block, jnp.inf)
     n = block.shape[0]
     if n == 1 or not one_at_a_time():
-        return jnp.sort(block, axis=0)
+        return jnp.sort(block, axis=0, stable=False)  # a stable one carries an index along
     partner, takes_lower = (jnp.asarray(x) for x in _merge_network(n))
 
     def stage(s: jax.Array, x: jax.Array) -> jax.Array:
@@ -192,7 +192,7 @@ def gram(stack: PyTree, present: jax.Array, center: jax.Array) -> jax.Array:
     # What is not finite spoils its own row and column of the product only, and shows on the diagonal.
     def products(block: jax.Array, center: jax.Array) -> jax.Array:
         moved = block - block[center]
-        return jnp.matmul(moved, moved.T, precision=lax.Precision.HIGHEST)
+        return product(moved, moved.T)
 
     result = sum_columns(products, stack, shared=(center,))
     return usable_gram((result + result.T) / 2, present)
@@ -248,19 +248,21 @@ def _mix(mixing: jax.Array, leaf: jax.Array) -> jax.Array:
     width = min(m, _block_width(mixing.shape[0], summed=True))
     taken = (mixing != 0).astype(jnp.float32)
 
-    def product(start: jax.Array) -> jax.Array:
+    def mixed(start: jax.Array) -> jax.Array:
         block = lax.dynamic_slice(flat, (0, start), (flat.shape[0], width)).astype(jnp.float32)
         finite = jnp.isfinite(block)
-        total = jnp.matmul(mixing, jnp.where(finite, block, 0.0), precision=lax.Precision.HIGHEST)
+        total = product(mixing, jnp.where(finite, block, 0.0))
         # Blocks without NaN are spared the second product; devices may differ in this, so what they exchange is outside.
-        spoilt = lax.cond(jnp.all(finite), lambda: jnp.zeros_like(total), lambda: taken @ (~finite).astype(jnp.float32))
+        spoilt = lax.cond(
+            jnp.all(finite), lambda: jnp.zeros_like(total), lambda: product(taken, (~finite).astype(jnp.float32))
+        )
         if shards > 1:
             total, spoilt = (lax.psum_scatter(x, CLIENTS, tiled=True) for x in (total, spoilt))
         return jnp.where(spoilt > 0, jnp.nan, total).astype(leaf.dtype)
 
     def write(i: jax.Array, out: jax.Array) -> jax.Array:
         start = jnp.minimum(i * width, m - width)  # the last block overlaps the one before
-        return lax.dynamic_update_slice(out, product(start), (0, start))
+        return lax.dynamic_update_slice(out, mixed(start), (0, start))
 
     out = jnp.zeros((mixing.shape[0] // shards, m), leaf.dtype)
     return lax.fori_loop(0, -(-m // max(width, 1)), write, out).reshape(out.shape[0], *leaf.shape[1:])

@@ -2,7 +2,7 @@
 
 A *stack* is a pytree whose leaves have a leading client axis `n`. The primitives decide two things in one place:
 
-* **How many rows at a time.** On a CPU one row at a time stays in cache and is faster (DESIGN: measured facts); an
+* **How many rows at a time.** On a CPU one row at a time stays in cache and is faster; an
   accelerator takes all rows at once.
 * **On which device.** Under `jax.set_mesh` with a mesh that has an axis `clients`, each device works on its own rows
   inside `jax.shard_map`, so that nothing but results crosses devices. Without such a mesh the same code runs locally.
@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
+
+from lasa_jax.ops.target import platform
 
 CLIENTS = "clients"  # the mesh axis over which the rows of a stack are sharded
 RUNS = "runs"  # the mesh axis over which the runs of one program are sharded
@@ -29,7 +31,12 @@ def num_shards() -> int:
 
 def one_at_a_time() -> bool:
     """True where rows are best taken one after another (a CPU), False where all together (an accelerator)."""
-    return jax.default_backend() == "cpu"
+    return platform() == "cpu"
+
+
+def product(a: jax.Array, b: jax.Array) -> jax.Array:
+    """`a @ b` with every digit of float32: accelerators round the operands of a plain product to TF32 or bfloat16."""
+    return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
 
 
 def on_each_shard(

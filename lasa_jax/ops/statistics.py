@@ -87,7 +87,7 @@ def masked_median(values: jax.Array, present: jax.Array, *, lower: bool = False)
     """
     count = jnp.sum(present)
     mask = present.reshape(present.shape + (1,) * (values.ndim - 1))
-    ordered = jnp.sort(jnp.where(mask, values, jnp.inf), axis=0)
+    ordered = jnp.sort(jnp.where(mask, values, jnp.inf), axis=0, stable=False)
     low = jnp.take(ordered, jnp.maximum(count - 1, 0) // 2, axis=0)
     high = low if lower else jnp.take(ordered, count // 2, axis=0)
     return jnp.where(count > 0, low / 2 + high / 2, jnp.nan)
@@ -105,5 +105,5 @@ def masked_std(values: jax.Array, present: jax.Array) -> jax.Array:
 
 def sum_of_smallest(values: jax.Array, count: int | jax.Array) -> jax.Array:
     """Sum of the `count` smallest values along the last axis; `count` may be traced, and exceed the number of values."""
-    ordered = jnp.sort(values, axis=-1)
+    ordered = jnp.sort(values, axis=-1, stable=False)
     return jnp.sum(jnp.where(jnp.arange(values.shape[-1]) < count, ordered, 0.0), axis=-1)
