@@ -1,6 +1,7 @@
 """The paper's network for Shakespeare: an embedding and two LSTM layers that predict the next character."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,17 +33,44 @@ class LSTM(nn.Module):
         bias = self.param("input_bias", init, (width,)) + self.param("hidden_bias", init, (width,))
         batch, time, inputs = x.shape
         steps = (jnp.swapaxes(x, 0, 1).reshape(time * batch, inputs) @ kernel + bias).reshape(time, batch, width)
+        return jnp.swapaxes(_recur(steps, recurrent), 0, 1)
 
-        def step(carry: tuple[jax.Array, jax.Array], x_t: jax.Array) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
-            h, c = carry
-            i, f, g, o = jnp.split(x_t + h @ recurrent, 4, axis=-1)
-            c = nn.sigmoid(f) * c + nn.sigmoid(i) * jnp.tanh(g)
-            h = nn.sigmoid(o) * jnp.tanh(c)
-            return (h, c), h
 
-        zeros = jnp.zeros((batch, self.features), steps.dtype)
-        _, outputs = jax.lax.scan(step, (zeros, zeros), steps)
-        return jnp.swapaxes(outputs, 0, 1)
+def _scan(steps: jax.Array, recurrent: jax.Array) -> jax.Array:
+    """Outputs h_1 .. h_T, `(time, batch, features)`, of what inputs add to the gates, `(time, batch, 4 * features)`."""
+
+    def step(carry: tuple[jax.Array, jax.Array], x_t: jax.Array) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+        h, c = carry
+        i, f, g, o = jnp.split(x_t + h @ recurrent, 4, axis=-1)
+        c = nn.sigmoid(f) * c + nn.sigmoid(i) * jnp.tanh(g)
+        h = nn.sigmoid(o) * jnp.tanh(c)
+        return (h, c), h
+
+    zeros = jnp.zeros((steps.shape[1], recurrent.shape[0]), steps.dtype)
+    return jax.lax.scan(step, (zeros, zeros), steps)[1]
+
+
+# The gradient of the recurrent kernel is a sum over all times of products of h_{t-1} with the gradient of the gates at t.
+# Left to itself it is added up inside the backward scan, which reads and writes the whole kernel in every step.
+@jax.custom_vjp
+def _recur(steps: jax.Array, recurrent: jax.Array) -> jax.Array:
+    return _scan(steps, recurrent)
+
+
+def _forward(steps: jax.Array, recurrent: jax.Array) -> tuple[jax.Array, Any]:
+    outputs, pull_back = jax.vjp(lambda steps: _scan(steps, recurrent), steps)
+    return outputs, (outputs, pull_back)
+
+
+def _backward(saved: Any, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
+    outputs, pull_back = saved
+    (to_steps,) = pull_back(grad)  # what x_t adds to the gates has their gradient
+    before = jnp.concatenate([jnp.zeros_like(outputs[:1]), outputs[:-1]])
+    rows = to_steps.shape[0] * to_steps.shape[1]
+    return to_steps, before.reshape(rows, -1).T @ to_steps.reshape(rows, -1)
+
+
+_recur.defvjp(_forward, _backward)
 
 
 class Embedding(nn.Module):
