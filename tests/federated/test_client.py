@@ -1,3 +1,5 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -190,6 +192,32 @@ def test_precision_of_local_training():
     assert "bf16[" in text
     assert 0 < np.abs(single - double).max() < 1e-5 * np.abs(double).max()
     assert 1e-4 < np.linalg.norm(half - double) / np.linalg.norm(double) < 0.2
+
+
+def test_tf32_is_float32_on_a_cpu():
+    np.testing.assert_array_equal(local_update("tf32")[0], local_update("float32")[0])
+
+
+@pytest.mark.parametrize(
+    ("precision", "wanted"), [("tf32", "HIGH"), ("float32", "HIGHEST"), ("bfloat16", "DEFAULT"), ("float64", "HIGHEST")]
+)
+def test_products_of_training_have_their_precision_on_accelerators(precision, wanted):
+    """Gradients too: nothing is left to the default of a platform, which may round operands to bfloat16."""
+    dataset = data.load("digits")
+    model = models.create("small_cnn", num_classes=10, input_shape=dataset.input_shape)
+    local = LocalTraining(model, dataset, epochs=1, batch_size=8, decay_every=1, precision=precision)
+
+    def call(variables, train):
+        same = {"indices": jnp.arange(8), "size": jnp.int32(8), "key": KEY, "relabel": lambda labels: labels}
+        return local(variables, SGD(0.1, 0.9, 1.0, None), train, jnp.int32(1), **same)
+
+    variables = jax.eval_shape(model.init, jax.random.key(0))
+    with ops.compiling_for("gpu"):
+        text = jax.jit(call).trace(variables, dataset.train).lower(lowering_platforms=("cuda",)).as_text()
+    products = [line for line in text.splitlines() if "dot_general" in line or "stablehlo.convolution" in line]
+    assert len(products) > 8
+    assert {name for line in products for name in re.findall(r"precision = \[(\w+)", line)} <= {wanted}
+    assert wanted == "DEFAULT" or all("precision = [" in line for line in products)
 
 
 def test_double_precision_keeps_steps_that_are_lost_beside_a_weight():
