@@ -15,7 +15,17 @@ from lasa_jax.aggregators import Aggregator
 from lasa_jax.attacks import Attack
 from lasa_jax.data import Dataset, FederatedDataset, Partition, partition
 from lasa_jax.errors import check_number
-from lasa_jax.federated import LocalTraining, Numbers, Point, Program, Simulation, State, make_mesh
+from lasa_jax.federated import (
+    LocalTraining,
+    Numbers,
+    Point,
+    Program,
+    Simulation,
+    State,
+    check_aggregator,
+    check_attack,
+    make_mesh,
+)
 from lasa_jax.federated.client import SGD
 from lasa_jax.models import Model
 
@@ -126,7 +136,25 @@ def prepare(
     model = _model(config, dataset, model)
     program = _program(config, dataset, shares, model, _factories(config, attack, aggregator))
     point = _point(config, len(shares.sizes), model, aggregator, attack)
+    _check_methods(config, model, program, point, attack, aggregator)
     return Run(config, dataset, shares, program, point)
+
+
+def _check_methods(
+    config: ConfigDict, model: Model, program: Program, point: Point, attack: Any, aggregator: Any
+) -> None:
+    """Asks a rule and an attack that are not ours whether they give what they must."""
+    variables = jax.eval_shape(model.init, jax.random.key(0))
+    paths = configs.user_functions(config)
+    rules = [config.aggregator.name, *configs.steps(config)]
+    with methods.naming_the_line(paths):
+        if aggregator is not None or set(rules) & set(paths):
+            where = "aggregator" if aggregator is not None else f"config.aggregator.name = {config.aggregator.name!r}"
+            rule = aggregator if aggregator is not None else program.make_aggregator(point.aggregator)
+            check_aggregator(rule, variables, where)
+        if attack is not None or config.attack.name in paths:
+            where = "attack" if attack is not None else f"config.attack.name = {config.attack.name!r}"
+            check_attack(attack if attack is not None else program.make_attack(point.attack), variables, where)
 
 
 def _model(config: ConfigDict, dataset: Dataset, given: Any) -> Model:

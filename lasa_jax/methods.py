@@ -82,6 +82,9 @@ def find(kind: str, name: str) -> Callable[..., Any]:
     """
     if is_path(name):
         return imported(_setting(kind), name)
+    module, dot, function = name.rpartition(".")
+    if dot:
+        raise InputError(f"config.{_setting(kind)} = {name!r}: is not known (did you mean '{module}:{function}'?)")
     try:
         return find_named(kind, TABLES[kind], name)
     except InputError as error:
@@ -109,7 +112,8 @@ def imported(setting: str, path: str) -> Callable[..., Any]:
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        raise InputError(f"{where}: there is no module {error.name!r} here") from None
+        hint = " (without .py)" if module_name.endswith(".py") else ""
+        raise InputError(f"{where}: there is no module {error.name!r} here{hint}") from None
     except FAILURES as error:
         raise InputError(f"{where}: {type(error).__name__}: {' '.join(str(error).split())}") from None
     function = getattr(module, function_name, None)
@@ -191,7 +195,10 @@ def parameters(function: Callable[..., Any]) -> Mapping[str, Parameter]:
     found = {}
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.default is inspect.Parameter.empty:
-            raise InputError(f"{function.__qualname__}: parameter {name!r} must have a default")
+            raise InputError(
+                f"{function.__qualname__}: parameter {name!r} must have a default; allowed is a function of settings that "
+                "returns the rule, step or attack, see docs/adding.md"
+            )
         hint = hints.get(name, type(parameter.default))
         kinds = (hint, *typing.get_args(hint))
         kind = next((kind for kind in (bool, int, float, str) if kind in kinds), None)
@@ -236,15 +243,15 @@ def naming_the_line(paths: Iterable[str]) -> Iterator[None]:
     """
     try:
         yield
-    except InputError:
-        raise
     except FAILURES as error:
-        for path in paths:
-            file, line = source_file(path), 0
-            for frame in traceback.extract_tb(error.__traceback__):
-                line = (frame.lineno or 0) if Path(frame.filename) == file else line
-            if line:
-                raise InputError(f"{path}: {file.name}, line {line}: {_reason(error)}") from None
+        cause = error.__cause__ if isinstance(error, InputError) else error  # one that was told in one line already
+        if isinstance(cause, FAILURES):
+            for path in paths:
+                file, line = source_file(path), 0
+                for frame in traceback.extract_tb(cause.__traceback__):
+                    line = (frame.lineno or 0) if Path(frame.filename) == file else line
+                if line:
+                    raise InputError(f"{path}: {file.name}, line {line}: {_reason(cause)}") from None
         raise
 
 

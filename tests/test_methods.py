@@ -52,6 +52,32 @@ MODULE = """
 
     def gives_nothing() -> Aggregator:
         return None
+
+    def no_keywords():
+        return Aggregator(stateless, lambda updates, state: None)
+
+    def two_results():
+        return Aggregator(stateless, lambda updates, state, **known: (updates, state))
+
+    def returns_the_stack():
+        return Aggregator(stateless, lambda updates, state, **known: (updates, state, Diagnostics(updates)))
+
+    def _mean(updates):
+        return jax.tree.map(lambda x: x.mean(0), updates)
+
+    def other_state():
+        weight = lambda u: jax.tree.map(lambda x: jnp.ones(len(x)), u)
+        return Aggregator(stateless, lambda u, state, **known: (_mean(u), jnp.zeros(2), Diagnostics(weight(u))))
+
+    def one_weight():
+        return Aggregator(stateless, lambda u, state, **known: (_mean(u), state, Diagnostics(jnp.ones(4))))
+
+    def keeps_the_axis():
+        from lasa_jax.attacks.base import same_row
+        return same_row(lambda u, *masks: jax.tree.map(lambda x: x[:2], u))
+
+    def one_argument():
+        return changed_row(lambda row: row)
 """
 SMALL = {"rounds": 2, "num_clients": 8, "clients_per_round": 4, "client.epochs": 1}
 
@@ -139,6 +165,8 @@ BAD = {
     "strangers:gives_nothing": "gives NoneType, allowed is lasa_jax.aggregators.Aggregator",
     "strangers:turn": "gives Attack, allowed is lasa_jax.aggregators.Aggregator",
     "krumm": "aggregator 'krumm' is not known",
+    "strangers.norm_gate": "is not known (did you mean 'strangers:norm_gate'?)",
+    "strangers.py:norm_gate": "there is no module 'strangers.py' here (without .py)",
 }
 
 
@@ -205,3 +233,50 @@ class TestRuns:
         assert configs.identity(edited) != configs.identity(config)
         with pytest.raises(InputError, match=r"holds another run, config\.sources\.strangers:norm_gate is"):
             experiment.run(edited, path)
+
+
+WRONG = {
+    "aggregator.name": {
+        "no_keywords": "got an unexpected keyword argument 'key'",
+        "two_results": "aggregate gives a tuple of 2, allowed is (update, state, diagnostics)",
+        "returns_the_stack": "the update['params']['conv1']['bias']: float32(4, 16), allowed is float32(16,), shaped like",
+        "other_state": "the state after a round: is float32(2,), allowed is a tree shaped like that of init",
+        "one_weight": "weight: is float32(4,), allowed is a tree (n,) in each layer of the update",
+    },
+    "attack.name": {
+        "keeps_the_axis": "row: has the shape (2, 16), allowed is (16,), without the axis of clients",
+        "one_argument": "takes 1 positional argument but 2 were given",
+    },
+}
+
+
+@pytest.mark.usefixtures("module")
+@pytest.mark.parametrize(("field", "name"), [(field, name) for field, names in WRONG.items() for name in names])
+def test_what_does_not_keep_the_contract_is_one_line_before_compiling(field, name):
+    with pytest.raises(InputError) as error:
+        experiment.simulate("digits", **SMALL, **{field: f"strangers:{name}"})
+    assert WRONG[field][name] in str(error.value)
+    assert f"strangers:{name}" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_function_in_place_of_a_rule():
+    with pytest.raises(
+        InputError, match=r"aggregator: is function, allowed is a lasa_jax\.aggregators\.Aggregator; call it"
+    ):
+        experiment.simulate("digits", **SMALL, aggregator=aggregators.krum)
+
+
+@pytest.mark.usefixtures("module")
+@pytest.mark.parametrize(
+    ("settings", "hint"),
+    [
+        ({"aggregator.sparsity_level": 0.5}, "did you mean config.aggregator.lasa.sparsity_level?"),
+        ({"aggregator.norm_gate.factor": 2.0}, "no aggregator 'norm_gate' is selected, but lasa"),
+        ({"aggregator.name": "strangers:norm_gate", "aggregator.factor": 2.0}, "config.aggregator.norm_gate.factor?"),
+    ],
+)
+def test_hints(settings, hint):
+    with pytest.raises(InputError) as error:
+        configs.updated(configs.paper("digits"), settings)
+    assert hint in str(error.value)

@@ -222,7 +222,25 @@ def check_fields(fields: Iterable[str], selected: Chosen | None = None) -> None:
     known = all_settings(selected)
     for field in fields:
         if field not in known:
-            raise InputError(f"config.{field} is not a setting{nearest(field, known, 'config.')}")
+            raise InputError(f"config.{field} is not a setting{_hint(field, known, selected)}")
+
+
+def _hint(field: str, known: Mapping[str, Setting], selected: Chosen | None) -> str:
+    """What may be meant by a field that is not known."""
+    kinds = {group: kind for kind, group in GROUPS.items()}
+    group, *parts = field.split(".")
+    names = [] if selected is None or group not in kinds else list(map(methods.settings_name, selected[kinds[group]]))
+    for name in names:
+        if len(parts) == 1 and f"{group}.{name}.{parts[0]}" in known:
+            return f" (did you mean config.{group}.{name}.{parts[0]}?)"
+    if (
+        names
+        and len(parts) == 2
+        and parts[0] not in names
+        and not any(f.startswith(f"{group}.{parts[0]}.") for f in known)
+    ):
+        return f": no {kinds[group]} {parts[0]!r} is selected, but {', '.join(names)}"
+    return nearest(field, known, "config.")
 
 
 def check_values(config: ConfigDict) -> None:
@@ -253,7 +271,10 @@ def _check_type(field: str, value: Any, wanted: type) -> None:
 
 def _check_word(field: str, value: Any, allowed: tuple[str, ...]) -> None:
     """Raises InputError unless a setting has one of its words, or the path of a user's function where it takes one."""
-    if field in _TAKE_PATHS and (methods.is_path(value) or (field == "dataset" and value.endswith(".npz"))):
+    if field in _TAKE_PATHS and methods.is_path(value):
+        methods.imported(field, value)
+        return
+    if field == "dataset" and value.endswith(".npz"):
         return
     also = " or a path package.module:function" if field in _TAKE_PATHS else ""
     if value not in allowed:

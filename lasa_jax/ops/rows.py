@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
+from lasa_jax.errors import InputError
 from lasa_jax.ops.target import platform
 
 CLIENTS = "clients"  # the mesh axis over which the rows of a stack are sharded
@@ -132,16 +133,29 @@ def replace_rows(fn: Callable[..., PyTree], stack: PyTree, which: jax.Array, *ot
     def local(stack: PyTree, which: jax.Array, *others: PyTree) -> PyTree:
         def row(i: jax.Array, stack: PyTree) -> PyTree:
             at_i = lambda tree: jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, i, keepdims=False), tree)  # noqa: E731
-            new = fn(at_i(stack), *(at_i(other) for other in others))
+            new = _row_like(fn(at_i(stack), *(at_i(other) for other in others)), stack)
             return jax.tree.map(lambda x, y: lax.dynamic_update_index_in_dim(x, y.astype(x.dtype), i, 0), stack, new)
 
         if one_at_a_time():
             order = jnp.argsort(~which, stable=True)
             return lax.fori_loop(0, jnp.sum(which), lambda j, stack: row(order[j], stack), stack)
-        new = jax.vmap(fn)(stack, *others)
+        new = jax.vmap(lambda row, *rest: _row_like(fn(row, *rest), stack))(stack, *others)
         return jax.tree.map(lambda x, y: jnp.where(_column(which, x), y, x), stack, new)
 
     return on_each_shard(local, (stack, which, *others), PartitionSpec(CLIENTS), (True,) * (2 + len(others)))
+
+
+def _row_like(row: PyTree, stack: PyTree) -> PyTree:
+    """The row, if it is shaped like one of the stack: JAX would write a larger one over its neighbours."""
+
+    def check(x: jax.Array, rows: jax.Array) -> jax.Array:
+        if jnp.shape(x) != rows.shape[1:]:
+            raise InputError(
+                f"row: has the shape {jnp.shape(x)}, allowed is {rows.shape[1:]}, without the axis of clients"
+            )
+        return x
+
+    return jax.tree.map(check, row, stack)
 
 
 def weighted_sum(

@@ -1,0 +1,105 @@
+"""What a rule and an attack must give, asked of them with shapes alone, before anything is compiled."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lasa_jax.aggregators import Aggregator
+from lasa_jax.attacks import Attack
+from lasa_jax.errors import InputError
+from lasa_jax.models import Variables
+
+_ROWS = 4
+
+
+def check_aggregator(rule: Any, variables: Variables, where: str) -> None:
+    """Asks a rule for the aggregate of a few updates.
+
+    Args:
+      rule: what should be an `Aggregator`.
+      variables: arrays or shapes of the global model.
+      where: what has the rule, for messages: `config.aggregator.name = 'my_rules:gate'`.
+
+    Raises:
+      InputError: if it is no rule, or its update, state or weights are not shaped as they must be.
+    """
+    if not isinstance(rule, Aggregator):
+        called = "; call it" if callable(rule) else ""
+        raise InputError(f"{where}: is {_kind(rule)}, allowed is a lasa_jax.aggregators.Aggregator{called}")
+
+    def ask(params: Variables, updates: Any, present: jax.Array, key: jax.Array) -> Any:
+        state = rule.init(params)
+        return state, rule.aggregate(updates, state, key=key, num_malicious=jnp.int32(1), present=present)
+
+    state, result = _asked(ask, variables, where, jax.ShapeDtypeStruct((_ROWS,), bool))
+    if not isinstance(result, tuple) or len(result) != 3:
+        raise InputError(f"{where}: aggregate gives {_kind(result)}, allowed is (update, state, diagnostics)")
+    update, after, info = result
+    _must_be_like(update, variables, f"{where}: the update", "shaped like one client's")
+    _must_be_like(after, state, f"{where}: the state after a round", "shaped like that of init")
+    weights = jax.tree.map(lambda _: jax.ShapeDtypeStruct((_ROWS,), jnp.float32), variables)
+    if not hasattr(info, "weight"):
+        raise InputError(f"{where}: the diagnostics are {_kind(info)}, allowed is a NamedTuple with a field weight")
+    _must_be_like(info.weight, weights, f"{where}: weight", "(n,) in each layer of the update", dtypes=False)
+
+
+def check_attack(attack: Any, variables: Variables, where: str) -> None:
+    """Asks an attack to craft a few updates. Arguments as in `check_aggregator`.
+
+    Raises:
+      InputError: if it is no attack, or what it sends is not shaped as what honest clients send.
+    """
+    if not isinstance(attack, Attack):
+        called = "; call it" if callable(attack) else ""
+        raise InputError(f"{where}: is {_kind(attack)}, allowed is a lasa_jax.attacks.Attack{called}")
+
+    def ask(params: Variables, updates: Any, present: jax.Array, key: jax.Array) -> Any:
+        def mean(rows: Any) -> Any:
+            return jax.tree.map(lambda x: jnp.mean(x, axis=0), rows)
+
+        state = attack.init(params)
+        labels = attack.poison_labels(jnp.zeros(2, jnp.int32), 2)
+        return state, labels, attack.craft(updates, state, present, key=key, present=present, aggregate=mean)
+
+    state, labels, result = _asked(ask, variables, where, jax.ShapeDtypeStruct((_ROWS,), bool))
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise InputError(f"{where}: craft gives {_kind(result)}, allowed is (updates, state)")
+    _must_be_like(result[0], _stacked(variables), f"{where}: the updates", "shaped like those that it is given")
+    _must_be_like(result[1], state, f"{where}: the state after a round", "shaped like that of init")
+    _must_be_like(labels, jax.ShapeDtypeStruct((2,), jnp.int32), f"{where}: poisoned labels", "shaped like the labels")
+
+
+def _asked(ask: Callable[..., Any], variables: Variables, where: str, present: jax.ShapeDtypeStruct) -> Any:
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    try:
+        return jax.eval_shape(ask, variables, _stacked(variables), present, key)
+    except jax.errors.ConcretizationTypeError:  # told by who knows the file
+        raise
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error.__cause__
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, AssertionError) as error:
+        raise InputError(f"{where}: {type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
+
+
+def _stacked(variables: Variables) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((_ROWS, *x.shape), x.dtype), variables)
+
+
+def _must_be_like(found: Any, wanted: Any, what: str, allowed: str, *, dtypes: bool = True) -> None:
+    """Raises InputError for the first leaf that is not as it must be."""
+    structure: Any = jax.tree.structure(wanted)
+    if structure != jax.tree.structure(found):
+        raise InputError(f"{what}: is {_kind(found)}, allowed is a tree {allowed}")
+    pairs = zip(jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(wanted), strict=True)
+    for (path, leaf), like in pairs:
+        if leaf.shape != like.shape or (dtypes and leaf.dtype != like.dtype):
+            place = f"{what}{jax.tree_util.keystr(path)}"
+            raise InputError(f"{place}: {leaf.dtype}{leaf.shape}, allowed is {like.dtype}{like.shape}, {allowed}")
+
+
+def _kind(value: Any) -> str:
+    if hasattr(value, "shape"):
+        return f"{value.dtype}{value.shape}"
+    return f"a tuple of {len(value)}" if type(value) is tuple else type(value).__name__
