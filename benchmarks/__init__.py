@@ -1,1 +1,1 @@
-"""Benchmarks: one command a table."""
+"""Benchmarks: what times or tabulates, one command for each table."""

@@ -1,10 +1,9 @@
 """How a block of rounds grows with runs of a program and with devices: `python -m benchmarks.blocks [--dataset=digits]`.
 
-LASA against ByzMean, as in the official code; several runs have seeds of their own. Prints two Markdown tables: runs
-of one program on
-one device, and devices for one run (each number of devices in a process of its own, on a CPU as so many host devices, which
-share the cores). Seconds are those of the fastest of three blocks. Memory is what the program needs on a device, its
-arguments (but the examples), results and temporaries, over the stacks of updates of its runs.
+LASA against ByzMean, as in the official code; several runs have seeds of their own. Prints two Markdown tables: runs of
+one program on one device, and devices for one run (each number of devices in a process of its own, on a CPU as so many
+host devices, which share the cores). Seconds are those of the fastest of three blocks. Memory is what the program needs
+on a device, its arguments (but the examples), results and temporaries, over the stacks of updates of its runs.
 """
 
 import argparse

@@ -116,13 +116,13 @@ def pytorch(updates: Iterator[np.ndarray]) -> dict[str, float]:
                 model(batch)
 
     def byzmean() -> torch.Tensor:
-        """Statistics over all rows; every malicious row is the second group's (FIDELITY.md, section 4)."""
+        """Statistics over all rows; every malicious row is the second group's (docs/fidelity.md)."""
         lie = stack.mean(0) - 0.5 * stack.std(0)
         stack[:25] = ((100 - 25 - 12) * lie - stack.sum(0)) / 13
         return stack
 
     def lasa() -> list[torch.Tensor]:
-        """FIDELITY.md, section 2, with a full sort a client as in the official code."""
+        """LASA with a full sort for each client, as in the official code (docs/fidelity.md)."""
         norms = stack.norm(dim=1)
         scale = torch.clamp(norms.median() / norms, max=1.0)
         rows = []

@@ -1,1 +1,1 @@
-"""Checks: what passes or fails, one command each."""
+"""Checks: what passes or fails, one command for each."""

@@ -18,9 +18,8 @@ import jax
 import numpy as np
 
 from benchmarks.collectives import stack
-from lasa_jax import aggregators, build, data
+from lasa_jax import aggregators, build
 from lasa_jax import config as configs
-from lasa_jax.data import FederatedDataset
 from lasa_jax.federated import make_mesh
 
 TABLE = Path(__file__).parents[1] / "docs" / "results" / "causes.json"
@@ -68,13 +67,8 @@ def of_block() -> Causes:
     config = configs.paper("digits")
     config.update_from_flattened_dict({"fidelity": "official", "attack.name": "byzmean"})
     config = configs.resolve(config)
-    dataset = data.load("digits")
-    shares = build.make_partition(config, dataset)
-    simulation = build.make_simulation(config, dataset, shares, make_mesh(jax.devices()[:1]))
-    points = jax.tree.map(lambda x: x[None], build.make_point(config, simulation.program))
-    states = simulation.init(points)
-    fed = FederatedDataset(dataset.train, dataset.test, jax.tree.map(lambda x: x[None], shares))
-    compiled, _ = simulation.compile(*simulation.place(states, points, fed))
+    simulation, states, points, fed = build.simulation([config], make_mesh(jax.devices()[:1]))
+    compiled, _ = simulation.compile(states, points, fed)
     d = sum(x.size for x in jax.tree.leaves(states.variables))
     return count(compiled, 4 * config.clients_per_round * d)
 

@@ -34,7 +34,13 @@ MUTANTS = [
     ("attacks/mimic.py", "jnp.argmax(jnp.where(known, along", "jnp.argmin(jnp.where(known, along", "the least extreme"),
     ("attacks/mimic.py", "(1.0 + state.rounds)", "(2.0 + state.rounds)", "wrong running mean"),
 ]
-TESTS = ("test_battery_aggregators.py", "test_battery_attacks.py", "test_golden.py", "test_links.py", "test_rules.py")
+TESTS = (
+    "tests/aggregators/test_battery.py",
+    "tests/attacks/test_battery.py",
+    "tests/golden/test_golden.py",
+    "tests/aggregators/test_preaggregators.py",
+    "tests/aggregators/test_rules.py",
+)
 
 
 def killer(path: str, old: str, new: str) -> str | None:
@@ -49,9 +55,7 @@ def killer(path: str, old: str, new: str) -> str | None:
         file.write_text(text.replace(old, new))
         order = sorted(TESTS, key=lambda name: ("attacks" in name) != path.startswith("attacks/"))
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", "-p", "no:cacheprovider"]
-        result = subprocess.run(
-            [*command, *(f"tests/{name}" for name in order)], cwd=copy, capture_output=True, text=True, check=False
-        )
+        result = subprocess.run([*command, *order], cwd=copy, capture_output=True, text=True, check=False)
         if result.returncode not in (0, 1):
             raise SystemExit(result.stdout + result.stderr)
         failed = re.search(r"^FAILED (\S+)", result.stdout, re.MULTILINE)

@@ -67,29 +67,37 @@ def simulation(runs: Sequence[ConfigDict], mesh: Mesh | None = None) -> Placed:
     return place([prepare(config) for config in runs], make_mesh() if mesh is None else mesh)
 
 
-def place(runs: Sequence[Run], mesh: Mesh) -> Placed:
-    """Puts prepared runs of one program on the devices of a mesh. Where it spans several processes, all call this alike."""
+def place(runs: Sequence[Run], mesh: Mesh, *, init: Callable[[Point], State] | None = None) -> Placed:
+    """Puts prepared runs of one program on the devices of a mesh. Where it spans several processes, all call this alike.
+
+    Args:
+      runs: from `prepare`.
+      mesh: from `federated.make_mesh`.
+      init: `points -> states`, compiled before, see `federated.Executables.init`; made from the program if None.
+    """
     first = runs[0]
     config = first.config
-    blocks = -(-config.block_rounds // config.eval_every) * config.eval_every  # whole numbers of evaluations
+    block_rounds = -(-config.block_rounds // config.eval_every) * config.eval_every  # whole numbers of evaluations
     made = Simulation(
         first.program,
         rounds=config.rounds,
         eval_every=config.eval_every,
-        block_rounds=min(blocks, config.rounds),
+        block_rounds=min(block_rounds, config.rounds),
         eval_batch_size=config.eval_batch_size,
         mesh=mesh,
         deterministic=config.deterministic,
     )
     points = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(one.point for one in runs))
     shares = partition.stack([one.shares for one in runs])
-    placed = made.place(made.init(points), points, FederatedDataset(first.dataset.train, first.dataset.test, shares))
+    states = (made.init if init is None else init)(points)
+    placed = made.place(states, points, FederatedDataset(first.dataset.train, first.dataset.test, shares))
     return Placed(made, *placed)
 
 
 def prepare(
     config: ConfigDict,
     *,
+    load: Callable[..., Dataset] = data.load,
     dataset: Dataset | None = None,
     model: Model | None = None,
     aggregator: Aggregator | None = None,
@@ -99,6 +107,7 @@ def prepare(
 
     Args:
       config: resolved.
+      load: as `data.load`, for callers that keep what was loaded.
       dataset: loaded as the config says if None.
       model, aggregator, attack: in place of those that the config names.
 
@@ -106,7 +115,7 @@ def prepare(
       InputError: if data is missing, or the config and its data do not fit.
     """
     if dataset is None:
-        dataset = data.load(config.dataset, data_dir=config.data_dir, source=config.source)
+        dataset = load(config.dataset, data_dir=config.data_dir, source=config.source)
     shares = partition.divide(
         config.partition, dataset.train.labels, dataset.client_ids, num_clients=config.num_clients, seed=config.seed
     )
@@ -134,7 +143,8 @@ def _factories(config: ConfigDict, aggregator: Aggregator | None, attack: Attack
     """What makes the attack and the rule inside a trace: those that were given, or those that the config names."""
 
     def named(kind: str, name: str) -> Callable[[Numbers], Any]:
-        return methods.factory(kind, name, methods.words(kind, name, configs.parameters(config, kind, name)))
+        _, compiled_in = methods.split(kind, name, configs.parameters(config, kind, name))
+        return methods.factory(kind, name, compiled_in)
 
     make_attack = named("attack", config.attack.name) if attack is None else lambda _: attack
     steps = [(methods.settings_name(name), named("preaggregator", name)) for name in configs.steps(config)]
@@ -177,7 +187,7 @@ def _program(config: ConfigDict, dataset: Dataset, shares: Partition, model: Mod
         num_clients=len(shares.sizes),
         clients_per_round=config.clients_per_round,
         client_chunk=config.client_chunk,
-        ragged=len(np.unique(-(-shares.sizes // client.batch_size))) > 1,
+        ragged=config.partition.name in partition.RAGGED,  # whatever the seed: it is compiled in
         record_filtering=config.record_filtering,
     )
 
@@ -218,7 +228,7 @@ def _numbers(config: ConfigDict, kind: str, name: str, model: Model) -> dict[str
 
     That is an integer computed in double precision, see `aggregators.keep_top_k`.
     """
-    numbers = methods.numbers(kind, name, configs.parameters(config, kind, name))
+    numbers, _ = methods.split(kind, name, configs.parameters(config, kind, name))
     if name in aggregators.NUM_KEPT:
         variables = jax.eval_shape(model.init, jax.random.key(0))
         seen = {"params": variables["params"]} if _statistics_apart(config) else variables

@@ -14,6 +14,7 @@ import importlib
 import inspect
 import sys
 import traceback
+import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -23,7 +24,8 @@ import jax
 
 from lasa_jax import aggregators, attacks
 from lasa_jax.errors import InputError, call_named, find_named
-from lasa_jax.federated import Numbers
+
+Numbers = Mapping[str, Any]  # arrays by name, data of the compiled program
 
 TABLES: dict[str, Mapping[str, Callable[..., Any]]] = {
     "aggregator": aggregators.RULES,
@@ -139,7 +141,7 @@ def search_also(*folders: str | Path) -> None:
 
 
 @functools.cache
-def parameters(function: Callable[..., Any]) -> dict[str, Parameter]:
+def parameters(function: Callable[..., Any]) -> Mapping[str, Parameter]:
     """The parameters of a rule, an attack or a pre-aggregator, by name.
 
     Raises:
@@ -157,31 +159,26 @@ def parameters(function: Callable[..., Any]) -> dict[str, Parameter]:
         kinds = (hint, *typing.get_args(hint))
         kind = next((kind for kind in (bool, int, float, str) if kind in kinds), None)
         found[name] = Parameter(parameter.default, kind, kind is not None and jax.Array in kinds)
-    return found
+    return types.MappingProxyType(found)
 
 
-def numbers(kind: str, name: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the chosen parameters that are data of the compiled program."""
+def split(kind: str, name: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The given parameters of a method: those that are data of the compiled program, and those that are compiled in."""
     known = parameters(find(kind, name))
-    return {parameter: value for parameter, value in chosen.items() if known[parameter].traced}
+    traced = {parameter: value for parameter, value in given.items() if known[parameter].traced}
+    return traced, {parameter: value for parameter, value in given.items() if parameter not in traced}
 
 
-def words(kind: str, name: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the chosen parameters that are compiled in."""
-    known = parameters(find(kind, name))
-    return {parameter: value for parameter, value in chosen.items() if not known[parameter].traced}
-
-
-def create(kind: str, name: str, chosen: Mapping[str, Any]) -> Any:
+def create(kind: str, name: str, given: Mapping[str, Any]) -> Any:
     """The rule, the attack or the pre-aggregator with these parameters.
 
     Raises:
       InputError: for an unknown name or parameter, a value out of range, or a function of a user's that fails.
     """
     if not is_path(name):
-        return call_named(kind, TABLES[kind], name, chosen)
+        return call_named(kind, TABLES[kind], name, given)
     function = find(kind, name)
-    made = call_named(kind, {name: function}, name, chosen)
+    made = call_named(kind, {name: function}, name, given)
     wanted = {"aggregator": aggregators.Aggregator, "attack": attacks.Attack}.get(kind)
     if wanted is not None and not isinstance(made, wanted):
         raise InputError(f"{name}: gives {type(made).__name__}, allowed is lasa_jax.{kind}s.{wanted.__name__}")

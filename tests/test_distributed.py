@@ -93,7 +93,7 @@ def test_if_one_process_cannot_begin_none_does(monkeypatch, mine, failures):
     monkeypatch.setattr(experiment, "_from_leader", lambda told: {})
     gathered = np.array([True] * failures + [False])
     monkeypatch.setattr(experiment.multihost_utils, "process_allgather", lambda failed: gathered)
-    agreed = experiment._agreed(mine, 1)
+    agreed = experiment.leader.agreed(mine, 1)
     assert agreed.keys() == ({0} if failures else set())
     if failures:
         elsewhere = "another process of this run could not begin: see what it says"

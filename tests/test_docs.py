@@ -1,7 +1,7 @@
 """The code in README.md and docs/ runs."""
 
+import pkgutil
 import re
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +10,16 @@ import pytest
 from lasa_jax import aggregators, attacks, data, grid
 from lasa_jax import config as configs
 from lasa_jax.data import partition
-from tests import test_battery_aggregators as battery
-from tests import test_battery_attacks as attack_battery
+from lasa_jax.testing import ATTACK_LAWS, RULE_LAWS, honest, rules
+from lasa_jax.testing import attacks as attack_laws
 from tests.aggregators.test_preaggregators import PREAGGREGATORS
 
 ROOT = Path(__file__).parents[1]
+ROOMS = "lasa_jax|launch|checks|benchmarks|tests"
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "launch/README.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 
 
 def blocks(path: str) -> list[str]:
@@ -41,44 +46,37 @@ def names() -> dict:
 
 
 class TestSkeletonsOfTheGuide:
-    """docs/adding.md as a reader follows it: the rule goes through the battery, the attack through the attacks' one."""
+    """docs/adding.md as a reader follows it: its rule and its attack go through the laws, by the tests that it shows."""
 
-    @pytest.mark.parametrize(
-        "check",
-        [
-            partial(battery.test_definition, n=battery.N),
-            battery.test_jit_equals_eager,
-            battery.test_vmap_over_runs_equals_a_loop,
-            partial(battery.test_order_of_clients_does_not_matter, f=3),
-            battery.test_scaling_law,
-            battery.test_bad_rows_in_two_runs_at_once,
-            battery.test_identical_clients_give_that_client,
-            partial(battery.test_absent_rows_do_not_exist, content=np.nan),
-            partial(battery.test_a_minority_of_bad_rows, content=1e38),
-            battery.test_one_trace_over_a_grid_of_numbers,
-            battery.test_eight_devices_give_the_result_of_one,
-            battery.test_nobody_present_changes_nothing,
-        ],
-    )
-    def test_rule(self, names, check):
-        check(case=names["case"])
+    @pytest.mark.parametrize("law", RULE_LAWS, ids=lambda law: law.__name__)
+    def test_rule(self, names, law):
+        names["test_norm_gate"](law)
 
-    def test_link(self, names):
-        updates = battery.honest()
+    def test_what_the_rule_promises(self, names):
+        for law in names["PROMISED"]:
+            names["test_norm_gate"](law)
+
+    def test_rule_traces_once(self, names):
+        names["test_norm_gate_traces_once"]()
+
+    def test_preaggregator(self, names):
+        updates = honest()
         for x in updates.values():
             x[4] *= 100
-        _, info = battery.run(names["rule"], updates)
+        _, info = rules.run(names["rule"], updates)
         assert np.asarray(info.weight["bias"]).tolist() == [0 if i == 4 else np.float32(1 / 15) for i in range(16)]
 
-    def test_attack(self, names):
-        attack = names["shrink"](factor=0.5)
-        attack_battery.test_absent_rows_are_neither_read_nor_written(attack)
-        attack_battery.test_eight_devices_give_the_result_of_one(attack)
-        attack_battery.test_vmap_over_runs_equals_a_loop(attack)
-        which = attack_battery.mask("some")
-        crafted = attack_battery.craft(attack, which)
-        for name, x in battery.honest().items():
-            np.testing.assert_array_equal(crafted[name][which], 0.5 * x[which])
+    @pytest.mark.parametrize(
+        "law", [*ATTACK_LAWS, attack_laws.sends_finite_rows, attack_laws.sends_other_rows], ids=lambda law: law.__name__
+    )
+    def test_attack(self, names, law):
+        names["test_shrink"](law)
+
+    def test_attack_does_what_it_says(self, names):
+        names["test_shrink_traces_once"]()
+        crafted = attack_laws.craft(names["shrink"](factor=0.5), attack_laws.SOME)
+        for name, x in honest().items():
+            np.testing.assert_array_equal(crafted[name][attack_laws.SOME], 0.5 * x[attack_laws.SOME])
 
 
 def test_every_method_is_in_the_readme():
@@ -110,14 +108,29 @@ def test_every_method_has_its_formula_in_the_reference():
 
 
 def test_links_between_pages_lead_somewhere():
-    for page in [
-        ROOT / "README.md",
-        ROOT / "CONTRIBUTING.md",
-        ROOT / "launch" / "README.md",
-        *(ROOT / "docs").rglob("*.md"),
-    ]:
+    for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_named_file_and_command_exists(page):
+    """Paths, dotted names and `python -m` of our own rooms; `my_...` and `NAME` stand for a reader's files."""
+    text = page.read_text()
+    missing = []
+    for path in re.findall(rf"(?<![\w./])(?:{ROOMS}|configs|docs|notebooks)/[\w./*-]*[\w/]", text):
+        if not re.search(r"/(my_\w+|NAME)\.py", path) and not any(ROOT.glob(path.rstrip("/"))):
+            missing.append(path)
+    for module in re.findall(rf"python -m ((?:{ROOMS})[\w.]*)\b", text):
+        path = ROOT / module.replace(".", "/")
+        if not path.with_suffix(".py").is_file() and not (path / "__main__.py").is_file():
+            missing.append(f"python -m {module}")
+    for name in re.findall(rf"(?<![\w./-])(?:{ROOMS})(?:\.\w+)+", text):
+        try:
+            pkgutil.resolve_name(name)
+        except (ImportError, AttributeError):
+            missing.append(name)
+    assert not missing, sorted(set(missing))
 
 
 def test_the_guides_sweep():
@@ -127,7 +140,7 @@ def test_the_guides_sweep():
     found = grid.points(names["get_grid"]("digits"))
     assert (len(found), len(grid.programs(found))) == (18, 2)
     text = (ROOT / "launch" / "README.md").read_text()
-    for path in (ROOT / "configs" / "sweeps").glob("*.py"):
+    for path in (ROOT / "configs" / "sweeps").glob("[a-z]*.py"):
         assert f"`{path.name}`" in text
 
 
@@ -135,14 +148,11 @@ def test_every_dataset_and_partition_is_documented():
     text = (ROOT / "docs" / "datasets.md").read_text()
     for name in (*data.names(), *partition.SETTINGS):
         assert f"`{name}`" in text, name
-    for path in (ROOT / "configs").glob("*.py"):
+    for path in (ROOT / "configs").glob("[a-z]*.py"):
         assert f"configs/{path.name}" in (ROOT / "README.md").read_text()
 
 
 def test_every_setting_is_documented():
     text = (ROOT / "docs" / "configs.md").read_text()
-    for field, _ in configs.flatten(configs.default().to_dict()):
-        first, *rest = field.split(".")
-        if first in ("aggregator", "attack") and rest[0] not in ("name", "assumed_malicious"):
-            continue  # a method's own parameters
+    for field in configs.SETTINGS:
         assert f"`{field}`" in text, field

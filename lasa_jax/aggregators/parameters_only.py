@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from lasa_jax import ops
-from lasa_jax.aggregators.base import Aggregator, Count, PyTree, is_finite
+from lasa_jax.aggregators.base import Aggregator, Count, PyTree, Rows, is_finite
 
 
 def parameters_only(rule: Aggregator) -> Aggregator:
@@ -40,6 +40,8 @@ def parameters_only(rule: Aggregator) -> Aggregator:
     def aggregate(
         updates: PyTree, state: PyTree, *, key: jax.Array, num_malicious: Count, present: jax.Array | None = None
     ) -> tuple[PyTree, PyTree, Any]:
+        if isinstance(updates, Rows):
+            raise TypeError("parameters_only(rule): pre-aggregators go inside, parameters_only(chain(pre, rule))")
         update, state, info = rule.aggregate(
             _parameters(updates), state, key=key, num_malicious=num_malicious, present=present
         )
@@ -51,7 +53,11 @@ def parameters_only(rule: Aggregator) -> Aggregator:
         share = jnp.where(finite, mean, 0.0)
         share = share / jnp.where(jnp.sum(share) > 0, jnp.sum(share), 1.0)
         unknown = jax.tree.map(lambda _: jnp.full(share.shape, jnp.nan), rest)
-        by_layer = {name: {**value, **unknown} for name, value in info._asdict().items() if _is_by_layer(value, info)}
+        by_layer = {
+            name: {**value, **unknown}
+            for name, value in info._asdict().items()
+            if name != "weight" and _is_by_layer(value, info)
+        }
         by_layer["weight"] = {**info.weight, **jax.tree.map(lambda _: share, rest)}
         return {**update, **ops.weighted_sum(share, rest)}, state, info._replace(**by_layer)
 

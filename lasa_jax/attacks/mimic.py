@@ -66,6 +66,7 @@ def mimic() -> Attack:
         target = jnp.argmax(jnp.where(known, along(direction), -jnp.inf))
         row = ops.weighted_sum((jnp.arange(len(known)) == target).astype(jnp.float32), updates)
         crafted = ops.replace_rows(lambda _: row, updates, malicious & present)
+        direction = jax.tree.map(lambda v, like: v.astype(like.dtype), direction, state.direction)
         return crafted, MimicState(mean, direction, state.rounds + 1)
 
     return Attack(init, honest_labels, craft)

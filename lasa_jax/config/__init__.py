@@ -7,7 +7,16 @@ and attack are left, every value is in range.
 
 from lasa_jax.config.arguments import parse_argument, set_partition
 from lasa_jax.config.by_dataset import paper
-from lasa_jax.config.identity import as_json, cost_key, first_difference, identity, program_key, run_name, to_json
+from lasa_jax.config.identity import (
+    as_json,
+    cost_key,
+    first_difference,
+    identity,
+    program_key,
+    run_name,
+    to_json,
+    without_source,
+)
 from lasa_jax.config.resolve import check_clients_per_round, from_json, resolve, updated, user_functions
 from lasa_jax.config.settings import (
     BY_FIDELITY,
@@ -54,4 +63,5 @@ __all__ = [
     "to_json",
     "updated",
     "user_functions",
+    "without_source",
 ]

@@ -40,8 +40,13 @@ def identity(config: ConfigDict) -> str:
 
     The id of the data's source, which a run adds to its config when it has read the data, is no part of it.
     """
-    kept = {name: value for name, value in as_json(config).items() if name not in (*UNIDENTIFYING, "source_id")}
+    kept = {field: value for field, value in flatten(without_source(as_json(config))) if field not in UNIDENTIFYING}
     return _digest(kept)
+
+
+def without_source(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """A config as JSON without the id of its data's source, which a run adds when it has read the data."""
+    return {name: value for name, value in stored.items() if name != "source_id"}
 
 
 def program_key(config: ConfigDict) -> str:
@@ -49,16 +54,17 @@ def program_key(config: ConfigDict) -> str:
 
     Runs of the same key go through the same executable, where their arrays have the same shapes.
     """
-    traced = with_role(NUMBER, AXIS)
-    kept = {
+    numbers = with_role(NUMBER, AXIS)
+    kept: dict[str, Any] = {
         field: value
-        for field, value in flatten(as_json(config))
-        if field not in (*UNIDENTIFYING, *traced, "source_id") and ".parameters" not in field
+        for field, value in flatten(without_source(as_json(config)))
+        if field not in (*UNIDENTIFYING, *numbers) and ".parameters" not in field
     }
     kept["client.clip_norm"] = config.client.clip_norm is not None  # whether there is a clip is compiled in
     for kind, names in chosen(config).items():
         for name in names:
-            kept[f"{kind} {name}"] = methods.words(kind, name, parameters(config, kind, name))
+            traced, compiled_in = methods.split(kind, name, parameters(config, kind, name))
+            kept[f"{kind} {name}"] = [sorted(traced), compiled_in]  # which numbers are given is compiled in
     return _digest(kept)
 
 

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from lasa_jax import data, methods
 from lasa_jax.config import by_dataset
-from lasa_jax.config.identity import as_json, first_difference
+from lasa_jax.config.identity import as_json, first_difference, without_source
 from lasa_jax.config.settings import (
     BY_FIDELITY,
     GROUPS,
@@ -227,8 +227,7 @@ def from_json(stored: Mapping[str, Any]) -> ConfigDict:
         resolved = resolve(updated(default(), flat))
     except InputError as error:
         raise InputError(f"config.json: {error}") from None
-    kept = {name: value for name, value in stored.items() if name != "source_id"}
-    difference = first_difference(kept, as_json(resolved))
+    difference = first_difference(without_source(stored), as_json(resolved))
     if difference is not None:
         raise InputError(f"config.json: is of another version of lasa_jax, {difference}")
     return resolved

@@ -195,6 +195,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "quantity_skew": ("alpha", "min_samples"),
     "shards": ("classes_per_client",),
 }
+RAGGED = ("dirichlet", "natural", "quantity_skew")  # whose clients may differ in size
 _BY_CLASS: dict[str, Callable[..., Partition]] = {
     "class_balanced": class_balanced,
     "dirichlet": dirichlet,

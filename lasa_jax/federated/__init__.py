@@ -3,7 +3,7 @@
 from lasa_jax.federated.client import LocalTraining
 from lasa_jax.federated.executables import Executables
 from lasa_jax.federated.round import one_round
-from lasa_jax.federated.simulation import BlockMetrics, Simulation, make_mesh
+from lasa_jax.federated.simulation import BlockMetrics, Simulation, is_evaluated, make_mesh
 from lasa_jax.federated.types import Numbers, Point, Program, RoundMetrics, State
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "RoundMetrics",
     "Simulation",
     "State",
+    "is_evaluated",
     "make_mesh",
     "one_round",
 ]

@@ -39,14 +39,14 @@ def clip_update(update: Variables, limit: Scalar) -> Variables:
     return jax.tree.map(lambda x: x * scale, update)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class LocalTraining:
     """Local training as a pure function of one client. What is fixed at compile time is an attribute.
 
     Attributes:
       model: see `models`.
       dataset: how examples are normalised and augmented.
-      epochs: passes over the client's examples.
+      epochs: passes over the client's examples; may be traced.
       batch_size: examples of a step; the last, shorter batch of an epoch is kept.
       decay_every: see `SGD`.
       clips_parameters_only: running statistics neither count in the norm that is clipped nor are scaled with it.
@@ -56,7 +56,7 @@ class LocalTraining:
 
     model: Model
     dataset: Dataset
-    epochs: int
+    epochs: int | jax.Array
     batch_size: int
     decay_every: int
     clips_parameters_only: bool = False

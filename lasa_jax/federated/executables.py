@@ -1,13 +1,14 @@
 """The compiled programs of a process, shared by the runs and threads that ask for them."""
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import jax
 
 from lasa_jax.data import FederatedDataset
 from lasa_jax.federated.simulation import Simulation
-from lasa_jax.federated.types import Point, State
+from lasa_jax.federated.types import Point, Program, State
 
 
 class Executables:
@@ -22,15 +23,21 @@ class Executables:
         self._count = 0
         self._compiled: dict[Any, Any] = {}  # the one used last comes last
         self._locks: dict[Any, threading.Lock] = {}
+        self._inits: dict[str, Callable[[Point], State]] = {}
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         """How many were compiled, those that were let go included."""
         return self._count
 
+    def init(self, key: str, program: Program) -> Callable[[Point], State]:
+        """`points -> states` before the first round, leaves `(runs, ...)`, compiled once for a program."""
+        with self._lock:
+            return self._inits.setdefault(key, jax.jit(jax.vmap(program.init)))
+
     def get(
         self, key: str, simulation: Simulation, arguments: tuple[State, Point, FederatedDataset]
-    ) -> tuple[Any, float]:
+    ) -> tuple[jax.stages.Compiled, float]:
         """The executable of a program, and the seconds that it took to compile now: 0 if it was there.
 
         Threads that ask for the same program wait for the one that compiles it.

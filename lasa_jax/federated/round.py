@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from lasa_jax import ops
 from lasa_jax.attacks import Attack
 from lasa_jax.data import FederatedDataset
-from lasa_jax.federated.types import Clients, Filtering, Point, Program, RoundKeys, RoundMetrics, State
+from lasa_jax.federated.types import Clients, Filtering, Point, Program, RoundKeys, RoundMetrics, State, Trained
 from lasa_jax.models import Variables
 
 _GROUPS = 8  # of ragged clients of like size: with sizes like FEMNIST's about a tenth of the steps is waste
@@ -35,16 +35,14 @@ def one_round(
 
     clients = draw_clients(program, point, keys.draw)
 
-    updates, losses, step_waste = train_clients(
-        program, attack, state.variables, point, data, clients, round_index, key=keys.train
-    )
+    trained = train_clients(program, attack, state.variables, point, data, clients, round_index, key=keys.train)
 
     def aggregate(rows: Any, key: jax.Array) -> tuple[Any, Any, Any]:
         f = point.assumed_malicious
         return rule.aggregate(rows, state.aggregator, key=key, num_malicious=f, present=clients.present)
 
     updates, attack_state = attack.craft(
-        updates,
+        trained.updates,
         state.attack,
         clients.malicious,
         key=keys.attack,
@@ -60,15 +58,15 @@ def one_round(
     filtered = jnp.stack([weight == 0 for weight in jax.tree.leaves(info.weight)])  # (layers, n)
     benign = clients.present & ~clients.malicious
     metrics = RoundMetrics(
-        train_loss=jnp.mean(losses, where=clients.present),
+        train_loss=jnp.mean(trained.losses, where=clients.present),
         malicious=jnp.sum(clients.malicious, dtype=jnp.int32),
         benign=jnp.sum(benign, dtype=jnp.int32),
         malicious_filtered=jnp.sum(filtered & clients.malicious, axis=1, dtype=jnp.int32),
         benign_filtered=jnp.sum(filtered & benign, axis=1, dtype=jnp.int32),
         update_norm=ops.tree_norm(update),
-        step_waste=step_waste,
+        step_waste=trained.step_waste,
         assumed_malicious=jnp.asarray(getattr(info, "num_malicious", -1), jnp.int32),
-        filtering=record_filtering(clients, info) if program.record_filtering else None,
+        filtering=filtering_of(clients, info) if program.record_filtering else None,
     )
     return State(variables, attack_state, rule_state), metrics
 
@@ -98,7 +96,7 @@ def train_clients(
     round_index: jax.Array,
     *,
     key: jax.Array,
-) -> tuple[Any, jax.Array, jax.Array]:
+) -> Trained:
     """Local training of the clients of a round, each device its own share of them.
 
     Args:
@@ -111,15 +109,11 @@ def train_clients(
       round_index: counted from 1.
       key: `RoundKeys.train`.
 
-    Returns:
-      Stacked updates, leaves `(n, ...)`; losses `(n,)`; and the step waste, see `RoundMetrics`.
     """
     training = program.local_training
     num_classes = training.dataset.num_classes
 
-    def train(own: tuple[jax.Array, ...], shared: tuple[Any, ...]) -> Any:
-        indices, size, key, is_malicious = own
-
+    def train(indices: Any, size: Any, key: Any, is_malicious: Any, *shared: Any) -> tuple[Variables, jax.Array]:
         def relabel(labels: jax.Array) -> jax.Array:
             return jnp.where(is_malicious, attack.poison_labels(labels, num_classes), labels)
 
@@ -131,12 +125,15 @@ def train_clients(
     at_once = clients_at_once(program)
     updates, losses = ops.map_rows(
         train,
-        (data.partition.indices[clients.ids], sizes, keys, clients.malicious),
-        shared=((variables, point.sgd, data.train, round_index),),
+        data.partition.indices[clients.ids],
+        sizes,
+        keys,
+        clients.malicious,
+        shared=(variables, point.sgd, data.train, round_index),
         at_once=at_once,
         cost=steps if program.ragged else None,
     )
-    return updates, losses, _step_waste(steps, at_once) if program.ragged else jnp.float32(1)
+    return Trained(updates, losses, _step_waste(steps, at_once) if program.ragged else jnp.float32(1))
 
 
 def clients_at_once(program: Program) -> int | None:
@@ -156,7 +153,7 @@ def _step_waste(steps: jax.Array, at_once: int | None) -> jax.Array:
     return batch * jnp.sum(longest) / jnp.maximum(jnp.sum(steps), 1)
 
 
-def record_filtering(clients: Clients, info: Any) -> Filtering:
+def filtering_of(clients: Clients, info: Any) -> Filtering:
     """The record of a round, from the diagnostics of the rule."""
     n = len(clients.present)
     structure: Any = jax.tree.structure(info.weight)

@@ -32,6 +32,11 @@ class BlockMetrics(NamedTuple):
     test_accuracy: jax.Array
 
 
+def is_evaluated(index: int | jax.Array, eval_every: int, rounds: int) -> Any:
+    """Whether the model is evaluated after a round, counted from 1; that of the last round always is."""
+    return (index % eval_every == 0) | (index == rounds)
+
+
 def make_mesh(devices: Sequence[jax.Device] | None = None, *, runs: int = 1) -> Mesh:
     """A mesh with axes `runs` and `clients`.
 
@@ -92,7 +97,7 @@ def _put(tree: Any, sharding: NamedSharding) -> Any:
     return jax.tree.map(put, tree)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Simulation:
     """Runs of one program on a mesh. Everything has a leading `runs` axis; a single run is a grid of one.
 
@@ -116,20 +121,22 @@ class Simulation:
 
     def evaluated_rounds(self) -> list[int]:
         """The rounds after which the model is evaluated, counted from 1."""
-        last = {self.rounds} if self.rounds % self.eval_every else set()
-        return sorted({*range(self.eval_every, self.rounds + 1, self.eval_every), *last})
+        return [index for index in range(1, self.rounds + 1) if is_evaluated(index, self.eval_every, self.rounds)]
 
     def init(self, points: Point) -> State:
         """States before the first round, leaves `(runs, ...)`, on one device of this process."""
         return jax.jit(jax.vmap(self.program.init))(points)
 
-    def block(self, states: State, points: Point, data: FederatedDataset, start: jax.Array) -> tuple[State, Any]:
+    def block(
+        self, states: State, points: Point, data: FederatedDataset, start: jax.Array
+    ) -> tuple[State, BlockMetrics]:
         """Rounds `start + 1 .. start + block_rounds` of every run; rounds beyond the last change nothing.
 
         A pure function, to be traced under the mesh; `compile` makes the executable.
 
         Args:
-          states, points: leaves `(runs, ...)`.
+          states: leaves `(runs, ...)`.
+          points: leaves `(runs, ...)`.
           data: examples without a runs axis, the partition with one.
           start: rounds already done.
 
@@ -144,7 +151,7 @@ class Simulation:
 
             def step(state: State, index: jax.Array) -> tuple[State, BlockMetrics]:
                 state, metrics = one_round(self.program, state, point, run_data, index)
-                due = (index % self.eval_every == 0) | (index == self.rounds)
+                due = is_evaluated(index, self.eval_every, self.rounds)
                 nothing = (jnp.float32(jnp.nan), jnp.float32(jnp.nan))
                 tested = lax.cond(
                     due, lambda: evaluate(self.program, state, run_data.test, self.eval_batch_size), lambda: nothing
@@ -160,7 +167,7 @@ class Simulation:
 
         return self._over_runs(one_run)((states, points, data.partition), (data.train, data.test, start))
 
-    def compile(self, states: State, points: Point, data: FederatedDataset) -> tuple[Any, float]:
+    def compile(self, states: State, points: Point, data: FederatedDataset) -> tuple[jax.stages.Compiled, float]:
         """The executable of `block`, with the states donated, and the seconds it took to trace and compile."""
         began = time.perf_counter()
         with jax.set_mesh(self.mesh):

@@ -48,16 +48,16 @@ class Point(NamedTuple):
     aggregator: Numbers
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Program:
     """What is compiled in: everything that is not a number of a `Point`.
 
     Attributes:
-      local_training: of one client.
+      local_training: how one client trains.
       make_attack: `numbers -> Attack`, called once in each trace with `Point.attack`.
       make_aggregator: `numbers -> Aggregator`, with `Point.aggregator`.
-      num_clients: of the population.
-      clients_per_round: drawn in each round.
+      num_clients: size of the population.
+      clients_per_round: how many of them are drawn in each round.
       client_chunk: clients trained together, None for the platform's choice.
       ragged: whether clients differ in their numbers of steps.
       record_filtering: whether each round reports `Filtering`.
@@ -81,6 +81,8 @@ class Program:
 
 class RoundKeys(NamedTuple):
     """The random keys of a round, one for each use. Every draw is a function of (seed, round, client).
+
+    A key is folded with the place of its field: new fields come last. Rounds count from 1; 0 is the model's start.
 
     Attributes:
       draw: of the clients that take part.
@@ -111,6 +113,20 @@ class Clients(NamedTuple):
     ids: jax.Array
     malicious: jax.Array
     present: jax.Array
+
+
+class Trained(NamedTuple):
+    """What local training of the clients of a round gives.
+
+    Attributes:
+      updates: stacked, leaves `(n, ...)`.
+      losses: `(n,)`.
+      step_waste: see `RoundMetrics`.
+    """
+
+    updates: Any
+    losses: jax.Array
+    step_waste: jax.Array
 
 
 class Filtering(NamedTuple):

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 
 from lasa_jax import experiment
+from lasa_jax.errors import InputError
 from lasa_jax.federated import Executables, make_mesh
 from lasa_jax.grid import cost
 from lasa_jax.grid.declare import Grid, Point, points, programs
@@ -74,7 +75,6 @@ def run(
     """
     found, path = points(declared) if isinstance(declared, Grid) else declared, Path(workdir)
     sizes = write_batch_sizes(path, batch_sizes(found, path, batch=batch))
-    todo = batches(found, path, sizes)
     shared = Executables() if executables is None else executables
     outcomes: dict[str, Outcome] = {}
 
@@ -85,6 +85,9 @@ def run(
 
     for outcome in finished(found, path, log=log):
         note(outcome)
+    todo = [
+        batch for batch in batches(found, path, sizes) if not {point.name for point in batch.points} <= outcomes.keys()
+    ]
     if todo:
         count = min(len(todo), cost.threads(todo[0].points[0].config) if threads is None else threads)
         _run_in_threads(Queue(todo), path, count, shared, note, log)
@@ -209,8 +212,15 @@ def finished(found: Sequence[Point], workdir: str | Path, *, log: Callable[[str]
       workdir: the directory of the sweep.
       log: as of `experiment.run`.
     """
-    runs = [(point, Path(workdir) / point.name) for point in found]
-    return _outcomes([(point, path) for point, path in runs if is_finished(path)], executables=Executables(), log=log)
+    outcomes = []
+    for point in found:
+        path = Path(workdir) / point.name
+        if is_finished(path):
+            try:
+                outcomes.append(Outcome(point, path, experiment.finished(point.config, path, log), None))
+            except InputError as error:
+                outcomes.append(_failed(point, path, error))
+    return outcomes
 
 
 def run_together(
@@ -237,8 +247,10 @@ def _outcomes(runs: Sequence[tuple[Point, Path]], **options: Any) -> list[Outcom
     """The outcomes of `experiment.run_batch`, with its options."""
     ended = experiment.run_batch([(point.config, path) for point, path in runs], **options)
     return [
-        Outcome(point, path, None, f"{type(end).__name__}: {' '.join(str(end).split())[:300]}")
-        if isinstance(end, Exception)
-        else Outcome(point, path, end, None)
+        _failed(point, path, end) if isinstance(end, Exception) else Outcome(point, path, end, None)
         for (point, path), end in zip(runs, ended, strict=True)
     ]
+
+
+def _failed(point: Point, path: Path, error: Exception) -> Outcome:
+    return Outcome(point, path, None, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")

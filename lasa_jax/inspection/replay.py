@@ -49,8 +49,8 @@ class Before(NamedTuple):
     point: Point
     data: FederatedDataset
     round_index: int
-    start: int = 0
-    ruled: tuple[str, ...] = ("params",)
+    start: int
+    ruled: tuple[str, ...]
 
 
 def before_round(config: ConfigDict, round_index: int, run: str | os.PathLike[str] | None = None) -> Before:
@@ -89,8 +89,7 @@ def _stored_config(workdir: Workdir, config: ConfigDict) -> dict[str, Any]:
     stored = workdir.config()
     if stored is None:
         raise InputError(f"{workdir.path}: has no config.json, allowed is the directory of a run")
-    kept = {name: value for name, value in stored.items() if name != "source_id"}
-    difference = configs.first_difference(kept, configs.as_json(config))
+    difference = configs.first_difference(configs.without_source(stored), configs.as_json(config))
     if difference is not None:
         raise InputError(f"{workdir.path}: holds another run, {difference}")
     return stored
@@ -168,18 +167,20 @@ def local_models(before: Before) -> Variables:
     epoch is a single batch these are all local steps.
     """
     point = before.point._replace(sgd=before.point.sgd._replace(clip_norm=None))
-    index, variables = jnp.int32(before.round_index), before.state.variables
-    keys = round_keys(point.key, index)
+    index = jnp.int32(before.round_index)
 
     @jax.jit
-    def after(epochs: Any) -> Variables:  # traced: a loop bound may be, and one program serves all
+    def after(epochs: jax.Array, variables: Variables, point: Point, fed: FederatedDataset) -> Variables:
+        # Traced, as the bound of a loop may be: one program serves all.
         training = dataclasses.replace(before.program.local_training, epochs=epochs)
         program = dataclasses.replace(before.program, local_training=training)
-        attack, clients = program.make_attack(point.attack), draw_clients(program, point, keys.draw)
-        updates, *_ = train_clients(program, attack, variables, point, before.data, clients, index, key=keys.train)
-        return jax.tree.map(jnp.add, variables, updates)
+        attack, keys = program.make_attack(point.attack), round_keys(point.key, index)
+        clients = draw_clients(program, point, keys.draw)
+        trained = train_clients(program, attack, variables, point, fed, clients, index, key=keys.train)
+        return jax.tree.map(jnp.add, variables, trained.updates)
 
-    stages = [after(jnp.int32(epochs)) for epochs in range(before.program.local_training.epochs)]
+    given = (before.state.variables, point, before.data)
+    stages = [after(jnp.int32(epochs), *given) for epochs in range(before.program.local_training.epochs)]
     return jax.tree.map(lambda *models: np.stack(models), *stages)
 
 

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from lasa_jax import config as configs
 from lasa_jax.errors import InputError
+from lasa_jax.federated import is_evaluated
 from lasa_jax.workdir.directory import Workdir
 
 PyTree = Any
@@ -37,9 +38,7 @@ def finished_summary(workdir: Workdir, config: ConfigDict) -> dict[str, Any]:
     if stored is None or summary is None:
         raise InputError(f"--workdir={workdir.path}: holds a summary.json of something else; choose another directory")
     # The data, and with it the id of its source, is not read for a run that is finished.
-    plain, asked = (
-        {name: value for name, value in one.items() if name != "source_id"} for one in (stored, configs.as_json(config))
-    )
+    plain, asked = configs.without_source(stored), configs.without_source(configs.as_json(config))
     _refuse_another(workdir, plain, asked)
     return summary
 
@@ -68,7 +67,7 @@ def go_back(
       The round, 0 where there is none; and the states after it, none for round 0.
     """
     for last_round in sorted({at for workdir in workdirs for at in workdir.checkpoint_rounds()}, reverse=True):
-        due = {index for index in range(1, last_round + 1) if index % config.eval_every == 0 or index == config.rounds}
+        due = {index for index in range(1, last_round + 1) if is_evaluated(index, config.eval_every, config.rounds)}
         states = []
         for workdir in workdirs:
             if last_round not in workdir.checkpoint_rounds():

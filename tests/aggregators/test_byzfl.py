@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 
 from lasa_jax import aggregators, attacks
-from tests.aggregators.test_battery import KEY, N, flat_rows, honest
+from lasa_jax.testing import NUM_CLIENTS as N
+from lasa_jax.testing import flat_rows, honest
 
+KEY = jax.random.key(0)
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of the libraries that it imports
     byzfl = pytest.importorskip("byzfl")

@@ -7,16 +7,9 @@ import pytest
 from lasa_jax import aggregators
 from lasa_jax.aggregators import Rows
 from lasa_jax.federated import make_mesh
-from tests.aggregators.test_battery import (
-    KEY,
-    SHAPES,
-    N,
-    as_layers,
-    assert_close,
-    flat_rows,
-    honest,
-    lasa_by_definition,
-)
+from lasa_jax.testing import NUM_CLIENTS as N
+from lasa_jax.testing import SHAPES, as_layers, assert_close, flat_rows, honest
+from tests.aggregators.test_battery import KEY, lasa_by_definition
 
 PREAGGREGATORS = {
     "reject_nonfinite": aggregators.reject_nonfinite(),

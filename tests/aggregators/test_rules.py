@@ -10,22 +10,10 @@ from lasa_jax import aggregators
 from lasa_jax.aggregators import Rows
 from lasa_jax.aggregators.dnc import _gather
 from lasa_jax.aggregators.signguard import largest_cluster
-from tests.aggregators.test_battery import KEY, N, as_layers, assert_close, flat_rows, honest
+from lasa_jax.testing import NUM_CLIENTS as N
+from lasa_jax.testing import as_layers, assert_close, flat_rows, honest
 
-STACK = {"a": jax.ShapeDtypeStruct((50, 300, 300), np.float32), "b": jax.ShapeDtypeStruct((50, 300), np.float32)}
-STACK_BYTES = 4 * 50 * 301 * 300
-
-
-@pytest.mark.parametrize("name", aggregators.names())
-def test_no_rule_copies_the_stack(name):
-    """Temporaries are a few updates, not a second (n, d) array, and nothing sorts over the coordinates."""
-    rule = aggregators.RULES[name]()
-    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), STACK)
-    state = jax.eval_shape(rule.init, params)
-    compiled = jax.jit(lambda u, s: rule.aggregate(u, s, key=KEY, num_malicious=10)).lower(STACK, state).compile()
-    assert compiled.memory_analysis().temp_size_in_bytes < 0.25 * STACK_BYTES
-    sorts = [line for line in compiled.as_text().splitlines() if " sort(" in line]
-    assert not any("90000" in line or "90300" in line for line in sorts)
+KEY = jax.random.key(0)
 
 
 @pytest.mark.parametrize(
@@ -290,18 +278,6 @@ def test_a_filter_is_not_blinded_by_one_huge_client():
     tiny = jax.tree.map(lambda x: x * np.float32(2.0**-60), honest())
     kept = [aggregators.lasa().aggregate(u, (), key=KEY, num_malicious=0)[2].weight for u in (honest(), tiny)]
     jax.tree.map(np.testing.assert_array_equal, *kept)
-
-
-@pytest.mark.parametrize("name", aggregators.names())
-def test_half_precision_and_empty_layers(name):
-    """State and result keep the dtype of the updates, and a layer without entries is no reason to fail."""
-    updates = {"w": jnp.asarray(honest()["kernel"], jnp.bfloat16), "none": jnp.zeros((N, 0), jnp.bfloat16)}
-    rule = aggregators.RULES[name]()
-    state = rule.init(jax.tree.map(lambda x: x[0], updates))
-    update, after, _ = jax.jit(lambda u, s: rule.aggregate(u, s, key=KEY, num_malicious=3))(updates, state)
-    assert all(x.dtype == jnp.bfloat16 for x in update.values())
-    assert update["none"].shape == (0,)
-    assert jax.tree.map(lambda x: x.dtype, after) == jax.tree.map(lambda x: x.dtype, state)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""One battery through which every attack goes."""
+"""Every attack of ours obeys the laws of `lasa_jax.testing`, and has the property that defines it."""
 
 import functools
 from statistics import NormalDist
@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from lasa_jax import aggregators, attacks
-from lasa_jax.federated import make_mesh
-from tests.aggregators.test_battery import SHAPES, honest
+from lasa_jax.testing import ATTACK_LAWS, NUM_CLIENTS, SHAPES, honest
+from lasa_jax.testing import attacks as laws
+from lasa_jax.testing.attacks import MALICIOUS, SOME, craft
+from lasa_jax.testing.stacks import marked
 
-N = 16
+N = NUM_CLIENTS
 KEY = jax.random.key(0)
 ATTACKS = {
     "adaptive": attacks.adaptive(num_magnitudes=3, num_refinements=3),
@@ -38,102 +40,66 @@ ATTACKS = {
     "random": attacks.random(),
     "sign_flip": attacks.sign_flip(),
 }
-CASES = pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
-MASKS = {"none": [], "one": [6], "some": [1, 4, 5, 11], "most": list(range(3, 16)), "all": list(range(16))}
+SENDS_HONEST = ("none", "label_flip")
+DRAWN = ("noise", "random")
+ALONE_HONEST = ("lie, colluders", "min_max, colluders")  # the mean of one row is that row
+NUMBERS = {
+    "byzmean": {"z": [0.1, 0.3]},
+    "ipm": {"epsilon": [0.1, 0.3]},
+    "lie": {"z": [0.1, 0.3]},
+    "noise": {"std": [0.2, 0.4]},
+}
 
 
-def mask(name: str) -> np.ndarray:
-    return np.isin(np.arange(N), MASKS[name])
+def promised(name: str):
+    """The laws that an attack obeys beside those of every attack."""
+    if name != "nan":
+        yield laws.sends_finite_rows
+    if name not in SENDS_HONEST:
+        yield functools.partial(laws.sends_other_rows, least=2 if name in ALONE_HONEST else 1)
+    if name in DRAWN:
+        yield laws.draws_for_each_client
+    else:
+        yield functools.partial(laws.padding_changes_nothing, absent=(0, 4, 15))
 
 
-def aggregated(updates, present=None):
-    """The rule that adaptive attacks are given here."""
-    return aggregators.trimmed_mean(4).aggregate(updates, (), key=KEY, num_malicious=0, present=present)[0]
-
-
-@functools.cache
-def compiled(attack: attacks.Attack):
-    """One executable an attack and a number of clients, so that the battery does not spend its time compiling."""
-
-    def run(updates, malicious, present):
-        state = attack.init(jax.tree.map(lambda x: x[0], updates))
-        rule = functools.partial(aggregated, present=present)
-        return attack.craft(updates, state, malicious, key=KEY, present=present, aggregate=rule)[0]
-
-    return jax.jit(run)
-
-
-def craft(attack: attacks.Attack, malicious, updates=None, present=None):
-    updates = honest() if updates is None else updates
-    return compiled(attack)(updates, malicious, np.ones(len(malicious), bool) if present is None else present)
+def cases():
+    for name in ATTACKS:
+        for law in (*ATTACK_LAWS, *promised(name)):
+            suffix = ", anywhere" if law not in ATTACK_LAWS and getattr(law, "keywords", {}).get("absent") else ""
+            yield pytest.param(name, law, id=f"{getattr(law, 'func', law).__name__}{suffix}-{name}")
 
 
 def test_every_attack_is_in_the_battery():
     assert sorted({name.split(",")[0] for name in ATTACKS}) == attacks.names()
 
 
-@CASES
-@pytest.mark.parametrize("malicious", MASKS)
-def test_only_malicious_rows_change_and_stay_finite(attack, malicious):
-    which = mask(malicious)
-    crafted = craft(attack, which)
-    for name, x in honest().items():
-        np.testing.assert_array_equal(crafted[name][~which], x[~which])
-        if attack is ATTACKS["nan"]:
-            assert np.isnan(crafted[name][which]).all()
-            continue
-        assert np.isfinite(crafted[name]).all()
-        colluders = attack in (ATTACKS["lie, colluders"], ATTACKS["min_max, colluders"])
-        lone_average = colluders and malicious == "one"  # the mean of one row is that row
-        if attack not in (ATTACKS["none"], ATTACKS["label_flip"]) and which.any() and not lone_average:
-            assert not np.allclose(crafted[name][which], x[which])
+@pytest.mark.parametrize(("name", "law"), list(cases()))
+def test_law(name, law):
+    law(ATTACKS[name])
 
 
-@CASES
-def test_absent_rows_are_neither_read_nor_written(attack):
-    present = ~np.isin(np.arange(N), [0, 4, 15])
-    which = mask("some")
-    updates = honest()
-    for x in updates.values():
-        x[~present] = np.nan
-    crafted = craft(attack, which, updates, present)
-    compact = craft(attack, which[present], jax.tree.map(lambda x: x[present], honest()))
-    for name, x in updates.items():
-        np.testing.assert_array_equal(crafted[name][~present], x[~present])
-        assert np.isfinite(crafted[name][present]).all() or attack is ATTACKS["nan"]
-        if attack not in (ATTACKS["noise"], ATTACKS["random"]):  # their draws are by row
-            np.testing.assert_allclose(crafted[name][present], compact[name], atol=1e-5)
+@pytest.mark.parametrize("name", NUMBERS)
+def test_one_trace_over_a_grid_of_numbers(name):
+    laws.traces_once(attacks.ATTACKS[name], NUMBERS[name])
 
 
-@CASES
-def test_eight_devices_give_the_result_of_one(attack):
-    wanted = craft(attack, mask("some"))
-    with jax.set_mesh(make_mesh()):
-        actual = craft(attack, mask("some"))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), actual, wanted)
-
-
-@CASES
-def test_vmap_over_runs_equals_a_loop(attack):
-    masks = np.stack([mask(name) for name in ("none", "one", "some")])
-    runs = [honest(seed) for seed in range(3)]
-    stacked = jax.tree.map(lambda *x: np.stack(x), *runs)
-
-    def run(u, m):
-        state = attack.init(jax.tree.map(lambda x: x[0], u))
-        return attack.craft(u, state, m, key=KEY, aggregate=aggregated)[0]
-
-    together = jax.jit(jax.vmap(run))(stacked, masks)
-    for index in range(3):
-        alone = craft(attack, masks[index], runs[index])
-        jax.tree.map(lambda a, b, i=index: np.testing.assert_allclose(a[i], b, atol=1e-5), together, alone)
-
-
-@CASES
-def test_labels(attack):
+@pytest.mark.parametrize("name", ATTACKS)
+def test_labels(name):
     labels = jnp.arange(5)
-    wanted = labels[::-1] if attack is ATTACKS["label_flip"] else labels
-    np.testing.assert_array_equal(attack.poison_labels(labels, 5), wanted)
+    wanted = labels[::-1] if name == "label_flip" else labels
+    np.testing.assert_array_equal(ATTACKS[name].poison_labels(labels, 5), wanted)
+
+
+def test_nan_sends_nothing_else():
+    for rows in MALICIOUS.values():
+        for x in craft(ATTACKS["nan"], marked(rows)).values():
+            assert np.isnan(x[marked(rows)]).all()
+
+
+@pytest.mark.parametrize("name", SENDS_HONEST)
+def test_updates_that_are_not_changed(name):
+    jax.tree.map(np.testing.assert_array_equal, craft(ATTACKS[name], SOME), honest())
 
 
 @pytest.mark.parametrize("f", [1, 2, 5, 8])
@@ -149,46 +115,31 @@ def test_byzmean_makes_the_mean_its_first_group(f):
 
 @pytest.mark.parametrize("z", [0.0, 0.5, 2.0])
 def test_lie_is_z_deviations_from_the_mean(z):
-    which = mask("some")
-    crafted = craft(attacks.lie(z=z), which)
+    crafted = craft(attacks.lie(z=z), SOME)
     for name, x in honest().items():
-        benign = x[~which].astype(np.float64)
+        benign = x[~SOME].astype(np.float64)
         wanted = benign.mean(0) - z * benign.std(0, ddof=1)
-        for row in crafted[name][which]:
+        for row in crafted[name][SOME]:
             np.testing.assert_allclose(row, wanted, atol=1e-6)
 
 
 def test_colluders_know_only_their_own():
-    which = mask("some")
     updates = honest()
-    first = craft(attacks.lie(knowledge="colluders"), which, updates)
-    changed = jax.tree.map(lambda x: np.where(which.reshape((-1,) + (1,) * (x.ndim - 1)), x, 7 * x), updates)
-    second = craft(attacks.lie(knowledge="colluders"), which, changed)
-    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[which], b[which]), first, second)
+    first = craft(attacks.lie(knowledge="colluders"), SOME, updates)
+    changed = jax.tree.map(lambda x: np.where(SOME.reshape((-1,) + (1,) * (x.ndim - 1)), x, 7 * x), updates)
+    second = craft(attacks.lie(knowledge="colluders"), SOME, changed)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[SOME], b[SOME]), first, second)
 
 
 def test_noise_is_added_and_random_replaces():
     updates = {"w": np.full((N, 200, 100), 3.0, np.float32)}
-    noisy = craft(attacks.noise(std=0.5), mask("some"), updates)["w"][mask("some")]
-    drawn = craft(attacks.random(std=0.5), mask("some"), updates)["w"][mask("some")]
+    noisy = craft(attacks.noise(std=0.5), SOME, updates)["w"][SOME]
+    drawn = craft(attacks.random(std=0.5), SOME, updates)["w"][SOME]
     assert abs(noisy.mean() - 3) < 0.01
     assert abs(drawn.mean()) < 0.01
     assert abs(noisy.std() - 0.5) < 0.01
     assert abs(drawn.std() - 0.5) < 0.01
     assert len({float(row[0, 0]) for row in drawn}) == 4  # a fresh draw a client
-
-
-def test_z_and_std_may_be_traced():
-    traces = []
-
-    @jax.jit
-    def run(z, std):
-        traces.append(1)
-        lie = attacks.lie(z=z).craft(honest(), (), mask("some"), key=KEY)[0]
-        return lie, attacks.noise(std=std).craft(honest(), (), mask("some"), key=KEY)[0]
-
-    jax.block_until_ready([run(0.1, 0.2), run(0.3, 0.4)])
-    assert len(traces) == 1
 
 
 @pytest.mark.parametrize(
@@ -207,9 +158,6 @@ def test_refuses(name, parameters, message):
         attacks.create(name, **parameters)
 
 
-WHICH = np.isin(np.arange(N), MASKS["some"])
-
-
 def flat(updates) -> np.ndarray:
     """`(n, d)`, layers by name: JAX returns them sorted."""
     layers = [np.asarray(updates[name], np.float64) for name in sorted(updates)]
@@ -218,9 +166,9 @@ def flat(updates) -> np.ndarray:
 
 def sent_and_benign(attack: attacks.Attack) -> tuple[np.ndarray, np.ndarray]:
     """The row that all malicious clients send, and the benign rows, flat."""
-    rows = flat(craft(attack, WHICH))
-    assert (rows[WHICH] == rows[WHICH][0]).all()
-    return rows[WHICH][0], rows[~WHICH]
+    rows = flat(craft(attack, SOME))
+    assert (rows[SOME] == rows[SOME][0]).all()
+    return rows[SOME][0], rows[~SOME]
 
 
 def on_the_line(row: np.ndarray, benign: np.ndarray, step: float) -> np.ndarray:
@@ -265,7 +213,7 @@ def test_min_sum_is_within_its_bound_and_tight(name, power, choose):
 
 def test_tailored_trmean_takes_the_smallest_step_to_the_maximum():
     row, benign = sent_and_benign(ATTACKS["tailored_trmean"])
-    f = WHICH.sum()
+    f = SOME.sum()
 
     def deviation(crafted: np.ndarray) -> float:
         x = np.sort(np.concatenate([benign, np.repeat(crafted[None], f, axis=0)]), axis=0)
@@ -301,7 +249,7 @@ def test_how_many_copies_the_attacker_foresees(knowledge, copies):
 
 def test_tailored_krum_is_the_farthest_that_krum_chooses():
     row, benign = sent_and_benign(ATTACKS["tailored_krum"])
-    f = int(WHICH.sum())
+    f = int(SOME.sum())
 
     def chosen(crafted: np.ndarray) -> bool:
         x = np.concatenate([np.repeat(crafted[None], f, axis=0), benign])
@@ -341,7 +289,7 @@ def test_mimic_learns_the_direction_of_largest_spread():
     spread = np.array([5.0, 1.0, 1.0, 1.0])
     attack = attacks.mimic()
     state = attack.init({"w": np.zeros(4, np.float32)})
-    step = jax.jit(lambda u, state: attack.craft(u, state, WHICH, key=KEY))
+    step = jax.jit(lambda u, state: attack.craft(u, state, SOME, key=KEY))
     for _ in range(20):
         _, state = step({"w": (rng.standard_normal((N, 4)) * spread).astype(np.float32)}, state)
     direction = np.abs(state.direction["w"]) / np.linalg.norm(state.direction["w"])
@@ -354,9 +302,9 @@ def test_adaptive_finds_more_than_fixed_attacks(objective):
     """On the rule it is given, the trimmed mean, it gains at least what Lie and Min-Max gain."""
 
     def gain(attack: attacks.Attack) -> float:
-        updates = craft(attack, WHICH)
-        mean = flat(updates)[~WHICH].mean(0)
-        moved = flat(jax.tree.map(lambda x: x[None], aggregated(updates)))[0]
+        updates = craft(attack, SOME)
+        mean = flat(updates)[~SOME].mean(0)
+        moved = flat(jax.tree.map(lambda x: x[None], laws.server_rule(updates)))[0]
         return float((mean - moved) @ mean if objective == "descent" else ((moved - mean) ** 2).sum())
 
     found = gain(attacks.adaptive(objective=objective))
@@ -370,15 +318,15 @@ def test_adaptive_refines_every_layer_for_itself():
 
     def capped(updates):
         def layer(x, cap):
-            row = x[WHICH][0]
-            return jnp.where(jnp.linalg.norm(row - x[~WHICH].mean(0)) <= cap, row, x[~WHICH].mean(0))
+            row = x[SOME][0]
+            return jnp.where(jnp.linalg.norm(row - x[~SOME].mean(0)) <= cap, row, x[~SOME].mean(0))
 
         return {name: layer(x, caps[name]) for name, x in updates.items()}
 
     def gain(refinements: int) -> float:
         attack = attacks.adaptive(objective="distance", num_magnitudes=6, num_refinements=refinements)
-        crafted = attack.craft(honest(), (), WHICH, key=KEY, aggregate=capped)[0]
-        mean = flat(honest())[~WHICH].mean(0)
+        crafted = attack.craft(honest(), (), SOME, key=KEY, aggregate=capped)[0]
+        mean = flat(honest())[~SOME].mean(0)
         moved = flat(jax.tree.map(lambda x: np.asarray(x)[None], capped(crafted)))[0]
         return float(((moved - mean) ** 2).sum())
 
@@ -388,24 +336,24 @@ def test_adaptive_refines_every_layer_for_itself():
 @pytest.mark.parametrize("rule", aggregators.names())
 def test_adaptive_works_with_every_rule(rule):
     """What it sends moves the result no less than the honest updates of the malicious clients do."""
-    made = aggregators.RULES[rule]()
+    made = aggregators.create(rule)
     state = made.init(jax.tree.map(lambda x: x[0], honest()))
 
+    @jax.jit
     def result(updates):
         return made.aggregate(updates, state, key=KEY, num_malicious=4)[0]
 
     def moved(updates) -> float:
-        mean = flat(updates)[~WHICH].mean(0)
+        mean = flat(updates)[~SOME].mean(0)
         return float(np.linalg.norm(flat(jax.tree.map(lambda x: np.asarray(x)[None], result(updates)))[0] - mean))
 
     attack = attacks.adaptive(objective="distance", num_magnitudes=4, num_refinements=4)
-    crafted = jax.jit(lambda u: attack.craft(u, (), WHICH, key=KEY, aggregate=result)[0])(honest())
-    assert moved(crafted) >= 0.8 * moved(
-        honest()
-    )  # the search is coarse, and what is honest is not among what it tries
+    crafted = jax.jit(lambda u: attack.craft(u, (), SOME, key=KEY, aggregate=result)[0])(honest())
+    # The search is coarse, and what is honest is not among what it tries.
+    assert moved(crafted) >= 0.8 * moved(honest())
     assert np.isfinite(flat(crafted)).all()
 
 
 def test_adaptive_must_be_given_the_rule():
     with pytest.raises(ValueError, match="needs the rule"):
-        attacks.adaptive().craft(honest(), (), WHICH, key=KEY)
+        attacks.adaptive().craft(honest(), (), SOME, key=KEY)

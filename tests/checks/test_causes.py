@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import causes
+from checks import causes
 
 
 def test_nothing_that_makes_it_fast_was_lost():

@@ -5,7 +5,8 @@ import shutil
 
 import pytest
 
-from checks import faults
+from checks.faults.catalogue import QUICK, faults
+from checks.faults.runs import Runner, compare
 
 MADE = (  # what the tests of experiments do not make
     "SIGKILL in a metrics write of a run",
@@ -17,8 +18,8 @@ MADE = (  # what the tests of experiments do not make
 def made(tmp_path_factory):
     """Faults by name, to be made in one folder."""
     folder = tmp_path_factory.mktemp("faults")
-    runner = faults.Runner(folder, folder / "xla")
-    return dict(faults.faults(runner, faults.QUICK, sweeps=False))
+    runner = Runner(folder, folder / "xla")
+    return dict(faults(runner, QUICK, sweeps=False))
 
 
 @pytest.mark.parametrize("name", MADE)
@@ -38,7 +39,7 @@ def test_what_is_lost_or_twice_is_counted(made, tmp_path_factory):
         shutil.copytree(whole, after)
         lines = (after / "metrics.jsonl").read_text().splitlines(keepends=True)
         (after / "metrics.jsonl").write_text("".join(change(lines)))
-        assert faults.compare(whole, after)[:3] == wanted
+        assert compare(whole, after)[:3] == wanted
     summary = json.loads((after / "summary.json").read_text())
     (after / "summary.json").write_text(json.dumps({**summary, "parameters_sha256": "0"}))
-    assert faults.compare(whole, after)[:3] == (0, 1, 1)
+    assert compare(whole, after)[:3] == (0, 1, 1)

@@ -50,7 +50,7 @@ def train(program, state, point, fed):
         keys = round_keys(point.key, 1)
         attack, clients = program.make_attack(point.attack), draw_clients(program, point, keys.draw)
         found = train_clients(program, attack, state.variables, point, fed, clients, jnp.int32(1), key=keys.train)
-        return found[0], clients, found[2]
+        return found.updates, clients, found.step_waste
 
     return trained(state, point, fed)
 

@@ -14,7 +14,6 @@ from lasa_jax import aggregators, experiment, grid
 from lasa_jax import config as configs
 from lasa_jax.errors import InputError
 from lasa_jax.federated import make_mesh, one_round
-from lasa_jax.federated.round import clients_of_round
 from lasa_jax.inspection import filtering, recorded, replay, rounds
 from lasa_jax.inspection.__main__ import main
 from lasa_jax.workdir import Workdir
@@ -70,7 +69,7 @@ def check(config, before, malicious_filtered, update_norm):
 
 
 def clients(before):
-    return clients_of_round(before.program, before.point, jnp.int32(before.round_index))
+    return replay.clients_of_round(before)
 
 
 def test_a_round_of_a_run_from_its_checkpoint_and_its_command(tmp_path, capsys, monkeypatch):

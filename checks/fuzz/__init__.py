@@ -1,0 +1,1 @@
+"""Hostile input of every kind, one file for each: `python -m checks.fuzz`."""

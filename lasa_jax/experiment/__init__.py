@@ -1,0 +1,7 @@
+"""Runs: in their directories with checkpoints, metrics and resume, or in memory with `simulate`."""
+
+from lasa_jax.experiment.in_directories import Stopped, finished, run, run_batch
+from lasa_jax.experiment.leader import RUN_FAILURES, Ended
+from lasa_jax.experiment.memory import History, simulate
+
+__all__ = ["RUN_FAILURES", "Ended", "History", "Stopped", "finished", "run", "run_batch", "simulate"]

@@ -1,0 +1,31 @@
+"""The laws that every aggregation rule and every attack obeys, for anybody's tests.
+
+    from lasa_jax import testing
+
+    @pytest.mark.parametrize("law", testing.RULE_LAWS)
+    def test_my_rule(law):
+        law(my_rule())
+
+A law is a function of a rule or an attack. It returns nothing, or raises an AssertionError that says what is wrong. Laws
+that only some obey are not in the two lists: `testing.promises` has those of rules, `testing.attacks` those of attacks.
+Build the rule once and give the same one to all laws: they share its compiled programs.
+"""
+
+from lasa_jax.testing import attacks, promises, rules
+from lasa_jax.testing.attacks import ATTACK_LAWS
+from lasa_jax.testing.rules import RULE_LAWS
+from lasa_jax.testing.stacks import NUM_CLIENTS, SHAPES, as_layers, assert_close, flat_rows, honest
+
+__all__ = [
+    "ATTACK_LAWS",
+    "NUM_CLIENTS",
+    "RULE_LAWS",
+    "SHAPES",
+    "as_layers",
+    "assert_close",
+    "attacks",
+    "flat_rows",
+    "honest",
+    "promises",
+    "rules",
+]
