@@ -10,7 +10,7 @@ import math
 from lasa_jax.config import paper
 from lasa_jax.grid import Grid
 
-VARIANTS = [
+VARIANTS: list[dict[str, float | str]] = [
     {},
     {"aggregator.lasa.sparsity_level": 0.0},
     {"aggregator.lasa.direction_radius": math.inf},  # magnitude only
