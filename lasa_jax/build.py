@@ -9,12 +9,12 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from lasa_jax import aggregators, attacks, data, methods, models
+from lasa_jax import aggregators, attacks, methods, models
 from lasa_jax import config as configs
 from lasa_jax.aggregators import Aggregator
 from lasa_jax.attacks import Attack
 from lasa_jax.data import Dataset, FederatedDataset, Partition, partition
-from lasa_jax.errors import InputError, check_number
+from lasa_jax.errors import check_number
 from lasa_jax.federated import LocalTraining, Numbers, Point, Program, Simulation, State, make_mesh
 from lasa_jax.federated.client import SGD
 from lasa_jax.models import Model
@@ -97,9 +97,9 @@ def place(runs: Sequence[Run], mesh: Mesh, *, init: Callable[[Point], State] | N
 def prepare(
     config: ConfigDict,
     *,
-    load: Callable[..., Dataset] = data.load,
+    load: Callable[..., Dataset] = methods.dataset,
     dataset: Dataset | None = None,
-    model: Model | None = None,
+    model: Any = None,
     aggregator: Aggregator | None = None,
     attack: Attack | None = None,
 ) -> Run:
@@ -107,39 +107,45 @@ def prepare(
 
     Args:
       config: resolved.
-      load: as `data.load`, for callers that keep what was loaded.
+      load: as `methods.dataset`, for callers that keep what was loaded.
       dataset: loaded as the config says if None.
-      model, aggregator, attack: in place of those that the config names.
+      model: in place of the one that the config names.
+      aggregator: the same.
+      attack: the same.
 
     Raises:
       InputError: if data is missing, or the config and its data do not fit.
     """
+    configs.check_sources(config)
     if dataset is None:
         dataset = load(config.dataset, data_dir=config.data_dir, source=config.source)
     shares = partition.divide(
         config.partition, dataset.train.labels, dataset.client_ids, num_clients=config.num_clients, seed=config.seed
     )
     configs.check_clients_per_round(config.clients_per_round, len(shares.sizes))
-    model = _model(config, dataset) if model is None else model
-    program = _program(config, dataset, shares, model, _factories(config, aggregator, attack))
+    model = _model(config, dataset, model)
+    program = _program(config, dataset, shares, model, _factories(config, attack, aggregator))
     point = _point(config, len(shares.sizes), model, aggregator, attack)
     return Run(config, dataset, shares, program, point)
 
 
-def _model(config: ConfigDict, dataset: Dataset) -> Model:
-    rank = models.input_rank(config.model)
-    if rank != len(dataset.input_shape):
-        raise InputError(
-            f"config.model = {config.model!r}: takes {'images' if rank == 3 else 'sequences'}, and an example of "
-            f"{dataset.name!r} has the shape {dataset.input_shape}"
-        )
-    return models.create(config.model, num_classes=dataset.num_classes, input_shape=dataset.input_shape)
+def _model(config: ConfigDict, dataset: Dataset, given: Any) -> Model:
+    """The model that was given, or that the config names, asked whether it takes the dataset's examples."""
+    named = methods.imported("model", config.model) if methods.is_path(config.model) else config.model
+    return models.for_dataset(
+        named if given is None else given,
+        setting=f"config.model = {config.model!r}" if given is None else "model",
+        dataset=dataset.name,
+        example=dataset.example,
+        label_shape=dataset.label_shape,
+        num_classes=dataset.num_classes,
+    )
 
 
 Factories = tuple[Callable[[Numbers], Attack], Callable[[Numbers], Aggregator]]
 
 
-def _factories(config: ConfigDict, aggregator: Aggregator | None, attack: Attack | None) -> Factories:
+def _factories(config: ConfigDict, attack: Attack | None, aggregator: Aggregator | None) -> Factories:
     """What makes the attack and the rule inside a trace: those that were given, or those that the config names."""
 
     def named(kind: str, name: str) -> Callable[[Numbers], Any]:

@@ -1,88 +1,316 @@
-"""What the command lines share: a config file with overrides, and one line on standard error for whatever is wrong."""
+"""What the commands share: a config file with settings by hand, and one line on standard error for whatever is wrong.
+
+    --config=FILE.py:ARGUMENT --config.rounds=100 --config.aggregator.name=mypkg.rules:norm_gate
+
+A file that is not here is looked up in the package, where `digits`, `digits.py` and `configs/digits.py` are the same.
+"""
 
 import argparse
+import importlib.util
+import inspect
+import os
 import re
+import shutil
 import sys
-from collections.abc import Callable, Sequence
-from typing import NoReturn
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from lasa_jax.errors import InputError, nearest
 
-from lasa_jax import config as configs
-from lasa_jax.data import cache
-from lasa_jax.errors import InputError
+if TYPE_CHECKING:  # `config` and `methods` take seconds to import, which --help and what only reads should not wait for
+    from ml_collections import ConfigDict
 
-_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True, help_string="file of the config, see configs/")
+    from lasa_jax.config import Setting
 
+_CONFIGS = Path(__file__).parent / "configs"  # of the package
+_NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
-def resolved_config() -> ConfigDict:
-    """The config that the command line names, checked and decided, see `config.resolve`."""
-    return configs.resolve(_CONFIG.value, list(config_flags.get_override_values(flags.FLAGS["config"])))
+# For what a file must define, what such a file is called and the command that takes it.
+_COMMAND_OF = {"get_config": ("config file", "lasa-jax run"), "get_grid": ("sweep", "lasa-jax sweep")}
+
+_ALLOWED = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
 
 
 class Parser(argparse.ArgumentParser):
-    """Of command lines without a config: says in one line what is wrong."""
+    """The flags of a command, shown in the order in which they are added; what is wrong with them is an InputError."""
+
+    def __init__(self, command: str, description: str | None) -> None:
+        """Args: command: as after `lasa-jax`, for instance `"run"`. description: shown by `--help`, with an example."""
+        super().__init__(
+            prog=f"lasa-jax {command}",
+            description=inspect.cleandoc(description or ""),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+            add_help=False,
+        )
+        self._example: str | None = None
+        self._takes_settings = False
+
+    def add_config(self, what: str, *, example: str, takes_settings: bool = False) -> None:
+        """Adds `--config`, which may also be the first argument without a flag.
+
+        Args:
+          what: the file is, for `--help`.
+          example: a value, for the error if there is none.
+          takes_settings: whether `--config.FIELD=VALUE` are flags too.
+        """
+        self.add_argument("--config", metavar="FILE", help=f"{what}; may be given without --config=")
+        self.add_argument("positional", nargs="?", help=argparse.SUPPRESS)
+        self._example, self._takes_settings = example, takes_settings
+
+    def read(self, argv: Sequence[str] | None) -> argparse.Namespace:
+        """The values of the flags, and `settings`: the text of each `--config.FIELD=TEXT` by field, None without a text.
+
+        Args:
+          argv: the arguments; those of this process if None.
+
+        Raises:
+          InputError: for what is no flag, with what may be meant, and for values that a flag does not take.
+        """
+        self.add_argument("-h", "--help", action="help", help="shows this")
+        settings: dict[str, str | None] = {}
+        rest = []
+        for argument in sys.argv[1:] if argv is None else argv:
+            match = re.fullmatch(r"--?config\.([^=]*)(?:=(.*))?", argument, re.DOTALL)
+            if match and self._takes_settings:
+                settings[match[1]] = match[2]
+            else:
+                rest.append(argument)
+        given, unknown = self.parse_known_intermixed_args(rest)
+        if self._example is not None and given.positional is not None:
+            if given.config is not None:
+                unknown.append(given.positional)
+            given.config = given.positional
+        if unknown:
+            raise InputError(self._not_a_flag(unknown[0]))
+        if self._example is not None and not given.config:
+            missing = "--config: is missing" if given.config is None else "--config=: allowed is FILE or FILE:ARGUMENT"
+            raise InputError(f"{missing}, for instance --config={self._example}")
+        given.settings = settings
+        return given
 
     def error(self, message: str) -> NoReturn:
+        """Raises InputError in place of printing the usage."""
         raise InputError(f"{self.prog}: {message}")
 
+    def _not_a_flag(self, argument: str) -> str:
+        """What to say to an argument that is not known."""
+        name, equals, text = argument.lstrip("-").partition("=")
+        flags = [flag.removeprefix("--") for action in self._actions for flag in action.option_strings]
+        fields: list[str] = []
+        if self._takes_settings:
+            from lasa_jax import config as configs
 
-def _parse(argv: list[str]) -> list[str]:
-    """Reads the command line; whatever is wrong with it or with the config file becomes one line."""
-    for argument in argv[1:]:
-        match = re.fullmatch(r"--?config\.([^=]+)(=.*)?", argument)
-        if match:
-            configs.check_fields([match[1]])
-    try:
-        rest = flags.FLAGS(argv)
-        if flags.FLAGS["config"].value is None:
-            raise InputError("--config: is missing, for instance --config=configs/digits.py")
-        flags.FLAGS["config"].value.to_dict()  # a file that could not be loaded raises only when it is touched
-        return rest
-    except InputError:
-        raise
-    except flags.Error as error:
-        boolean = re.fullmatch(r"flag --(\S+): \('Non-boolean argument to boolean flag', .*\)", str(error))
-        if boolean:
-            raise InputError(f"--{boolean[1]}: allowed are true and false") from None
-        raise InputError(_one_line(str(error))) from None
-    except OSError:  # of ml_collections, which says only where it looked
-        given = next(a for a in re.findall(r"--?config[= ](\S+)", " ".join(argv)))
-        raise InputError(f"--config={given}: no config file of that name") from None
-    except (AttributeError, ImportError, KeyError, NameError, SyntaxError, TypeError, ValueError) as error:
-        raise InputError(f"--config: {type(error).__name__}: {_one_line(str(error))}") from None
+            field, fields = name.removeprefix("config."), list(configs.all_settings())
+            if field in fields:
+                return f"{argument}: is not a flag, it is --config.{field}={text if equals else 'VALUE'}"
+        hint = nearest(name, flags, "--") or nearest(name, fields, "--config.") or "; see --help"
+        return f"{argument}: is not a flag of {self.prog}{hint}"
 
 
-def _one_line(message: str) -> str:
-    """The last thing a message says: ml_collections wraps a config file's own error in a traceback."""
-    *_, last = re.split(r"\w+(?:\.\w+)*\.InputError: ", message)
-    return " ".join(last.split())
+def settings_help() -> str:
+    """Every setting with its default and its words, for `--help`."""
+    from lasa_jax import config as configs
+
+    lines = [
+        "settings, with the defaults that config files start from (docs/configs.md says what each means):",
+        *(_setting_help(field, setting) for field, setting in configs.SETTINGS.items()),
+        "",
+        "Rules, attacks and pre-aggregators have parameters, --config.aggregator.lasa.sparsity_level=0.5: `lasa-jax list`.",
+    ]
+    return "\n".join(lines)
 
 
-def entry_point(run: Callable[[Sequence[str]], None]) -> None:
-    """Calls `run` with the arguments that are no flags.
+def _setting_help(field: str, setting: "Setting") -> str:
+    words = f": {', '.join(setting.allowed)}" if isinstance(setting.allowed, tuple) else ""
+    default = str(setting.default).lower() if setting.kind is bool else setting.default
+    return f"  {f'--config.{field}={default}':<42} {setting.means}{words}"
 
-    The exit code is 0; with one line on standard error it is 2 for bad input, and 130 where the user stopped it.
+
+def exit_code(command: Callable[[], int | None], *, stopped: str = "stopped") -> int:
+    """Runs a command and returns its exit code.
+
+    That is what `command` returns, or 0; with one line on standard error for each fault it is 2 for bad input, and 130
+    where the user stopped it.
+
+    Args:
+      command: what to run.
+      stopped: what to say after Ctrl-C.
     """
+    from absl import logging
+
     logging.set_verbosity(logging.WARNING)  # Orbax reports every file it writes
-    cache.keep_compiled_programs()
-
-    def fail(error: InputError) -> int:
-        print(f"error: {error}", file=sys.stderr)
+    try:
+        return command() or 0
+    except InputError as error:
+        for fault in str(error).split("\n"):  # a grid has all of its faults
+            print(f"error: {fault}", file=sys.stderr)
         return 2
-
-    def main(argv: Sequence[str]) -> int:
-        try:
-            run(argv[1:])
-        except InputError as error:
-            return fail(error)
-        except KeyboardInterrupt:
-            print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
-            return 130
+    except KeyboardInterrupt:
+        print(stopped, file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # who read the output has seen enough, as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except SystemExit as end:  # argparse, after --help
+        if end.code:
+            raise
         return 0
 
+
+def located(config: str, kind: str) -> str:
+    """`FILE:ARGUMENT` with the whole path of the file, here or in the package.
+
+    Args:
+      config: as given.
+      kind: "get_config" or "get_grid", what the file is wanted for.
+
+    Raises:
+      InputError: if there is no such file.
+    """
+    name, colon, argument = config.partition(":")
+    if name.endswith(".py") and os.path.isfile(name):
+        return f"{Path(name).resolve()}{colon}{argument}"
+    inside = name.removeprefix("configs/").removesuffix(".py")
+    for path in (_CONFIGS / f"{inside}.py", _CONFIGS / "sweeps" / f"{inside}.py"):
+        if os.path.isfile(path):
+            return f"{path.resolve()}{colon}{argument}"
+    folder = _CONFIGS if kind == "get_config" else _CONFIGS / "sweeps"
+    names = sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
+    raise InputError(
+        f"--config={name}: no {_COMMAND_OF[kind][0]} of that name; allowed are FILE.py and, of the package, "
+        f"{', '.join(names)}{nearest(inside.removeprefix('sweeps/'), names)}"
+    )
+
+
+def call(config: str, kind: str, default: str | None = None) -> Any:
+    """What the function of a file returns for the argument; the folders of users' modules are searched from then on.
+
+    Args:
+      config: `FILE` or `FILE:ARGUMENT`, as given.
+      kind: the function's name, "get_config" or "get_grid".
+      default: the argument, if none is given; None to call the function without one.
+
+    Raises:
+      InputError: if there is no such file or function, or the file fails.
+    """
+    from lasa_jax import methods
+
+    where, path = f"--config={config.partition(':')[0]}", located(config, kind).partition(":")[0]
+    methods.search_also(Path.cwd(), Path(path).parent)
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"{where}: is not a Python file")
+    module = importlib.util.module_from_spec(spec)
     try:
-        app.run(main, flags_parser=_parse)
-    except InputError as error:
-        sys.exit(fail(error))
+        spec.loader.exec_module(module)
+        if hasattr(module, kind):
+            argument = config.partition(":")[2] or default
+            return getattr(module, kind)(*(() if argument is None else (argument,)))
+    except InputError:
+        raise
+    except methods.FAILURES as error:
+        raise InputError(f"{where}: {_line_of(error, path)}{type(error).__name__}: {_message(error)}") from None
+    for other, (what, command) in _COMMAND_OF.items():
+        if hasattr(module, other):
+            raise InputError(f"{where}: is a {what}, with {other} and no {kind}; `{command}` takes it")
+    raise InputError(f"{where}: has no function {kind}")
+
+
+def _line_of(error: Exception, path: str) -> str:
+    """`"line 3: "`: the last line of the file that an error went through."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+    if isinstance(error, SyntaxError) and error.filename == path:
+        lines.append(error.lineno)
+    return f"line {lines[-1]}: " if lines else ""
+
+
+def _message(error: Exception) -> str:
+    return " ".join((error.msg if isinstance(error, SyntaxError) else str(error)).split())
+
+
+def read_config(config: str, settings: Mapping[str, str | None]) -> "ConfigDict":
+    """The config of a run, checked and decided, see `config.resolve`.
+
+    Args:
+      config: `FILE` or `FILE:ARGUMENT`, as given.
+      settings: the text of each setting given by hand, by its field; None where a flag has no text.
+
+    Raises:
+      InputError: one line that names the setting or the file, and what is allowed.
+    """
+    from ml_collections import ConfigDict
+
+    from lasa_jax import config as configs
+
+    base = call(config, "get_config")
+    if not isinstance(base, ConfigDict):
+        raise InputError(
+            f"--config={config.partition(':')[0]}: get_config gives {type(base).__name__}, allowed is a "
+            "ConfigDict of lasa_jax.config.default()"
+        )
+    words = {field: text for field, text in settings.items() if field in configs.SELECTING and text is not None}
+    selected = configs.chosen(configs.updated(base, words))
+    configs.check_fields(settings, selected)
+    known = configs.all_settings(selected)
+    values = {field: _value(field, text, known[field]) for field, text in settings.items()}
+    return configs.resolve(configs.updated(base, values), list(values))
+
+
+def _value(field: str, text: str | None, setting: "Setting") -> Any:
+    """The value that a text stands for; its range is checked where the config is resolved."""
+    if text is None:
+        if setting.kind is bool:
+            return True
+        raise InputError(f"config.{field} has no value: allowed is --config.{field}=VALUE")
+    if text == "None" and setting.optional:
+        return None
+    try:
+        value = _CONVERT[setting.kind](text)
+    except (KeyError, ValueError, OverflowError):
+        value = None
+    if value is None or (value == "" and setting.optional):
+        allowed = f"{_ALLOWED[setting.kind]}{' or None' if setting.optional else ''}"
+        raise InputError(f"config.{field} = {text!r}: allowed is {allowed}")
+    return value
+
+
+def _whole(text: str) -> int:
+    """`"100"` or `"1e2"`."""
+    try:
+        return int(text)
+    except ValueError:
+        number = float(text)
+        if number != int(number):
+            raise
+        return int(number)
+
+
+_CONVERT: dict[type, Callable[[str], Any]] = {
+    bool: lambda text: {"true": True, "false": False}[text.lower()],
+    int: _whole,
+    float: float,
+    str: str,
+}
+
+
+def tell_user_functions(paths: Iterable[str]) -> None:
+    """Prints the file of each function of a user's own, before it is used. Args: paths: `package.module:function`."""
+    from lasa_jax import methods
+
+    for path in dict.fromkeys(paths):
+        print(f"using {path} from {methods.source_file(path)}", file=sys.stderr, flush=True)
+
+
+def tell_of_idle_gpu() -> None:
+    """Says in one line that JAX runs on the CPU where the machine has an NVIDIA device, unless JAX_PLATFORMS asks for it."""
+    import jax
+
+    device = shutil.which("nvidia-smi") or _NVIDIA_DRIVER.exists()
+    if device and "JAX_PLATFORMS" not in os.environ and jax.default_backend() == "cpu":
+        print(
+            'JAX runs on the CPU, and this machine has an NVIDIA device: pip install "lasa_jax[cuda12]" lets JAX use it',
+            file=sys.stderr,
+        )

@@ -1,35 +1,51 @@
-"""Runs one federated simulation: `python -m lasa_jax.main --config=configs/digits.py`.
+"""Runs one federated simulation.
 
-Any setting can be given on the command line: `--config.aggregator.name=fedavg --config.rounds=100`. The run lives in
-`--workdir`; the same command again goes on where it stopped. docs/configs.md lists the settings.
+    lasa-jax run digits
+    lasa-jax run cifar10:alpha=0.5 --config.attack.name=lie --config.rounds=100 --workdir=DIR
+    lasa-jax run --config=my.py --config.aggregator.name=mypkg.rules:norm_gate --config.aggregator.norm_gate.factor=3
+
+Also `python -m lasa_jax.main`. The same command again goes on where it stopped.
 """
 
 import contextlib
 import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-from absl import flags
 from ml_collections import ConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from lasa_jax import commandline, experiment, report, track
+from lasa_jax import commandline
 from lasa_jax import config as configs
+from lasa_jax.data import cache
 from lasa_jax.errors import InputError
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run; runs/<what>_<config hash> by default")
-_TENSORBOARD = flags.DEFINE_bool("tensorboard", False, "write scalars and filtering images to tb/ in the workdir")
-_DISTRIBUTED = flags.DEFINE_string(
-    "distributed",
-    None,
-    "one run over several processes, each started with this command: 'auto' under SLURM and the like, or "
-    "ADDRESS:PORT,PROCESSES,ID of the first process, their number, and this one's, counted from 0",
-)
+
+def parser() -> commandline.Parser:
+    """The flags of a run."""
+    made = commandline.Parser("run", __doc__)
+    made.epilog = commandline.settings_help()
+    made.add_config(
+        "config, FILE.py or FILE.py:NAME=VALUE, or a name as digits, of the package's configs/; "
+        "--config.FIELD=VALUE changes a setting, see below",
+        example="configs/digits.py",
+        takes_settings=True,
+    )
+    made.add_argument("--workdir", metavar="DIR", help="directory of the run; runs/<what>_<config hash> by default")
+    made.add_argument("--tensorboard", action="store_true", help="write scalars and filtering images to DIR/tb too")
+    made.add_argument(
+        "--distributed",
+        metavar="PROCESSES",
+        help="one run over several processes, each started with this command: 'auto' under SLURM and the like, or "
+        "ADDRESS:PORT,PROCESSES,ID of the first process, their number, and this one's, counted from 0",
+    )
+    return made
 
 
 def default_workdir(config: ConfigDict) -> Path:
@@ -69,6 +85,12 @@ def print_summary(summary: dict[str, Any], path: Path, console: Console) -> None
 
 def run(config: ConfigDict, workdir: str | None, *, with_tensorboard: bool = False) -> None:
     """Runs a resolved config, with a progress bar; `with_tensorboard` writes to `tb/` in the workdir too."""
+    from lasa_jax import (
+        experiment,
+        report,
+        track,
+    )  # Orbax and the rest take a second, which bad input need not wait for
+
     path = Path(workdir) if workdir else default_workdir(config)
     watch = track.tensorboard(path / "tb") if with_tensorboard else None
     if jax.process_index() > 0:  # the first process owns the directory and the terminal
@@ -119,7 +141,8 @@ def use_all_cores(clients_per_round: int) -> None:
         cores = min(cores, max(1, int(quota) // int(period)))
     flags_say = "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if "JAX_NUM_CPU_DEVICES" not in os.environ and not flags_say:
-        jax.config.update("jax_num_cpu_devices", min(cores, 8, clients_per_round))
+        with contextlib.suppress(RuntimeError):  # a user's module has used JAX, which has its devices from then on
+            jax.config.update("jax_num_cpu_devices", min(cores, 8, clients_per_round))
 
 
 def join(processes: str) -> None:
@@ -145,16 +168,30 @@ def join(processes: str) -> None:
         raise InputError(f"--distributed={processes}: {' '.join(str(error).split())}") from None
 
 
-def _main(rest: Sequence[str]) -> None:
-    if rest:
-        raise InputError(f"{rest[0]}: not a flag; settings are given as --config.NAME=VALUE")
-    config = commandline.resolved_config()
-    if _DISTRIBUTED.value is not None:
-        join(_DISTRIBUTED.value)
+def _run(argv: Sequence[str] | None) -> None:
+    given = parser().read(argv)
+    cache.keep_compiled_programs()  # before anything is compiled
+    config = commandline.read_config(given.config, given.settings)
+    commandline.tell_user_functions(configs.user_functions(config))
+    if given.distributed is not None:
+        join(given.distributed)
     else:
         use_all_cores(config.clients_per_round)
-    run(config, _WORKDIR.value, with_tensorboard=_TENSORBOARD.value)
+    if jax.process_index() == 0:
+        commandline.tell_of_idle_gpu()
+    run(config, given.workdir, with_tensorboard=given.tensorboard)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command `run`; returns the exit code.
+
+    Args:
+      argv: the arguments; those of this process if None.
+    """
+    return commandline.exit_code(
+        lambda: _run(argv), stopped="stopped; the same command goes on from the last checkpoint"
+    )
 
 
 if __name__ == "__main__":
-    commandline.entry_point(_main)
+    sys.exit(main())

@@ -22,7 +22,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from lasa_jax import aggregators, attacks
+from lasa_jax import aggregators, attacks, data
+from lasa_jax.data import Dataset
 from lasa_jax.errors import InputError, call_named, find_named
 
 Numbers = Mapping[str, Any]  # arrays by name, data of the compiled program
@@ -122,6 +123,32 @@ def _is_written_in(module_name: str, value: Any) -> bool:
     return inspect.isfunction(value) and value.__module__ == module_name and not value.__name__.startswith("_")
 
 
+def dataset(name: str, *, data_dir: str | None = None, source: str | None = None) -> Dataset:
+    """The dataset of a built-in name, of an `.npz` file, or of a user's function without arguments.
+
+    Args:
+      name: as `config.dataset`.
+      data_dir: as in `data.load`.
+      source: as in `data.load`.
+
+    Raises:
+      InputError: if there is no such dataset, or its arrays are not those of one.
+    """
+    if not is_path(name):
+        return data.load(name, data_dir=data_dir, source=source)
+    if source is not None:
+        raise InputError(f"config.source = {source!r}: dataset {name!r} is not made from a raw source")
+    function = imported("dataset", name)
+    needed = [one.name for one in inspect.signature(function).parameters.values() if one.default is one.empty]
+    if needed:
+        raise InputError(
+            f"config.dataset = {name!r}: takes {', '.join(needed)}, allowed is a function without arguments"
+        )
+    with naming_the_line([name]):
+        made = function()
+    return data.from_arrays(name, made)
+
+
 def source_file(path: str) -> Path:
     """The file that a user's function is written in."""
     return Path(inspect.getsourcefile(inspect.unwrap(imported("path", path))) or "")
@@ -132,12 +159,22 @@ def source_sha256(path: str) -> str:
     return hashlib.sha256(source_file(path).read_bytes()).hexdigest()
 
 
+_searched: list[str] = []
+
+
 def search_also(*folders: str | Path) -> None:
     """Adds folders to the end of Python's path, where they shadow no module: modules of users may lie there."""
     for folder in folders:
         resolved = str(Path(folder).resolve())
         if resolved not in sys.path:
             sys.path.append(resolved)
+        if resolved not in _searched:
+            _searched.append(resolved)
+
+
+def searched() -> tuple[str, ...]:
+    """The folders that `search_also` was given: workers of a cluster search them too."""
+    return tuple(_searched)
 
 
 @functools.cache

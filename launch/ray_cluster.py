@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lasa_jax import grid
+from lasa_jax import grid, methods
 from lasa_jax.data import cache
 from lasa_jax.errors import InputError
 from lasa_jax.federated import Executables
@@ -24,7 +24,8 @@ _PASSED_ON = ("TFDS_DATA_DIR", "XDG_CACHE_HOME", "JAX_", "XLA_", "LASA_JAX_")
 class Worker:
     """What runs in a Ray actor: the programs that it compiled."""
 
-    def __init__(self, workdir: Path) -> None:
+    def __init__(self, workdir: Path, search: Sequence[str]) -> None:
+        methods.search_also(*search)
         cache.keep_compiled_programs()
         self._workdir = workdir
         self._executables = Executables()
@@ -72,9 +73,9 @@ def run(
     Args:
       points: from `grid.points`.
       workdir: a directory that all machines of the cluster see under this path.
-      address: of the cluster, as of `ray.init`.
+      address: of the cluster, as in `ray.init`.
       gpus: of each worker; 1 if None, or none where the cluster has none.
-      batch: as of `grid.run`.
+      batch: as in `grid.run`.
       on_outcome: called after each point, finished ones included.
       log: called when a worker is lost.
 
@@ -135,7 +136,7 @@ def _run(
         return 0
     log("waiting for the first worker")
     actor = ray.remote(num_cpus=1, num_gpus=gpus)(Worker)
-    first = actor.remote(workdir)
+    first = actor.remote(workdir, methods.searched())
     try:
         sizes = ray.get(first.sizes.remote(points, batch))
     except ray.exceptions.RayTaskError as error:
@@ -157,7 +158,7 @@ def _run(
 
     start(first)
     for _ in range(min(count, len(todo)) - 1):
-        start(actor.remote(workdir))
+        start(actor.remote(workdir, methods.searched()))
     while any(taken is not None for _, taken in busy.values()) or len(waiting):
         (ready, *_), _ = ray.wait(list(busy))
         worker, taken = busy.pop(ready)
@@ -180,7 +181,7 @@ def _run(
                     ) from None
             with contextlib.suppress(ray.exceptions.RayError):  # it may only be out of reach, and hold its locks
                 ray.kill(worker)
-            start(actor.remote(workdir))
+            start(actor.remote(workdir, methods.searched()))
             continue
         except ray.exceptions.RayTaskError as error:
             if taken is None:  # its machine is not fit; another worker would come up there again

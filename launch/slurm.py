@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lasa_jax import grid
+from lasa_jax import grid, methods
 from lasa_jax.data import cache
 from lasa_jax.errors import InputError
 from lasa_jax.workdir import write_batch_sizes
@@ -17,20 +17,23 @@ class Task:
     """What one task of the array does: the points whose run directories it is given.
 
     Attributes:
-      config: as of `grid.load`, a path that the node sees.
+      config: as in `grid.load`, a path that the node sees.
       workdir: the directory of the sweep.
       names: of the points.
-      batch: as of `grid.run`.
+      batch: as in `grid.run`.
+      search: folders in which modules of users may lie.
     """
 
     config: str
     workdir: Path
     names: Sequence[str]
     batch: int | None
+    search: Sequence[str]
 
     def __call__(self) -> dict[str, str | None]:
         """Runs the points; the error of each by its name, None where it has a result."""
         cache.keep_compiled_programs()
+        methods.search_also(*self.search)
         points = grid.points(grid.load(self.config))
         # By all points of the sweep, so that every task takes the same sizes.
         write_batch_sizes(self.workdir, grid.batch_sizes(points, self.workdir, batch=self.batch))
@@ -64,11 +67,11 @@ def submit(
     Neighbours go to the same task, so that a program is compiled in few of them.
 
     Args:
-      config: as of `grid.load`, a path that the nodes see.
+      config: as in `grid.load`, a path that the nodes see.
       points: all points of the sweep, from `grid.points`.
       workdir: a directory that the nodes see.
       jobs: tasks of the array.
-      batch: as of `grid.run`.
+      batch: as in `grid.run`.
       parameters: `"NAME=VALUE,..."` of submitit's executor, for instance `"slurm_partition=gpu,gpus_per_node=1"`.
       cluster: of submitit: `"slurm"`; `"local"` starts processes here, `"debug"` runs in this one.
 
@@ -86,7 +89,7 @@ def submit(
     path = Path(workdir).absolute()
     todo = grid.batches(points, path, dict.fromkeys(grid.programs(points), 1))
     names = [point.name for batch_of_one in todo for point in batch_of_one.points]
-    tasks = [Task(config, path, share, batch) for share in _shares(names, jobs)]
+    tasks = [Task(config, path, share, batch, methods.searched()) for share in _shares(names, jobs)]
     if not tasks:
         return []
     try:

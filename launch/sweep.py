@@ -1,27 +1,36 @@
-"""Runs a sweep: `python -m launch.sweep --config=configs/sweeps/figure1.py:digits --workdir=DIR`.
+"""Runs a sweep: every point of a grid, on this machine or on a cluster.
 
-On this machine, or with `--backend=ray` or `--backend=slurm` on a cluster. Prints the plan first; `--dry_run` stops there.
-Started again, it runs what is missing. Exit code 0 if every point has a result or was submitted, 1 if one failed, 2 for bad
-input, 130 after Ctrl-C.
+    lasa-jax sweep figure1:digits --workdir=DIR
+    lasa-jax sweep --config=my_sweep.py:mnist --workdir=DIR --backend=ray --address=HEAD:6379
+
+Also `python -m launch.sweep`. Prints the plan first; `--dry_run` stops there. Started again, it runs what is missing. Exit
+code 0 if every point has a result or was submitted, 1 if one failed, 2 for bad input, 130 after Ctrl-C.
 """
 
 import argparse
 import importlib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lasa_jax import commandline, grid
+from lasa_jax import config as configs
 from lasa_jax.data import cache
 from lasa_jax.errors import InputError
 from lasa_jax.federated import Executables
 from lasa_jax.launch import ray_cluster, slurm
 
 # Flags that only one backend reads, with their defaults.
-_FLAGS_OF = {"local": {"threads": None}, "ray": {"address": None, "gpus": None}, "slurm": {"jobs": 1, "slurm": ""}}
+_FLAGS_OF: dict[str, dict[str, Any]] = {
+    "local": {"threads": None},
+    "ray": {"address": None, "gpus": None},
+    "slurm": {"jobs": 1, "slurm": ""},
+}
 
 
 def sweep(given: argparse.Namespace, console: Console) -> int:
@@ -31,15 +40,19 @@ def sweep(given: argparse.Namespace, console: Console) -> int:
             if backend != given.backend and getattr(given, flag) != default:
                 raise InputError(f"--{flag}={getattr(given, flag)}: is for --backend={backend}, not {given.backend}")
     points, workdir = grid.points(grid.load(given.config)), given.workdir
+    commandline.tell_user_functions(path for point in points for path in configs.user_functions(point.config))
     if given.backend == "ray":
         jax.config.update("jax_platforms", "cpu")  # the accelerators are the workers'
+    if given.backend == "local":
+        commandline.tell_of_idle_gpu()
     plan = grid.plan(points, workdir, batch=given.batch, threads=given.threads)
     for line in plan.lines(here=given.backend == "local"):
         print(line, flush=True)
     if given.dry_run:
         return 0
     if given.backend == "slurm":
-        jobs = slurm.submit(given.config, points, workdir, jobs=given.jobs, batch=given.batch, parameters=given.slurm)
+        config = commandline.located(given.config, "get_grid")
+        jobs = slurm.submit(config, points, workdir, jobs=given.jobs, batch=given.batch, parameters=given.slurm)
         submitted = (
             f"{', '.join(job.job_id for job in jobs)}; logs in {workdir / 'slurm'}" if jobs else "nothing is left"
         )
@@ -93,35 +106,43 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    parser = commandline.Parser(
-        prog="python -m launch.sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def parser() -> commandline.Parser:
+    """The flags of a sweep."""
+    made = commandline.Parser("sweep", __doc__)
+    made.add_config(
+        "sweep, FILE.py or FILE.py:DATASET, the digits if not given; or a name as figure1:digits, of the package's "
+        "configs/sweeps/",
+        example="configs/sweeps/figure1.py:digits",
     )
-    parser.add_argument("--config", required=True, help="FILE.py:DATASET, see configs/sweeps/")
-    parser.add_argument("--workdir", required=True, type=Path, help="directory of the sweep")
-    parser.add_argument("--dry_run", action="store_true", help="only print the plan")
-    parser.add_argument("--batch", type=_count, help="runs in one dispatch; 1 on a CPU, else what the memory holds")
-    parser.add_argument("--threads", type=_count, help="dispatches side by side; on a CPU the cores, else 1")
-    parser.add_argument("--backend", choices=("local", "ray", "slurm"), default="local", help="see launch/README.md")
-    parser.add_argument("--address", help="of a Ray cluster; the one of this machine's environment if not given")
-    parser.add_argument("--gpus", type=float, help="of a Ray worker; 1, or 0 where the cluster has none")
-    parser.add_argument("--jobs", type=_count, default=1, help="SLURM array tasks that share the points")
-    parser.add_argument("--slurm", default="", help="NAME=VALUE,... for submitit: slurm_partition=gpu,timeout_min=600")
-    cache.keep_compiled_programs()
-    try:
-        given = parser.parse_args(argv)
-        return sweep(given, Console(stderr=True))
-    except grid.GridError as error:
-        for fault in error.faults:
-            print(f"error: {fault}", file=sys.stderr)
-        return 2
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
+    made.add_argument("--workdir", metavar="DIR", required=True, type=Path, help="directory of the sweep")
+    made.add_argument("--dry_run", action="store_true", help="only print the plan")
+    made.add_argument(
+        "--batch", metavar="RUNS", type=_count, help="in one dispatch; 1 on a CPU, else what the memory holds"
+    )
+    made.add_argument("--threads", metavar="N", type=_count, help="dispatches side by side; on a CPU the cores, else 1")
+    made.add_argument("--backend", choices=("local", "ray", "slurm"), default="local", help="see launch/README.md")
+    made.add_argument("--address", help="of a Ray cluster; the one of this machine's environment if not given")
+    made.add_argument("--gpus", metavar="N", type=float, help="of a Ray worker; 1, or 0 where the cluster has none")
+    made.add_argument("--jobs", metavar="N", type=_count, default=1, help="SLURM array tasks that share the points")
+    made.add_argument(
+        "--slurm", metavar="NAME=VALUE", default="", help="for submitit: slurm_partition=gpu,timeout_min=600"
+    )
+    return made
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    given = parser().read(argv)
+    cache.keep_compiled_programs()  # before anything is compiled
+    return sweep(given, Console(stderr=True))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command `sweep`; returns the exit code.
+
+    Args:
+      argv: the arguments; those of this process if None.
+    """
+    return commandline.exit_code(lambda: _run(argv), stopped="stopped; the same command goes on from here")
 
 
 if __name__ == "__main__":

@@ -301,7 +301,7 @@ def test_natural_clients_from_a_source_to_a_summary(tmp_path):
 
 
 def test_a_model_that_does_not_fit_the_data(tmp_path):
-    with pytest.raises(InputError, match=r"config.model = 'lstm': takes sequences, and an example of 'digits'"):
+    with pytest.raises(InputError, match=r"config.model = 'lstm' with examples of 'digits', float32"):
         run(small(model="lstm"), tmp_path / "new")
     assert not (tmp_path / "new").exists()
 

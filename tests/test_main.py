@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import pytest
 from tensorboardX.proto import event_pb2
 
@@ -98,10 +99,10 @@ BAD = {
     ),
     "workdir": ([f"--workdir={ROOT / 'README.md'}"], "README.md: is a file, allowed is a directory"),
     "misspelt": (["--config.atack_ratio=0.1"], "is not a setting (did you mean config.attack_ratio?)"),
-    "type": (["--config.rounds=many"], "--config.rounds=many: invalid literal for int()"),
-    "boolean": (["--config.record_filtering=maybe"], "--config.record_filtering=maybe: allowed are true and false"),
-    "flag": (["--wokdir=x"], "Unknown command line flag 'wokdir'. Did you mean: workdir"),
-    "no flag": (["extra"], "extra: not a flag"),
+    "type": (["--config.rounds=many"], "config.rounds = 'many': allowed is a whole number"),
+    "boolean": (["--config.record_filtering=maybe"], "config.record_filtering = 'maybe': allowed is true or false"),
+    "flag": (["--wokdir=x"], "--wokdir=x: is not a flag of lasa-jax run (did you mean --workdir?)"),
+    "no flag": (["extra"], "extra: is not a flag of lasa-jax run"),
 }
 
 
@@ -137,6 +138,14 @@ def test_the_default_directory_is_named_by_what_is_run():
     assert str(path).startswith("runs/digits_lasa_none_")
     config.seed = 2
     assert main.default_workdir(config) != path
+
+
+def test_devices_stay_where_a_users_module_has_used_jax(monkeypatch):
+    before = jax.devices()
+    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.delenv("JAX_NUM_CPU_DEVICES", raising=False)
+    main.use_all_cores(4)
+    assert jax.devices() == before
 
 
 def test_tensorboard(tmp_path):

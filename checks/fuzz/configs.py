@@ -1,16 +1,14 @@
 """Command lines and Python values."""
 
 import random
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import flags
 
 from checks.fuzz.failures import Failures, outcome
 from checks.fuzz.mutations import JUNK, WORDS
-from lasa_jax import aggregators, build, commandline, data, grid
+from lasa_jax import aggregators, build, commandline, data, grid, main
 from lasa_jax import config as configs
 from lasa_jax.errors import InputError
 
@@ -38,14 +36,9 @@ def command_line(chance: random.Random) -> list[str]:
 
 
 def read_command_line(arguments: list[str]) -> Any:
-    """As `commandline.entry_point` reads it, again and again in one process."""
-    for name in list(flags.FLAGS):
-        if name.startswith("config."):
-            delattr(flags.FLAGS, name)
-    flags.FLAGS.unparse_flags()
-    sys.argv = ["lasa_jax.main", *arguments]
-    commandline._parse(sys.argv)
-    return commandline.resolved_config()
+    """The resolved config, as a run reads it."""
+    given = main.parser().read(arguments)
+    return commandline.read_config(given.config, given.settings)
 
 
 def python_config(chance: random.Random) -> Any:

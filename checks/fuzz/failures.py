@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lasa_jax.errors import InputError
+from lasa_jax.grid import GridError
 
 SECONDS = 60  # that one input may take
 
@@ -42,6 +43,9 @@ def outcome(call: Callable[[], Any]) -> tuple[Any, str | None]:
     try:
         with time_limit():
             return call(), None
+    except GridError as error:  # all faults of a grid, each of them a line
+        long = [fault for fault in error.faults if "\n" in fault]
+        return error, f"more than one line: {long[0][:200]!r}" if long else None
     except InputError as error:
         return error, None if "\n" not in str(error) else f"more than one line: {str(error)[:200]!r}"
     except Exception as error:  # noqa: BLE001  (that is what is looked for)

@@ -6,11 +6,12 @@
 """
 
 import math
+from typing import Any
 
 from lasa_jax.config import paper
 from lasa_jax.grid import Grid
 
-VARIANTS: list[dict[str, float | str]] = [
+VARIANTS: list[dict[str, Any]] = [
     {},
     {"aggregator.lasa.sparsity_level": 0.0},
     {"aggregator.lasa.direction_radius": math.inf},  # magnitude only

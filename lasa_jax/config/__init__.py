@@ -17,11 +17,12 @@ from lasa_jax.config.identity import (
     to_json,
     without_source,
 )
-from lasa_jax.config.resolve import check_clients_per_round, from_json, resolve, updated, user_functions
+from lasa_jax.config.resolve import check_clients_per_round, check_sources, from_json, resolve, updated, user_functions
 from lasa_jax.config.settings import (
     BY_FIDELITY,
     GROUPS,
     NOT_COMPARED,
+    SELECTING,
     SETTINGS,
     UNIDENTIFYING,
     Setting,
@@ -38,6 +39,7 @@ __all__ = [
     "BY_FIDELITY",
     "GROUPS",
     "NOT_COMPARED",
+    "SELECTING",
     "SETTINGS",
     "UNIDENTIFYING",
     "Setting",
@@ -45,6 +47,7 @@ __all__ = [
     "as_json",
     "check_clients_per_round",
     "check_fields",
+    "check_sources",
     "chosen",
     "cost_key",
     "default",

@@ -31,7 +31,8 @@ def to_json(config: ConfigDict) -> str:
 
 def run_name(config: ConfigDict) -> str:
     """`digits_lasa_byzmean_1a2b3c4d5e6f`: a name that the same settings always have, and no others."""
-    names = (config.dataset, config.aggregator.name, config.attack.name)
+    dataset = config.dataset.rpartition("/")[2].removesuffix(".npz")
+    names = (dataset, config.aggregator.name, config.attack.name)
     return "_".join([*(re.sub(r"[^\w.]+", "-", name).strip("-") for name in names), identity(config)])
 
 

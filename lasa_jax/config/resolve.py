@@ -13,6 +13,7 @@ from lasa_jax.config.identity import as_json, first_difference, without_source
 from lasa_jax.config.settings import (
     BY_FIDELITY,
     GROUPS,
+    SELECTING,
     SETTINGS,
     Chosen,
     Setting,
@@ -42,7 +43,7 @@ def updated(base: ConfigDict, settings: Mapping[str, Any], *, unselected: Iterab
       InputError: for a name that is no setting, or a value of another type.
     """
     config = ConfigDict(base.to_dict())
-    for field in ("preaggregators.names", "aggregator.name", "attack.name"):
+    for field in SELECTING:
         if field in settings:
             _put(config, field, settings[field], SETTINGS[field])
     selected = chosen(config)
@@ -105,7 +106,7 @@ def resolve(config: ConfigDict, overrides: Iterable[str] = (), *, dataset: str |
     config = ConfigDict(_plain(config.to_dict()))
     _add_tables(config, chosen(config), afresh=False)
     check_values(config)
-    config.dataset = config.dataset if dataset is None else dataset
+    config.dataset = config.dataset if dataset is None else methods.label(dataset)
     overrides, selected = list(overrides), chosen(config)
     _check_selected(config, overrides, selected)
     _check_relations(config)
@@ -131,6 +132,14 @@ def resolve(config: ConfigDict, overrides: Iterable[str] = (), *, dataset: str |
     if paths := user_functions(config):
         config.sources = ConfigDict({path.replace(".", "/"): methods.source_sha256(path) for path in paths})
     return config
+
+
+def check_sources(config: ConfigDict) -> None:
+    """Raises InputError if a user's function is not written in the file that a resolved config was made with."""
+    for path in user_functions(config):
+        if methods.source_sha256(path) != config.sources[path.replace(".", "/")]:
+            file = methods.source_file(path)
+            raise InputError(f"{path}: {file} is another version than the one that the run was declared with")
 
 
 def user_functions(config: ConfigDict) -> list[str]:

@@ -26,14 +26,16 @@ class Setting(NamedTuple):
     """One setting.
 
     Attributes:
-      default: None with a `kind` where it may be left open.
+      means: what it is, in a few words.
+      default: None where fidelity, the data or the platform decides.
       kind: type of its values; `float` takes whole numbers too.
       role: one of the words above.
-      allowed: bounds as of `errors.check_number`, or the words that are allowed.
+      allowed: bounds as in `errors.check_number`, or the words that are allowed.
       costs: whether time or memory of a run depends on it.
       optional: whether None is a value.
     """
 
+    means: str
     default: Any
     kind: type
     role: str
@@ -47,42 +49,80 @@ _TAKE_PATHS = ("dataset", "model")
 GROUPS = {"preaggregator": "preaggregators", "aggregator": "aggregator", "attack": "attack"}  # of settings, by kind
 
 SETTINGS: dict[str, Setting] = {
-    "seed": Setting(1, int, AXIS, {"low": 0, "high": 2**31 - 1}),
-    "dataset": Setting("digits", str, PROGRAM, tuple(data.names()), costs=True),
-    "data_dir": Setting(None, str, PLACE, costs=True, optional=True),
-    "source": Setting(None, str, PLACE, costs=True, optional=True),
-    "partition.name": Setting("iid", str, PROGRAM, tuple(partition.SETTINGS), costs=True),
-    "partition.alpha": Setting(0.5, float, PROGRAM, {"above": 0, "high": 1e6}, costs=True),
-    "partition.min_samples": Setting(10, int, PROGRAM, _COUNT, costs=True),
-    "partition.classes_per_client": Setting(2, int, PROGRAM, _COUNT, costs=True),
-    "partition.gamma": Setting(0.5, float, PROGRAM, {"low": 0, "high": 1}, costs=True),
-    "model": Setting("small_cnn", str, PROGRAM, tuple(models.names()), costs=True),
-    "rounds": Setting(60, int, PROGRAM, _COUNT, costs=True),
-    "num_clients": Setting(60, int, PROGRAM, _COUNT, costs=True, optional=True),  # None: as many as the data has
-    "clients_per_round": Setting(30, int, PROGRAM, {"low": 1}, costs=True),
-    "attack_ratio": Setting(0.25, float, AXIS, {"low": 0, "high": 1}),
-    "fidelity": Setting("paper", str, PROGRAM, ("paper", "official")),
-    "batch_stats": Setting("aggregate", str, PROGRAM, ("aggregate", "separate")),
-    "client.epochs": Setting(5, int, PROGRAM, _COUNT, costs=True),
-    "client.batch_size": Setting(10, int, PROGRAM, _COUNT, costs=True),
-    "client.learning_rate": Setting(0.1, float, NUMBER, {"above": 0, "high": 1e6}),
-    "client.momentum": Setting(0.9, float, NUMBER, {"low": 0, "below": 1}),
-    "client.learning_rate_decay": Setting(None, float, NUMBER, {"above": 0, "high": 1}, optional=True),
-    "client.decay_every": Setting(1, int, PROGRAM, _COUNT),
-    "client.clip_norm": Setting(None, float, NUMBER, {"above": 0}, optional=True),
-    "client.precision": Setting("float32", str, PROGRAM, ("float32", "bfloat16", "float64"), costs=True),
-    "preaggregators.names": Setting("", str, PROGRAM),
-    "aggregator.name": Setting("lasa", str, PROGRAM),
-    "aggregator.assumed_malicious": Setting(None, int, NUMBER, {"low": 0}, optional=True),
-    "attack.name": Setting("none", str, PROGRAM),
-    "eval_every": Setting(1, int, PROGRAM, _COUNT, costs=True),
-    "eval_batch_size": Setting(250, int, FORM, _COUNT),
-    "block_rounds": Setting(10, int, FORM, _COUNT),
-    "checkpoint_every": Setting(10, int, PLACE, _COUNT),
-    "keep_checkpoints": Setting(2, int, PLACE, {"low": 1}),
-    "client_chunk": Setting(None, int, FORM, _COUNT, costs=True, optional=True),
-    "record_filtering": Setting(False, bool, FORM),
-    "deterministic": Setting(False, bool, FORM),
+    "seed": Setting(
+        "decides the partition, who is malicious, and every random draw", 1, int, AXIS, {"low": 0, "high": 2**31 - 1}
+    ),
+    "dataset": Setting(
+        "a built-in name, package.module:function, or an .npz file",
+        "digits",
+        str,
+        PROGRAM,
+        tuple(data.names()),
+        costs=True,
+    ),
+    "data_dir": Setting("where TFDS keeps its datasets", None, str, PLACE, costs=True, optional=True),
+    "source": Setting("raw form of femnist or shakespeare, needed once", None, str, PLACE, costs=True, optional=True),
+    "partition.name": Setting(
+        "how examples are divided over clients", "iid", str, PROGRAM, tuple(partition.SETTINGS), costs=True
+    ),
+    "partition.alpha": Setting(
+        "of dirichlet and quantity_skew", 0.5, float, PROGRAM, {"above": 0, "high": 1e6}, costs=True
+    ),
+    "partition.min_samples": Setting(
+        "of dirichlet, quantity_skew and natural: fewest examples of a client", 10, int, PROGRAM, _COUNT, costs=True
+    ),
+    "partition.classes_per_client": Setting("of shards", 2, int, PROGRAM, _COUNT, costs=True),
+    "partition.gamma": Setting("of gamma_similarity", 0.5, float, PROGRAM, {"low": 0, "high": 1}, costs=True),
+    "model": Setting(
+        "a built-in name or package.module:function", "small_cnn", str, PROGRAM, tuple(models.names()), costs=True
+    ),
+    "rounds": Setting("how many", 60, int, PROGRAM, _COUNT, costs=True),
+    "num_clients": Setting(
+        "population; None: all natural clients", 60, int, PROGRAM, _COUNT, costs=True, optional=True
+    ),
+    "clients_per_round": Setting("drawn in each round", 30, int, PROGRAM, {"low": 1}, costs=True),
+    "attack_ratio": Setting("share of the population that is malicious", 0.25, float, AXIS, {"low": 0, "high": 1}),
+    "fidelity": Setting(
+        "the paper, or its authors' code where they differ", "paper", str, PROGRAM, ("paper", "official")
+    ),
+    "batch_stats": Setting(
+        "separate keeps running statistics from the rule", "aggregate", str, PROGRAM, ("aggregate", "separate")
+    ),
+    "client.epochs": Setting("passes over its examples in each round", 5, int, PROGRAM, _COUNT, costs=True),
+    "client.batch_size": Setting("examples of a local step", 10, int, PROGRAM, _COUNT, costs=True),
+    "client.learning_rate": Setting("of local SGD", 0.1, float, NUMBER, {"above": 0, "high": 1e6}),
+    "client.momentum": Setting("of local SGD", 0.9, float, NUMBER, {"low": 0, "below": 1}),
+    "client.learning_rate_decay": Setting(
+        "factor of the learning rate; None: by fidelity", None, float, NUMBER, {"above": 0, "high": 1}, optional=True
+    ),
+    "client.decay_every": Setting("rounds between decays", 1, int, PROGRAM, _COUNT),
+    "client.clip_norm": Setting(
+        "largest norm of an honest update; inf: none; None: by fidelity",
+        None,
+        float,
+        NUMBER,
+        {"above": 0},
+        optional=True,
+    ),
+    "client.precision": Setting(
+        "of local training", "float32", str, PROGRAM, ("float32", "bfloat16", "float64"), costs=True
+    ),
+    "preaggregators.names": Setting("steps in front of the rule, in order, separated by commas", "", str, PROGRAM),
+    "aggregator.name": Setting("the server's rule", "lasa", str, PROGRAM),
+    "aggregator.assumed_malicious": Setting(
+        "the server's f; None: attack_ratio * clients_per_round", None, int, NUMBER, {"low": 0}, optional=True
+    ),
+    "attack.name": Setting("what malicious clients do", "none", str, PROGRAM),
+    "eval_every": Setting("rounds between evaluations", 1, int, PROGRAM, _COUNT, costs=True),
+    "eval_batch_size": Setting("test examples at a time", 250, int, FORM, _COUNT),
+    "block_rounds": Setting("rounds in one dispatch", 10, int, FORM, _COUNT),
+    "checkpoint_every": Setting("rounds between checkpoints", 10, int, PLACE, _COUNT),
+    "keep_checkpoints": Setting("how many are kept", 2, int, PLACE, {"low": 1}),
+    "client_chunk": Setting(
+        "clients trained together: bounds memory", None, int, FORM, _COUNT, costs=True, optional=True
+    ),
+    "record_filtering": Setting("writes what the rule made of every client", False, bool, FORM),
+    "deterministic": Setting("on a GPU the same bits each time, slower", False, bool, FORM),
 }
 
 
@@ -125,18 +165,26 @@ def put(config: ConfigDict, field: str, value: Any, setting: Setting) -> None:
         table[last] = value
 
 
-def steps(config: Mapping[str, Any]) -> list[str]:
+SELECTING = ("preaggregators.names", "aggregator.name", "attack.name")
+
+
+def steps(config: ConfigDict) -> list[str]:
     """The names of the pre-aggregators that a config selects, in their order."""
-    return [name.strip() for name in (config["preaggregators"]["names"] or "").split(",") if name.strip()]
+    return [name.strip() for name in config.preaggregators.names.split(",") if name.strip()]
 
 
-def chosen(config: Mapping[str, Any]) -> dict[str, list[str]]:
-    """The names of the methods that a config selects, by kind."""
-    return {
-        "preaggregator": steps(config),
-        "aggregator": [config["aggregator"]["name"]],
-        "attack": [config["attack"]["name"]],
-    }
+def chosen(config: ConfigDict) -> dict[str, list[str]]:
+    """The names of the methods that a config selects, by kind.
+
+    Raises:
+      InputError: if one of them is missing, or no word.
+    """
+    fields = dict(flatten(config.to_dict()))
+    for field in SELECTING:
+        if not isinstance(fields.get(field), str):
+            value = fields.get(field)
+            raise InputError(f"config.{field} = {value!r}: allowed is a word; start from lasa_jax.config.default()")
+    return {"preaggregator": steps(config), "aggregator": [config.aggregator.name], "attack": [config.attack.name]}
 
 
 def parameters(config: ConfigDict, kind: str, name: str) -> dict[str, Any]:
@@ -162,9 +210,10 @@ def all_settings(selected: Chosen | None = None) -> dict[str, Setting]:
                 if type_ is not None:
                     by_fidelity = parameter in ("variant", "knowledge") and type_ is str
                     default = BY_FIDELITY if by_fidelity and function in functions.values() else given
-                    role = NUMBER if traced else PROGRAM
+                    default = float(default) if type_ is float and default is not None else default
                     field = f"{GROUPS[kind]}.{name}.{parameter}"
-                    found[field] = Setting(default, type_, role, optional=default is None)
+                    role = NUMBER if traced else PROGRAM
+                    found[field] = Setting(f"of {name}", default, type_, role, optional=default is None)
     return found
 
 
@@ -208,7 +257,7 @@ def _check_word(field: str, value: Any, allowed: tuple[str, ...]) -> None:
         return
     also = " or a path package.module:function" if field in _TAKE_PATHS else ""
     if value not in allowed:
-        words = ", ".join(sorted(allowed))
+        words = ", ".join(allowed)
         raise InputError(f"config.{field} = {value!r}: allowed are {words}{also}{nearest(value, allowed)}")
 
 

@@ -2,16 +2,27 @@
 
 To add a dataset, write a function `(data_dir) -> Dataset` in a file of its own and name it in `_LOADERS`; one that is made
 from raw files is a `by_client.FederatedSet`, loads as `(data_dir, source) -> Dataset` and is named in `_FROM_SOURCE`.
+Arrays of a user's own need neither: see `own`.
 """
 
 from collections.abc import Callable
 
-from lasa_jax.data import digits, femnist, shakespeare, tfds_images
+from lasa_jax.data import digits, femnist, own, shakespeare, tfds_images
 from lasa_jax.data.dataset import Dataset, Examples, FederatedDataset
+from lasa_jax.data.own import from_arrays
 from lasa_jax.data.partition import Partition
 from lasa_jax.errors import InputError, nearest
 
-__all__ = ["Dataset", "Examples", "FederatedDataset", "Partition", "load", "made_from_source", "names"]
+__all__ = [
+    "Dataset",
+    "Examples",
+    "FederatedDataset",
+    "Partition",
+    "from_arrays",
+    "load",
+    "made_from_source",
+    "names",
+]
 
 _LOADERS: dict[str, Callable[[str | None], Dataset]] = {"digits": digits.load, **tfds_images.LOADERS}
 _FROM_SOURCE: dict[str, Callable[[str | None, str | None], Dataset]] = {
@@ -34,17 +45,19 @@ def load(name: str, *, data_dir: str | None = None, source: str | None = None) -
     """Reads a dataset into memory.
 
     Args:
-      name: one of `names()`.
+      name: one of `names()`, or the path of an .npz file, see `own.from_npz`. A user's function is no name here: call it
+        and give what it returns to `from_arrays`.
       data_dir: where TFDS keeps its datasets; `TFDS_DATA_DIR`, then `~/tensorflow_datasets` if None.
       source: path of the raw form, for datasets that are made from one; None for what was prepared before.
 
     Raises:
       InputError: if the name is not known, or the data is not there or damaged.
     """
-    if name not in names():
-        raise InputError(f"config.dataset = {name!r}: allowed are {', '.join(names())}{nearest(name, names())}")
+    if name not in names() and not name.endswith(".npz"):
+        known = ", ".join(names())
+        raise InputError(f"config.dataset = {name!r}: allowed are {known} or an .npz file{nearest(name, names())}")
     if name in _FROM_SOURCE:
         return _FROM_SOURCE[name](data_dir, source)
     if source is not None:
         raise InputError(f"config.source = {source!r}: dataset {name!r} is not made from a raw source")
-    return _LOADERS[name](data_dir)
+    return _LOADERS[name](data_dir) if name in _LOADERS else own.from_npz(name)

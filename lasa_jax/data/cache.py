@@ -31,7 +31,7 @@ def fingerprint(files: list[Path]) -> list[list[str | int]]:
 
 
 # What NumPy and zipfile raise on an archive that is missing, cut off or has flipped bits.
-_DAMAGE = (
+DAMAGE = (
     OSError,
     ValueError,
     EOFError,
@@ -64,7 +64,7 @@ def cached(
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {field: archive[field] for field in fields}
-    except _DAMAGE:
+    except DAMAGE:
         arrays = build()
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -11,8 +11,8 @@ from lasa_jax.data.partition import Partition
 
 
 class Examples(NamedTuple):
-    """inputs: `(num_examples, ...)`, images or tokens as uint8. labels: int32 `(num_examples,)`, or `(num_examples, time)`
-    where every position of a sequence has one. Of NumPy, or on the device."""
+    """inputs: `(num_examples, ...)`, images as uint8, tokens as uint8 or int32, other numbers as float32. labels: int32
+    `(num_examples,)`, or `(num_examples, time)` where every position of a sequence has one. Of NumPy, or on the device."""
 
     inputs: Any
     labels: Any
@@ -34,11 +34,13 @@ class Dataset:
       name: as in the registry.
       num_classes: labels are `0 .. num_classes - 1`.
       train, test: examples as NumPy arrays; images stay uint8 until they are inside the round.
-      mean, std: per channel, in the units of the stored pixels; empty for tokens, which are not normalised.
+      mean, std: per channel or feature, in the units of what is stored, or one for all; empty for what is not normalised,
+        as tokens are.
       crop: None, or how training images are cropped at random after a padding of 4 pixels and flipped at random:
         `"constant"` pads with zeros, `"reflect"` mirrors.
       client_ids: the natural owner of each training example, int `(num_examples,)`, or None.
-      source_id: of the raw files that the set was made from, see `by_client.source_id`, or None.
+      source_id: of the raw files that the set was made from, see `by_client.source_id`, or of the arrays of a user's own;
+        None for the others.
       padding_label: the label of positions that are padding and count neither in losses nor in accuracies, or None.
     """
 
@@ -58,8 +60,20 @@ class Dataset:
         """Shape of one example."""
         return tuple(self.train.inputs.shape[1:])
 
+    @property
+    def label_shape(self) -> tuple[int, ...]:
+        """Shape of the label of one example: `()`, or `(time,)`."""
+        return tuple(self.train.labels.shape[1:])
+
+    @property
+    def example(self) -> jax.ShapeDtypeStruct:
+        """Shape and type of one example as a model gets it."""
+        one = jax.ShapeDtypeStruct((1, *self.input_shape), self.train.inputs.dtype)
+        given = jax.eval_shape(self.normalise, one)
+        return jax.ShapeDtypeStruct(given.shape[1:], given.dtype)
+
     def normalise(self, inputs: jax.Array) -> jax.Array:
-        """`(x - mean) / std` in float32, for a batch of stored examples; tokens as they are."""
+        """`(x - mean) / std` in float32, for a batch of stored examples; as they are where `mean` is empty."""
         if not self.mean:
             return inputs
         return (inputs.astype(jnp.float32) - jnp.asarray(self.mean, jnp.float32)) / jnp.asarray(self.std, jnp.float32)

@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from lasa_jax import build, data, methods, ops
+from lasa_jax import build, methods, ops
 from lasa_jax import config as configs
 from lasa_jax.data import Dataset
 from lasa_jax.errors import InputError
@@ -107,7 +107,7 @@ def run_batch(
     mesh = make_mesh() if mesh is None else mesh
     if jax.process_count() > 1 and mesh.shape[ops.RUNS] > 1:
         raise InputError(f"mesh: {mesh.shape[ops.RUNS]} rows of runs over several processes, allowed is one")
-    load = functools.cache(data.load)
+    load = functools.cache(methods.dataset)
     ended: dict[int, Ended] = {}
     members: dict[int, _Member] = {}
     with contextlib.ExitStack() as locks:
@@ -223,7 +223,8 @@ def _run_blocks(
 ) -> None:
     """Runs a batch whose directories are open block by block, and enters what became of each run when it has ended."""
     first = next(iter(members.values()))
-    config, key = first.built.config, configs.program_key(first.built.config)
+    config = first.built.config
+    key = f"{configs.program_key(config)} {first.built.dataset.source_id}"  # the scale of a user's data is compiled in
     executable, compile_seconds = None, 0.0
     with methods.naming_the_line(configs.user_functions(config)):
         runs = [one.built for one in members.values()]

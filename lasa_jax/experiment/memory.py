@@ -15,7 +15,7 @@ from lasa_jax.attacks import Attack
 from lasa_jax.data import Dataset
 from lasa_jax.errors import InputError
 from lasa_jax.federated import make_mesh
-from lasa_jax.models import Model, Variables
+from lasa_jax.models import Variables
 from lasa_jax.workdir import records
 
 
@@ -50,7 +50,7 @@ def simulate(
     *,
     aggregator: Aggregator | None = None,
     attack: Attack | None = None,
-    model: Model | None = None,
+    model: Any = None,
     mesh: Mesh | None = None,
     **settings: Any,
 ) -> History:
@@ -60,7 +60,7 @@ def simulate(
       data_or_config: the name of a dataset, with the paper's settings for it; a `Dataset`, with the defaults; or a config.
       aggregator: the server's rule, for instance `aggregators.lasa()`; that of the config, or LASA, if None.
       attack: for instance `attacks.byzmean()`; that of the config, or none, if None.
-      model: a pair of functions, see `models`; that of the config if None.
+      model: a pair of functions or a module, see docs/adding.md; that of the config if None.
       mesh: the devices; all of them for the clients if None.
       **settings: of the config by their names, `rounds=20` or `**{"client.epochs": 1}`.
 

@@ -39,7 +39,7 @@ def _count(config: ConfigDict) -> Cost:
     model, training = program.local_training.model, program.local_training
     variables = jax.eval_shape(model.init, jax.random.key(0))
     model_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(variables))
-    batch = jax.ShapeDtypeStruct((training.batch_size, *dataset.input_shape), jnp.float32)
+    batch = jax.ShapeDtypeStruct((training.batch_size, *dataset.example.shape), dataset.example.dtype)
 
     def loss(variables: Any, inputs: jax.Array) -> jax.Array:
         return jnp.sum(model.apply(variables, inputs)[0])

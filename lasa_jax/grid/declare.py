@@ -1,27 +1,20 @@
 """What a grid is: axes and single points, declared in Python or in a sweep's file, and resolved to `Point`s."""
 
 import dataclasses
-import importlib.util
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from lasa_jax import commandline
 from lasa_jax import config as configs
 from lasa_jax.errors import InputError
 
 Axis = Mapping[str, Sequence[Any]]
 Settings = Mapping[str, Any]
-
-# What a file of somebody else's may raise.
-_FILE_FAILURES = (
-    *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError),
-    *(OSError, RuntimeError, SyntaxError, TypeError, ValueError),
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +149,7 @@ def resolve(base: ConfigDict, settings: Settings) -> ConfigDict:
     """A resolved config: the base with these settings, without the parameters of methods that are not selected.
 
     Args:
-      base: as of `Grid`.
+      base: as in `Grid`.
       settings: values by field, for instance `{"aggregator.name": "lasa", "seed": 2}`.
 
     Raises:
@@ -177,25 +170,13 @@ def load(sweep: str) -> Grid:
     """The grid of a sweep's file, from its `get_grid(dataset)`.
 
     Args:
-      sweep: `"FILE.py:DATASET"`; the digits if no dataset is named.
+      sweep: `"FILE.py:DATASET"`; the digits if no dataset is named. A file that is not here is looked up in the package.
 
     Raises:
       InputError: if there is no such file or function, or the file fails.
     """
-    path, _, dataset = sweep.partition(":")
-    if not Path(path).is_file():
-        raise InputError(f"--config={path}: no sweep of that name")
-    spec = importlib.util.spec_from_file_location("sweep", path)
-    if spec is None or spec.loader is None:
-        raise InputError(f"--config={path}: is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        declared = module.get_grid(dataset or "digits")
-    except InputError:
-        raise
-    except _FILE_FAILURES as error:
-        raise InputError(f"--config={path}: {type(error).__name__}: {' '.join(str(error).split())}") from None
+    declared = commandline.call(sweep, "get_grid", default="digits")
     if not isinstance(declared, Grid):
-        raise InputError(f"--config={path}: get_grid gives {type(declared).__name__}, allowed is a lasa_jax.grid.Grid")
+        name = sweep.partition(":")[0]
+        raise InputError(f"--config={name}: get_grid gives {type(declared).__name__}, allowed is a lasa_jax.grid.Grid")
     return declared

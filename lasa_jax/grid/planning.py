@@ -3,7 +3,10 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from lasa_jax import config as configs
+from lasa_jax import methods
 from lasa_jax.errors import InputError
 from lasa_jax.grid import cost
 from lasa_jax.grid.declare import Grid, Point, points, programs
@@ -22,6 +25,7 @@ class Plan:
       runs_in_a_batch: the smallest and the largest batch.
       bytes_a_program: memory of the largest program.
       seconds: an estimate, see `plan`.
+      compiled_in: numbers of a user's functions that the points vary and that make a program for each value.
     """
 
     points: int
@@ -31,6 +35,7 @@ class Plan:
     runs_in_a_batch: tuple[int, int]
     bytes_a_program: int
     seconds: float
+    compiled_in: tuple[str, ...] = ()
 
     def lines(self, *, here: bool = True) -> list[str]:
         """One item per line.
@@ -47,6 +52,7 @@ class Plan:
             f"finished: {self.finished}",
             f"programs: {self.programs}",
             f"runs a program: {between(*self.runs_a_program)}",
+            *(f"compiled in: {name}: annotate it as Scalar to share a program" for name in self.compiled_in),
         ] + here * [
             f"runs in a batch: {between(*self.runs_in_a_batch)}",
             f"memory a program: {self.bytes_a_program / 2**20:,.0f} MiB",
@@ -66,10 +72,10 @@ def plan(
     not counted.
 
     Args:
-      declared, workdir, batch, threads: as of `run`.
+      declared, workdir, batch, threads: as in `run`.
 
     Raises:
-      GridError, InputError: as of `run`.
+      GridError, InputError: as in `run`.
     """
     found, path = points(declared) if isinstance(declared, Grid) else declared, Path(workdir)
     groups, sizes = programs(found), batch_sizes(found, path, batch=batch)
@@ -91,7 +97,21 @@ def plan(
         runs_in_a_batch=(min(sizes.values(), default=0), max(sizes.values(), default=0)),
         bytes_a_program=memory,
         seconds=seconds,
+        compiled_in=tuple(_compiled_in(found)),
     )
+
+
+def _compiled_in(found: Sequence[Point]) -> list[str]:
+    """`norm_gate.factor`: numbers of a user's functions that differ between points and are not traced."""
+    values: dict[str, set[Any]] = {}
+    for point in found:
+        for kind, names in configs.chosen(point.config).items():
+            for path in filter(methods.is_path, names):
+                _, words = methods.split(kind, path, configs.parameters(point.config, kind, path))
+                for name, value in words.items():
+                    if isinstance(value, int | float) and not isinstance(value, bool):
+                        values.setdefault(f"{methods.settings_name(path)}.{name}", set()).add(value)
+    return [name for name, different in values.items() if len(different) > 1]
 
 
 def batch_sizes(found: Sequence[Point], workdir: str | Path, *, batch: int | None = None) -> dict[str, int]:

@@ -64,7 +64,7 @@ def run(
       threads: batches side by side. If None, one on accelerators and where a CPU is several devices, else the cores.
       on_outcome: called after each point, finished ones included. A point that fails is an outcome too.
       executables: programs compiled before, to which those compiled now are added; `len` counts them.
-      log: as of `experiment.run`.
+      log: as in `experiment.run`.
 
     Returns:
       The outcomes, in the order of the points.
@@ -210,7 +210,7 @@ def finished(found: Sequence[Point], workdir: str | Path, *, log: Callable[[str]
     Args:
       found: from `points`.
       workdir: the directory of the sweep.
-      log: as of `experiment.run`.
+      log: as in `experiment.run`.
     """
     outcomes = []
     for point in found:
@@ -236,7 +236,7 @@ def run_together(
     Args:
       batch: from `batches`.
       workdir: the directory of the sweep.
-      executables, log, stop: as of `experiment.run_batch`.
+      executables, log, stop: as in `experiment.run_batch`.
     """
     mesh = make_mesh(runs=math.gcd(batch.size, jax.device_count()))
     runs = [(point, Path(workdir) / point.name) for point in batch.points]

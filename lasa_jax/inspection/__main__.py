@@ -1,23 +1,20 @@
-"""The command line of inspection.
+"""What looks inside a run.
 
-python -m lasa_jax.inspection filtering RUN                who was filtered in which layer, over a run that recorded it
-python -m lasa_jax.inspection round RUN 12 --variances     a round of a run, computed again and saved to round_12.npz
-python -m lasa_jax.inspection robustness round_12.npz      the paper's bound on a saved round
-python -m lasa_jax.inspection partition --config=configs/cifar10.py:alpha=0.1 --output=partition.png
+    lasa-jax inspect filtering RUN                who was filtered in which layer, over a run that recorded it
+    lasa-jax inspect round RUN 12 --variances     a round of a run, computed again and saved to round_12.npz
+    lasa-jax inspect robustness round_12.npz      the paper's bound on a saved round
+    lasa-jax inspect partition cifar10:alpha=0.1 --output=partition.png
+
+Also `python -m lasa_jax.inspection`.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from absl import flags
 
 from lasa_jax import commandline
-from lasa_jax.errors import InputError
-
-_OUTPUT = flags.DEFINE_string("output", "partition.png", "file of the picture")
+from lasa_jax.errors import InputError, nearest
 
 
 def _say(text: str) -> None:
@@ -52,6 +49,7 @@ def _filtering(given: argparse.Namespace) -> None:
 def _round(given: argparse.Namespace) -> None:
     """Computes a round of a run again, from its last checkpoint before, and saves what the server received."""
     from lasa_jax import config as configs
+    from lasa_jax import methods
     from lasa_jax.data import cache
     from lasa_jax.inspection import replay, rounds, variances
     from lasa_jax.workdir import Workdir
@@ -61,7 +59,9 @@ def _round(given: argparse.Namespace) -> None:
     stored = workdir.config()
     if stored is None:
         raise InputError(f"{given.directory}: has no config.json, allowed is the directory of a run")
+    methods.search_also(Path.cwd())
     config = configs.from_json(stored)
+    commandline.tell_user_functions(configs.user_functions(config))
     path = Path(f"round_{given.index}.npz" if given.output is None else given.output)
     rounds.check_file(path)
     before = replay.before_round(config, given.index, given.directory)
@@ -92,15 +92,15 @@ def _robustness(given: argparse.Namespace) -> None:
 
     With --rules prints the (f, kappa)-robustness coefficient of rules on it too.
     """
-    from lasa_jax import aggregators
+    from lasa_jax import methods
     from lasa_jax.inspection import bound, coefficient, rendering, rounds
 
     saved = rounds.load_round(given.round)
     radii = {"magnitude_radius": given.magnitude_radius, "direction_radius": given.direction_radius}
-    rules = {
-        name: aggregators.create(name, **(radii if name == "lasa" else {}))
-        for name in (() if given.rules is None else map(str.strip, given.rules.split(",")))
-    }
+    methods.search_also(Path.cwd())
+    names = [] if given.rules is None else [name.strip() for name in given.rules.split(",")]
+    commandline.tell_user_functions(filter(methods.is_path, names))
+    rules = {name: methods.create("aggregator", name, radii if name == "lasa" else {}) for name in names}
     path = rendering.folder(Path(given.round).parent, given.output)
     frame = bound.against_sparsity(saved, noise=given.noise, divergence=given.divergence, **radii)
     made = [bound.as_table(frame)]
@@ -117,16 +117,16 @@ def _robustness(given: argparse.Namespace) -> None:
     _write(path, files)
 
 
-def _partition(rest: Sequence[str]) -> None:
+def _partition(given: argparse.Namespace) -> None:
     """Draws how a config divides its examples, and prints a few numbers."""
-    from lasa_jax import data
+    from lasa_jax import config as configs
+    from lasa_jax import methods
     from lasa_jax.data import partition
     from lasa_jax.inspection import shares
 
-    if list(rest) != ["partition"]:
-        raise InputError(f"python -m lasa_jax.inspection {' '.join(rest)}: allowed is partition")
-    config = commandline.resolved_config()
-    dataset = data.load(config.dataset, data_dir=config.data_dir, source=config.source)
+    config = commandline.read_config(given.config, given.settings)
+    commandline.tell_user_functions(configs.user_functions(config))
+    dataset = methods.dataset(config.dataset, data_dir=config.data_dir, source=config.source)
     divided = partition.divide(
         config.partition,
         dataset.train.labels,
@@ -135,66 +135,73 @@ def _partition(rest: Sequence[str]) -> None:
         seed=config.seed,
     )
     counts = shares.class_counts(dataset, divided)
-    shares.draw(counts, divided, shares.title(dataset, config.partition), _OUTPUT.value)
+    shares.draw(counts, divided, shares.title(dataset, config.partition), given.output)
     for name, value in shares.describe(counts, divided).items():
         print(f"{name}: {value}")
-    print(f"picture: {_OUTPUT.value}")
+    print(f"picture: {given.output}")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = commandline.Parser(
-        prog="python -m lasa_jax.inspection",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-
-    def add(name: str, run: Any) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=run.__doc__, description=run.__doc__, allow_abbrev=False)
-        command.set_defaults(run=run)
-        return command
-
-    command = add("filtering", _filtering)
-    command.add_argument("directory", metavar="RUN", help="directory of one run")
-    command.add_argument("--output", metavar="DIR", help="where to write; RUN/report by default")
-    command = add("round", _round)
-    command.add_argument("directory", metavar="RUN", help="directory of one run")
-    command.add_argument("index", metavar="ROUND", type=int, help="counted from 1")
-    command.add_argument("--output", metavar="FILE", help="where to write; round_ROUND.npz by default")
-    command.add_argument(
+def _parsers() -> dict[str, commandline.Parser]:
+    """The flags of each command."""
+    parsers = {name: commandline.Parser(f"inspect {name}", run.__doc__) for name, run in _COMMANDS.items()}
+    parser = parsers["filtering"]
+    parser.add_argument("directory", metavar="RUN", help="directory of one run")
+    parser.add_argument("--output", metavar="DIR", help="where to write; RUN/report by default")
+    parser = parsers["round"]
+    parser.add_argument("directory", metavar="RUN", help="directory of one run")
+    parser.add_argument("index", metavar="ROUND", type=int, help="counted from 1")
+    parser.add_argument("--output", metavar="FILE", help="where to write; round_ROUND.npz by default")
+    parser.add_argument(
         "--variances", action="store_true", help="measure nu and zeta too: epochs * clients² gradients of whole clients"
     )
-    command = add("robustness", _robustness)
-    command.add_argument("round", metavar="ROUND.npz", help="from `round`, or rounds.save_round")
-    command.add_argument("--noise", type=float, help="nu, the variance of stochastic gradients; the round's by default")
-    command.add_argument("--divergence", type=float, help="zeta, that of gradients between clients; the round's too")
-    command.add_argument(
-        "--rules", metavar="NAME,NAME", help="whose (f, kappa)-robustness coefficients are printed too"
+    parser = parsers["robustness"]
+    parser.add_argument("round", metavar="ROUND.npz", help="from `round`, or rounds.save_round")
+    parser.add_argument("--noise", type=float, help="nu, the variance of stochastic gradients; the round's by default")
+    parser.add_argument("--divergence", type=float, help="zeta, that of gradients between clients; the round's too")
+    parser.add_argument(
+        "--rules", metavar="NAMES", help="rules whose (f, kappa)-robustness is printed too, as lasa,median"
     )
-    command.add_argument("--magnitude_radius", type=float, default=1.0)
-    command.add_argument("--direction_radius", type=float, default=1.0)
-    command.add_argument("--output", metavar="DIR", help="where to write; report/ beside the file by default")
-    commands.add_parser("partition", help=_partition.__doc__, add_help=False)  # listed here, read by `run`
-    return parser
+    parser.add_argument("--magnitude_radius", metavar="LAMBDA", type=float, default=1.0, help="of LASA; 1 by default")
+    parser.add_argument("--direction_radius", metavar="LAMBDA", type=float, default=1.0, help="of LASA; 1 by default")
+    parser.add_argument("--output", metavar="DIR", help="where to write; report/ beside the file by default")
+    parser = parsers["partition"]
+    parser.add_config(
+        "config, FILE.py or FILE.py:NAME=VALUE; --config.FIELD=VALUE changes a setting, as in `lasa-jax run`",
+        example="configs/digits.py",
+        takes_settings=True,
+    )
+    parser.add_argument(
+        "--output", metavar="FILE", default="partition.png", help="the picture; partition.png by default"
+    )
+    return parsers
 
 
-def main(argv: Sequence[str]) -> int:
-    """Runs a command other than `partition`; exit code 0, or 2 with one line on standard error for bad input."""
-    try:
-        given = _parser().parse_args(argv)
-        given.run(given)
-    except InputError as error:
-        _say(f"error: {error}")
-        return 2
-    except KeyboardInterrupt:
-        _say("stopped")
-        return 130
-    return 0
+_COMMANDS = {"filtering": _filtering, "round": _round, "robustness": _robustness, "partition": _partition}
+
+
+def _run(argv: Sequence[str]) -> None:
+    parsers, allowed = _parsers(), ", ".join(_COMMANDS)
+    if not argv:
+        raise InputError(f"lasa-jax inspect: a command is missing, allowed are {allowed}")
+    name, *rest = argv
+    if name in ("-h", "--help"):
+        print(__doc__)
+        for parser in parsers.values():
+            print(parser.format_help())
+        return
+    if name not in parsers:
+        raise InputError(f"lasa-jax inspect {name}: allowed are {allowed}{nearest(name, parsers)}")
+    _COMMANDS[name](parsers[name].read(rest))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command `inspect`: exit code 0, or 2 with one line on standard error for bad input.
+
+    Args:
+      argv: the arguments; those of this process if None.
+    """
+    return commandline.exit_code(lambda: _run(sys.argv[1:] if argv is None else argv))
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["partition"]:  # settings of a config are flags of absl
-        commandline.entry_point(_partition)
-    else:
-        sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -170,7 +170,7 @@ def against_sparsity(
     Args:
       saved: the round.
       levels: sparsity levels.
-      noise, divergence, magnitude_radius, direction_radius: as of `measure`.
+      noise, divergence, magnitude_radius, direction_radius: as in `measure`.
     """
     rows = []
     for level in levels:

@@ -103,7 +103,7 @@ def rates_against(saved: Round, setting: str, values: Sequence[float], **others:
       saved: the round.
       setting: "sparsity_level", "magnitude_radius" or "direction_radius".
       values: of the setting.
-      **others: the two numbers that stay, as of `lasa`.
+      **others: the two numbers that stay, as in `lasa`.
     """
     check_choice("setting", setting, ("sparsity_level", "magnitude_radius", "direction_radius"))
     return pd.DataFrame(

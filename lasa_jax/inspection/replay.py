@@ -18,7 +18,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from lasa_jax import build, data
+from lasa_jax import build, methods
 from lasa_jax import config as configs
 from lasa_jax.aggregators import Aggregator
 from lasa_jax.data import FederatedDataset
@@ -70,7 +70,7 @@ def before_round(config: ConfigDict, round_index: int, run: str | os.PathLike[st
     """
     check_number("round_index", round_index, low=1, high=config.rounds, whole=True)
     stored = {} if run is None else _stored_config(Workdir(run, lock=False), config)
-    dataset = data.load(config.dataset, data_dir=config.data_dir, source=config.source)
+    dataset = methods.dataset(config.dataset, data_dir=config.data_dir, source=config.source)
     if stored.get("source_id") not in (None, dataset.source_id):
         raise InputError(f"{run}: was made from other data of {config.dataset} than is there now")
     built = build.prepare(config, dataset=dataset)

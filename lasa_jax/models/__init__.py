@@ -3,41 +3,32 @@
 A model is `(init, apply)`. Its variables are one pytree: `{"params": ...}`, and `"batch_stats"` beside it for a model
 with batch normalisation, so that running statistics travel in the update like any other layer (as in the official code).
 
-The modules are written in Flax **Linen**, not NNX: what a federated simulator needs of a model is exactly Linen's
-`init` and `apply`, functions of a pytree that `vmap` over clients; NNX's stateful modules would have to be split and
-merged around every use. Nothing outside this folder knows Flax.
+The modules here are written in Flax **Linen**, not NNX: what a federated simulator needs of a model is exactly Linen's
+`init` and `apply`, functions of a pytree that `vmap` over clients. `own` splits and merges NNX modules around every use,
+for users who bring them. Nothing outside this folder knows Flax.
 """
 
+import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from lasa_jax.models import own
+from lasa_jax.models.base import Model, Variables
 from lasa_jax.models.cnn import PaperCNN, SmallCNN
 from lasa_jax.models.lstm import CharLSTM
+from lasa_jax.models.mlp import MLP
 from lasa_jax.models.resnet import ResNet18
 
-Variables = dict[str, Any]
-
-
-class Model(NamedTuple):
-    """A model as two pure functions.
-
-    init: `init(key) -> variables`.
-    apply: `apply(variables, inputs, *, train=False, key=None, mask=None) -> (logits, variables)`. In training, `key`
-      draws the dropout masks and `mask` (bool `(batch,)`) says which examples are real: padding changes no statistic.
-      The variables returned have updated batch statistics; everything else is as given.
-    """
-
-    init: Callable[[jax.Array], Variables]
-    apply: Callable[..., tuple[jax.Array, Variables]]
-
+__all__ = ["Model", "Variables", "create", "for_dataset", "names"]
 
 _MODULES: dict[str, Callable[[int], nn.Module]] = {
     "cnn": lambda num_classes: PaperCNN(num_classes),
     "lstm": lambda num_classes: CharLSTM(num_classes),
+    "mlp": lambda num_classes: MLP(num_classes),
     "resnet18": lambda num_classes: ResNet18(num_classes),
     "small_cnn": lambda num_classes: SmallCNN(num_classes),
 }
@@ -48,45 +39,56 @@ def names() -> list[str]:
     return sorted(_MODULES)
 
 
-def input_rank(name: str) -> int:
-    """Dimensions of one example that a model takes: 3 for images, 1 for sequences."""
-    return 1 if name == "lstm" else 3
-
-
 def create(name: str, *, num_classes: int, input_shape: tuple[int, ...]) -> Model:
     """Builds a model by name.
 
     Args:
       name: one of `names()`.
       num_classes: width of the output.
-      input_shape: shape of one example, `(height, width, channels)` or `(time,)`.
+      input_shape: shape of one example, `(height, width, channels)`, `(time,)` or `(features,)`.
 
     Raises:
       ValueError: for a name that is not known.
     """
     if name not in _MODULES:
         raise ValueError(f"model {name!r}: allowed are {', '.join(names())}")
-    module = _MODULES[name](num_classes)
+    return own.from_linen(_MODULES[name](num_classes), jax.ShapeDtypeStruct(input_shape, jnp.float32))
 
-    def init(key: jax.Array) -> Variables:
-        return dict(module.init(key, jnp.zeros((1, *input_shape), jnp.float32)))
 
-    def apply(
-        variables: Variables,
-        inputs: jax.Array,
-        *,
-        train: bool = False,
-        key: jax.Array | None = None,
-        mask: jax.Array | None = None,
-    ) -> tuple[jax.Array, Variables]:
-        if not train:
-            return cast(jax.Array, module.apply(variables, inputs)), variables
-        if key is None:
-            raise ValueError("apply(train=True) needs a key for dropout")
-        logits, updated = cast(
-            tuple[jax.Array, Variables],
-            module.apply(variables, inputs, train=True, mask=mask, rngs={"dropout": key}, mutable=["batch_stats"]),
-        )
-        return logits, {**variables, **updated}
+def for_dataset(
+    made: Any,
+    *,
+    setting: str,
+    dataset: str,
+    example: jax.ShapeDtypeStruct,
+    label_shape: tuple[int, ...],
+    num_classes: int,
+) -> Model:
+    """The model for a dataset, asked whether it takes the dataset's examples before anything is computed.
 
-    return Model(init, apply)
+    Args:
+      made: one of `names()`, or what a user brings, see `own.adapt`.
+      setting: that names the model, for messages: `config.model = 'cnn'`.
+      dataset: name of the dataset, for messages.
+      example: shape and type of an example as the model gets it, `Dataset.example`.
+      label_shape: of the labels of one example, `Dataset.label_shape`.
+      num_classes: of the dataset.
+
+    Raises:
+      InputError: one line that names the model, the dataset, the shape of an example and what the model said.
+    """
+    where = f"{setting} with examples of {dataset!r}, {example.dtype} {tuple(example.shape)}"
+    if isinstance(made, str):
+        return _built_in(made, where, example, label_shape, num_classes)
+    model = own.adapt(made, where=where, example=example, num_classes=num_classes)
+    own.check(model, where=where, example=example, label_shape=label_shape, num_classes=num_classes, made=made)
+    return model
+
+
+@functools.cache  # half a second for ResNet-18, and a batch of runs asks once for each
+def _built_in(
+    name: str, where: str, example: jax.ShapeDtypeStruct, label_shape: tuple[int, ...], num_classes: int
+) -> Model:
+    model = create(name, num_classes=num_classes, input_shape=example.shape)
+    own.check(model, where=where, example=example, label_shape=label_shape, num_classes=num_classes)
+    return model

@@ -1,7 +1,9 @@
-"""The command line of reports.
+"""Tables and figures of run directories.
 
-python -m lasa_jax.report DIR              tables and figures of the runs below DIR, written to DIR/report
-python -m lasa_jax.report compare DIR      the paper's numbers beside those of DIR
+    lasa-jax report DIR              tables and figures of the runs below DIR, written to DIR/report
+    lasa-jax report compare DIR      the paper's numbers beside those of DIR
+
+Also `python -m lasa_jax.report`. It reads directories only, and imports nobody's module.
 """
 
 import argparse
@@ -11,7 +13,6 @@ from pathlib import Path
 
 from lasa_jax import commandline
 from lasa_jax.errors import InputError
-from lasa_jax.inspection import rendering
 
 
 def _say(text: str) -> None:
@@ -21,6 +22,7 @@ def _say(text: str) -> None:
 
 def _tables(given: argparse.Namespace) -> None:
     """Prints the tables of the runs below a directory, and writes tables and figures."""
+    from lasa_jax.inspection import rendering
     from lasa_jax.report import figures, output, tables
 
     path = rendering.folder(Path(given.directory), given.output)
@@ -41,6 +43,7 @@ def _tables(given: argparse.Namespace) -> None:
 
 def _compare(given: argparse.Namespace) -> None:
     """Prints and writes the paper's numbers beside those of the runs below a directory."""
+    from lasa_jax.inspection import rendering
     from lasa_jax.report import compare, output
 
     path = rendering.folder(Path(given.directory), given.output)
@@ -66,7 +69,7 @@ def _compare(given: argparse.Namespace) -> None:
 
 
 def _groups(given: argparse.Namespace) -> list:
-    """The groups of the selected runs; what was left out, and what tells groups apart, is a line each."""
+    """The groups of the selected runs; prints one line for each that was left out, and for what tells groups apart."""
     from lasa_jax.report import groups, results
 
     found = results.load(given.directory)
@@ -78,51 +81,46 @@ def _groups(given: argparse.Namespace) -> list:
     return made
 
 
-def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
-    """The command line, and the names of its commands; that of `tables` may be left out."""
-    parser = commandline.Parser(
-        prog="python -m lasa_jax.report",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+def _parser() -> commandline.Parser:
+    """The flags of a report."""
+    parser = commandline.Parser("report", __doc__)
+    parser.usage = "lasa-jax report [compare] DIR [--output DIR] [--where FIELD=VALUE]"
+    parser.add_argument("words", metavar="DIR", nargs="+", help="of runs and sweeps, at any depth")
+    parser.add_argument("--output", metavar="DIR", help="where to write; DIR/report by default")
+    parser.add_argument(
+        *("--where", "-w"),
+        metavar="FIELD=VALUE",
+        action="append",
+        default=[],
+        help="only such runs, as dataset=digits; may be given again",
     )
-    commands = parser.add_subparsers(dest="command", required=True)
-    for name, run in (("tables", _tables), ("compare", _compare)):
-        command = commands.add_parser(name, help=run.__doc__, description=run.__doc__, allow_abbrev=False)
-        command.add_argument("directory", metavar="DIR", help="of runs and sweeps, at any depth")
-        command.add_argument("--output", metavar="DIR", help="where to write; DIR/report by default")
-        command.add_argument(
-            *("--where", "-w"),
-            metavar="FIELD=VALUE",
-            action="append",
-            default=[],
-            help="only such runs, as dataset=digits",
-        )
-        command.set_defaults(run=run)
-    return parser, list(commands.choices)
+    return parser
 
 
-def main(argv: Sequence[str]) -> int:
-    """Runs a command; exit code 0, or 2 with one line on standard error for bad input."""
-    parser, names = _parser()
-    if not argv or argv[0] not in (*names, "-h", "--help"):
-        argv = ["tables", *argv]
-    try:
-        given, rest = parser.parse_known_args(argv)
-        if "directory" in given and not Path(given.directory).is_dir():
-            others = ", ".join(name for name in names if name != "tables")
-            raise InputError(f"{given.directory}: is not a directory, and no command: allowed are DIR, {others}")
-        if rest:
-            raise InputError(f"{rest[0]}: is not an option of {given.command}; see --help")
-        given.run(given)
-    except InputError as error:
-        _say(f"error: {error}")
-        return 2
-    except KeyboardInterrupt:
-        _say("stopped")
-        return 130
-    return 0
+def _run(argv: Sequence[str] | None) -> None:
+    given = _parser().read(argv)
+    command = _COMMANDS.get(given.words[0]) if len(given.words) > 1 else None
+    if command is None:
+        command, (given.directory, *more) = _tables, given.words
+    else:
+        given.directory, *more = given.words[1:]
+    if not Path(given.directory).is_dir():
+        raise InputError(f"{given.directory}: is not a directory, and no command: allowed are DIR, compare")
+    if more:
+        raise InputError(f"{more[0]}: a report is of one directory, allowed are DIR and compare DIR")
+    command(given)
 
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command `report`: exit code 0, or 2 with one line on standard error for bad input.
+
+    Args:
+      argv: the arguments; those of this process if None.
+    """
+    return commandline.exit_code(lambda: _run(argv))
+
+
+_COMMANDS = {"tables": _tables, "compare": _compare}
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from lasa_jax import methods
 from lasa_jax.config import NOT_COMPARED
 from lasa_jax.report.results import Results
 
@@ -108,7 +109,7 @@ def split(results: Results) -> tuple[list[Group], str | None]:
 
 def of_a_method(field: str, kind: str = "") -> bool:
     """Whether a setting comes with the rule (`kind` "aggregator"), with the "attack", or with any of them."""
-    of_rule = field.startswith("aggregator.") or field in _WITH_THE_RULE
+    of_rule = field.startswith(("aggregator.", "preaggregators.")) or field in _WITH_THE_RULE
     of_attack = field.startswith("attack.")
     return {"aggregator": of_rule, "attack": of_attack}.get(kind, of_rule or of_attack)
 
@@ -122,7 +123,8 @@ def _group(results: Results, own: Mapping[str, str], number: int) -> Group:
     rules, runs["rule"] = _label(runs, "aggregator.name", of_rules, {**RULES, **_LAST_RULE})
     attacks, runs["attack"] = _label(runs, "attack.name", of_attacks, ATTACKS)
     first = runs.iloc[0]
-    words = [f"{first['rounds']} rounds" if field == "rounds" else str(first[field]) for field in _TITLE[:-1]]
+    shown = {field: methods.label(str(first[field])) for field in _TITLE}
+    words = [f"{shown['rounds']} rounds" if field == "rounds" else shown[field] for field in _TITLE[:-1]]
     words += [f"fidelity {first['fidelity']}"]
     words += [f"{field} {value}" for field, value in own.items() if field not in _TITLE]
     name = re.sub(r"[^\w.=,-]", "_", ",".join(f"{field}={value}" for field, value in own.items()))[:100]
@@ -156,6 +158,9 @@ def _label(
         ]
         variants.sort(key=lambda variant: [_sortable(value) for value in variant.values()])
         apart = [sum(len(_differences(one, other)) for other in variants) for one in variants]
+        plain = [one.get("preaggregators.names") in (None, "") for one in variants]
+        if any(plain):  # a rule without steps before it is the one that others are variants of
+            apart = [count if alone else max(apart) + 1 for count, alone in zip(apart, plain, strict=True)]
         centre = variants[apart.index(min(apart))]
         varied = {name for variant in variants for name in _differences(centre, variant)}
         alone = apart.count(min(apart)) == 1
@@ -163,11 +168,26 @@ def _label(
         for variant in variants:
             special = _differences(centre, variant)
             told = special if alone else {name: variant[name] for name in sorted(varied)}
-            short = ", ".join(f"{name.rpartition('.')[2]} {_text(value)}" for name, value in told.items())
-            label = names.get(method, method) + (f" ({short})" if short else "")
+            short = ", ".join(
+                _said(name, value) for name, value in told.items() if not _comes_with_a_step(name, variants)
+            )
+            label = names.get(method, methods.label(method)) + (f" ({short})" if short else "")
             labels[label] = (method, special)
             column[own.index[(keys == pd.Series(variant)).all(axis=1)]] = label
     return labels, column
+
+
+def _comes_with_a_step(field: str, variants: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a setting is of a pre-aggregator that not all variants have: its name says enough."""
+    is_of_step = field.startswith("preaggregators.") and field != "preaggregators.names"
+    return is_of_step and any(variant[field] == "unset" for variant in variants)
+
+
+def _said(field: str, value: Any) -> str:
+    """`sparsity_level 0.5`; of pre-aggregators `after clip_to_norm`."""
+    if field == "preaggregators.names":
+        return f"after {methods.label(value).replace(',', ', ')}" if value else "alone"
+    return f"{field.rpartition('.')[2]} {_text(value)}"
 
 
 def _place(name: str, known: Sequence[str]) -> tuple[int, str]:

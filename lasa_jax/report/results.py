@@ -18,7 +18,7 @@ from lasa_jax.workdir import Workdir
 _FILES = ("config.json", "metrics.jsonl", "summary.json")
 _LARGEST_FILE = 2**28  # bytes; a hundred times what a long run writes
 _LARGEST_COUNT = 2**53
-_TEXT = re.compile(r"[\w.:+ -]{0,100}")  # what names of methods, datasets and variants are made of
+_TEXT = re.compile(r"[\w.:,/~ +-]{0,200}")  # what names of methods, datasets and variants are made of
 _REQUIRED = ("dataset", "model", "fidelity", "aggregator.name", "attack.name", "attack_ratio", "seed", "rounds")
 _LINE_NUMBERS = ("test_accuracy", "test_loss", "train_loss", "seconds_per_round")
 
@@ -243,13 +243,31 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(value, list):
             value = " ".join(map(str, value))
         if isinstance(value, str) and field not in (*UNIDENTIFYING, "source_id") and not _TEXT.fullmatch(value):
-            raise InputError(f"config.json: {field} = {value!r}: allowed are letters, digits and . : + - _")
+            raise InputError(
+                f"config.json: {field} = {value!r}: allowed are letters, digits, spaces and . : , / ~ + - _"
+            )
         if not _TEXT.fullmatch(field):
             raise InputError(f"config.json: {field!r} is not the name of a setting")
         flat[field.replace(".parameters.", ".")] = value
     for field in _REQUIRED:
         if field not in flat:
             raise InputError(f"config.json: {field} is missing")
+    return _checked(_with_sources(flat))
+
+
+def _with_sources(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The SHA-256 of the files of a user's functions as a setting of what they are: two versions are two variants."""
+    kept = {field: value for field, value in flat.items() if not field.startswith("sources.")}
+    for field in ("aggregator.name", "attack.name", "preaggregators.names", "dataset", "model"):
+        names = str(flat.get(field)).split(",")
+        found = [str(flat[key])[:8] for name in names if (key := f"sources.{name.replace('.', '/')}") in flat]
+        if found:
+            kept[f"{field.partition('.')[0]}.source"] = " ".join(found)
+    return kept
+
+
+def _checked(flat: dict[str, Any]) -> dict[str, Any]:
+    """The settings that reports rely on, with the types that they must have."""
     for field in ("dataset", "model", "fidelity", "aggregator.name", "attack.name"):
         if not isinstance(flat[field], str) or not flat[field]:
             raise InputError(f"config.json: {field} = {flat[field]!r}: allowed is a name")

@@ -431,7 +431,7 @@ def test_bad_flags_are_one_line(flags, message, tmp_path, capsys):
         (None, "no sweep of that name"),
         ("def get_grid(d):\n    return None", "get_grid gives NoneType, allowed is a lasa_jax.grid.Grid"),
         ("def get_grid(d):\n    return 1 / 0", "ZeroDivisionError: division by zero"),
-        ("x = 1", "AttributeError: module 'sweep' has no attribute 'get_grid'"),
+        ("x = 1", "bad.py: has no function get_grid"),
         ("def get_grid(d):\n    return 1 / 0 if d == 'x' else int('a')", "ValueError: invalid literal"),
         (SWEEP_FILE.replace('"seed": [1, 2]', '"seed": []'), "axis seed: is empty"),
     ],

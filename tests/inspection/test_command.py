@@ -1,5 +1,6 @@
 """The command line of inspection. `filtering` and `round`, which need a run, are in test_recorded and test_replay."""
 
+import inspect
 import re
 import subprocess
 import sys
@@ -58,12 +59,13 @@ def test_robustness(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "the following arguments are required: command"),
-        (["partitions", "--config=configs/digits.py"], "invalid choice: 'partitions'"),
+        ([], "a command is missing, allowed are filtering, round, robustness, partition"),
+        (["partitions", "--config=configs/digits.py"], "inspect partitions: allowed are filtering"),
+        (["round", "{tmp}"], "the following arguments are required: ROUND"),
         (["filtering", "{tmp}/nosuch"], "nosuch: is not a directory, allowed is that of a run"),
         (["round", "{tmp}/nosuch", "3"], "nosuch: has no config.json, allowed is the directory of a run"),
         (["round", "{tmp}", "three"], "argument ROUND: invalid int value: 'three'"),
-        (["filtering", "{tmp}", "--colour=red"], "unrecognized arguments: --colour=red"),
+        (["filtering", "{tmp}", "--colour=red"], "--colour=red: is not a flag of lasa-jax inspect filtering"),
     ],
 )
 def test_refusals_are_one_line_and_write_nothing(arguments, message, tmp_path, capsys):
@@ -87,46 +89,42 @@ print({"matplotlib", "lasa_jax.report", "pyarrow.parquet"} & set(sys.modules))
     assert done.stdout == "set()\n"
 
 
-def command(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "lasa_jax.inspection", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-
-
-def test_partition(tmp_path):
+def test_partition(tmp_path, capsys):
     picture = tmp_path / "shares.png"
-    result = command(
-        *("partition", "--config=configs/digits.py", "--config.partition.name=shards", f"--output={picture}"),
-        "--config.partition.classes_per_client=2",
-    )
-    assert result.returncode == 0, result.stderr
-    assert "clients: 60" in result.stdout
-    assert re.search(r"classes a client: [12] to [234], median 2", result.stdout)
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    shards = ("--config.partition.name=shards", "--config.partition.classes_per_client=2")
+    for config in ("--config=configs/digits.py", "digits"):
+        assert main(["partition", f"--output={picture}", config, *shards]) == 0
+        shown = capsys.readouterr().out
+        assert "clients: 60" in shown
+        assert re.search(r"classes a client: [12] to [234], median 2", shown)
+        assert picture.read_bytes().startswith(b"\x89PNG")
+        picture.unlink()
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["partition"], "--config: is missing"),
-        (["partition", "more", "--config=configs/digits.py"], "partition more: allowed is partition"),
-        (
-            ["partition", "--config=configs/digits.py", "--output=/nosuch/a.png"],
-            "--output=/nosuch/a.png: cannot be written",
-        ),
-        (
-            ["partition", "--config=configs/digits.py", "--config.partition.gamma=0.1"],
-            "of the partition gamma_similarity",
-        ),
+        ([], "--config: is missing"),
+        (["more", "--config=configs/digits.py"], "more: is not a flag of lasa-jax inspect partition"),
+        (["--config=configs/digits.py", "--output=/nosuch/a.png"], "--output=/nosuch/a.png: cannot be written"),
+        (["--config=configs/digits.py", "--config.partition.gamma=0.1"], "of the partition gamma_similarity"),
     ],
 )
-def test_partition_refuses(arguments, message):
-    result = command(*arguments)
-    assert result.returncode == 2
-    assert message in result.stderr
-    assert len(result.stderr.strip().splitlines()) == 1
+def test_partition_refuses(arguments, message, capsys):
+    assert main(["partition", *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+def test_a_rule_of_ones_own(tmp_path, capsys, monkeypatch):
+    """`--rules` takes a path, and says which file the function is from."""
+    (tmp_path / "brought_to_inspect.py").write_text("from lasa_jax.aggregators import median as middle\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    saved, nu, zeta = sgd_round(2, "shifted")
+    rounds.save_round(tmp_path / "round.npz", saved._replace(noise=nu, divergence=zeta))
+    assert main(["robustness", "round.npz", "--rules=median,brought_to_inspect:middle"]) == 0
+    shown = capsys.readouterr()
+    assert shown.err == f"using brought_to_inspect:middle from {inspect.getsourcefile(aggregators.median)}\n"
+    first, second = (tmp_path / "report" / "coefficients.csv").read_text().splitlines()[1:]
+    assert second.partition(",")[2] == first.partition(",")[2]

@@ -64,7 +64,7 @@ def test_slurm_tasks_share_the_points(small, tmp_path):
 
 
 def test_a_task_that_is_stopped_is_submitted_again():
-    task = slurm.Task("sweep.py:digits", Path("out"), ["a"], None)
+    task = slurm.Task("sweep.py:digits", Path("out"), ["a"], None, ())
     assert task.checkpoint().function is task
 
 
@@ -96,7 +96,7 @@ def test_what_is_wrong_with_a_cluster_is_one_line(small, tmp_path):
 
 def test_a_directory_that_is_not_shared(tmp_path):
     with pytest.raises(InputError, match="this is not the directory that the sweep was started in"):
-        ray_cluster.Worker(tmp_path).ready()
+        ray_cluster.Worker(tmp_path, ()).ready()
 
 
 class Ray:
@@ -114,7 +114,7 @@ class Ray:
             def __getattr__(self, name):
                 return type("Method", (), {"remote": staticmethod(lambda *given: lambda: behave(name, given))})
 
-        return lambda cls: type("Actor", (), {"remote": staticmethod(lambda workdir: Worker())})
+        return lambda cls: type("Actor", (), {"remote": staticmethod(lambda workdir, search: Worker())})
 
     def get(self, reference):
         return reference()

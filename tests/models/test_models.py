@@ -72,7 +72,7 @@ def test_batch_norm_ignores_padding():
 
 
 def test_unknown_model():
-    with pytest.raises(ValueError, match="allowed are cnn, lstm, resnet18, small_cnn"):
+    with pytest.raises(ValueError, match="allowed are cnn, lstm, mlp, resnet18, small_cnn"):
         models.create("vgg", num_classes=10, input_shape=(8, 8, 1))
 
 

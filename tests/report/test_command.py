@@ -100,9 +100,10 @@ def test_finished_runs_beside_broken_ones(tmp_path, capsys):
         (["{empty}/nosuch"], "is not a directory, and no command: allowed are DIR, compare"),
         (["partition", "{runs}"], "partition: is not a directory, and no command: allowed are DIR, compare"),
         (["{runs}", "--where=dataset=mnist"], "--where=dataset=mnist: no run has that value; there are digits"),
-        (["{runs}", "--colour=red"], "--colour=red: is not an option of tables; see --help"),
+        (["{runs}", "--colour=red"], "--colour=red: is not a flag of lasa-jax report; see --help"),
         (["{runs}", "--output=/proc/nosuch/report"], "--output=/proc/nosuch/report: cannot be written"),
         (["{linked}"], "report: is a link; say where to write with --output=DIR"),
+        (["compare", "{empty}", "{runs}"], "a report is of one directory"),
         (["compare", "{runs}"], "dataset digits: the paper has no table of it"),
     ],
 )
@@ -149,6 +150,21 @@ def test_a_true_run(tmp_path, capsys):
     assert f"│ SignGuard │ {100 * summary['best_test_accuracy']:.2f} │" in shown.out
     assert {"curves.png", "detection.png", "cost.png"} <= names(tmp_path / "report")
     assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary
+
+
+def test_report_imports_nobodys_module(tmp_path, capsys, monkeypatch):
+    """Labels and numbers are all it needs: a module that raises, lies in the working directory and stays unread."""
+    (tmp_path / "raises_on_import.py").write_text("raise RuntimeError('was imported')\n")
+    path = write_run(tmp_path / "runs", of("lasa", "byzmean"), [0.5, 0.75])
+    stored = json.loads((path / "config.json").read_text())
+    stored["aggregator"] |= {"name": "raises_on_import:norm_gate", "parameters": {"factor": 3.0}}
+    stored["sources"] = {"raises_on_import:norm_gate": "0" * 64}
+    (path / "config.json").write_text(json.dumps(stored))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert main(["runs"]) == 0
+    assert "norm_gate" in capsys.readouterr().out
+    assert "raises_on_import" not in sys.modules
 
 
 def test_report_knows_no_experiment():

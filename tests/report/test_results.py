@@ -107,7 +107,7 @@ FIELDS = [
     ("summary.json", {"detection": None}, "is not the summary of a run (detection)"),
     ("summary.json", {"detection": {"layers": {"a": 3}}}, "is not the summary of a run (detection)"),
     ("summary.json", {"device": 3}, "device = 3"),
-    ("config.json", {"dataset": "../../etc"}, "dataset = '../../etc': allowed are letters"),
+    ("config.json", {"dataset": "`etc`"}, "dataset = '`etc`': allowed are letters"),
     ("config.json", {"dataset": 3}, "dataset = 3: allowed is a name"),
     ("config.json", {"model": "[bold]\n$x$"}, "allowed are letters"),
     ("config.json", {"attack_ratio": "a lot"}, "attack_ratio = 'a lot'"),

@@ -1,0 +1,207 @@
+"""Functions of a user's own package where a config takes a name."""
+
+import json
+import sys
+import textwrap
+
+import pytest
+
+from lasa_jax import aggregators, experiment, grid, methods
+from lasa_jax import config as configs
+from lasa_jax.errors import InputError
+
+MODULE = """
+    import jax
+    import jax.numpy as jnp
+    from lasa_jax import ops
+    from lasa_jax.aggregators.base import Aggregator, Diagnostics, Rows, Scalar, equal_weights, stateless
+    from lasa_jax.attacks.base import changed_row
+
+    def norm_gate(factor: Scalar = 2.0, at_least: int = 1, open: bool = False) -> Aggregator:
+        def aggregate(updates, state, *, key, num_malicious, present=None):
+            rows = Rows.of(updates, present)
+            norms = rows.each(ops.tree_norm)
+            kept = rows.present & (norms <= factor * ops.masked_median(norms, rows.present))
+            weight = equal_weights(rows, kept)
+            return rows.weighted_sum(weight), state, Diagnostics(weight)
+        return Aggregator(stateless, aggregate)
+
+    def lasa(factor: Scalar = 3.0) -> Aggregator:
+        return norm_gate(factor)
+
+    def shrink(factor: Scalar = 0.5):
+        return lambda rows, *, key, num_malicious: rows.mapped(
+            lambda row, by: jax.tree.map(lambda x: x * by, row), jnp.full(rows.present.shape, factor)
+        )
+
+    def turn(factor: Scalar = 1.0):
+        return changed_row(lambda row, key: jax.tree.map(lambda x: -factor * x, row))
+
+    def decides(factor: Scalar = 2.0) -> Aggregator:
+        if factor > 1:
+            return norm_gate(1.0)
+        return norm_gate(factor)
+
+    def breaks(factor: Scalar = 2.0) -> Aggregator:
+        def aggregate(updates, state, *, key, num_malicious, present=None):
+            return updates["nothing"]
+        return Aggregator(stateless, aggregate)
+
+    def needs(factor) -> Aggregator:
+        return norm_gate()
+
+    def gives_nothing() -> Aggregator:
+        return None
+"""
+SMALL = {"rounds": 2, "num_clients": 8, "clients_per_round": 4, "client.epochs": 1}
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """A module of somebody's, on Python's path for this test only."""
+    (tmp_path / "strangers.py").write_text(textwrap.dedent(MODULE))
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path / "strangers.py"
+    sys.modules.pop("strangers", None)
+    methods.parameters.cache_clear()
+
+
+def resolved(**settings):
+    settings = {name.replace("__", "."): value for name, value in settings.items()}
+    return configs.resolve(configs.updated(configs.paper("digits"), {**SMALL, **settings}), settings)
+
+
+@pytest.mark.usefixtures("module")
+class TestSettings:
+    def test_parameters_are_settings_with_the_types_of_the_signature(self):
+        config = resolved(aggregator__name="strangers:norm_gate", aggregator__norm_gate__factor=3)
+        assert config.aggregator.parameters.to_dict() == {"factor": 3.0, "at_least": 1, "open": False}
+        with pytest.raises(
+            InputError, match=r"config\.aggregator\.norm_gate\.at_least = 'many': allowed is a value of"
+        ):
+            resolved(aggregator__name="strangers:norm_gate", aggregator__norm_gate__at_least="many")
+        with pytest.raises(InputError, match=r"norm_gate\.factr is not a setting \(did you mean config.*factor"):
+            resolved(aggregator__name="strangers:norm_gate", aggregator__norm_gate__factr=1.0)
+
+    def test_a_builtins_name_has_the_settings_of_what_is_selected(self):
+        config = resolved(aggregator__name="strangers:lasa", aggregator__lasa__factor=2.5)
+        assert config.aggregator.parameters.to_dict() == {"factor": 2.5}
+        with pytest.raises(InputError, match="sparsity_level is not a setting"):
+            resolved(aggregator__name="strangers:lasa", aggregator__lasa__sparsity_level=0.5)
+        assert resolved(aggregator__lasa__sparsity_level=0.5).aggregator.parameters.sparsity_level == 0.5
+
+    def test_preaggregators_in_order(self):
+        config = resolved(
+            preaggregators__names="clip_to_norm, strangers:shrink", preaggregators__clip_to_norm__clip_norm=2.0
+        )
+        assert config.preaggregators.names == "clip_to_norm,strangers:shrink"
+        assert config.preaggregators.parameters.to_dict() == {
+            "clip_to_norm": {"clip_norm": 2.0},
+            "shrink": {"factor": 0.5},
+        }
+        with pytest.raises(InputError, match="preaggregator 'bucketing' is not selected"):
+            resolved(preaggregators__bucketing__bucket_size=3)
+
+    def test_config_json_comes_back(self):
+        config = resolved(
+            aggregator__name="strangers:norm_gate",
+            attack__name="strangers:turn",
+            preaggregators__names="strangers:shrink",
+        )
+        again = configs.from_json(json.loads(configs.to_json(config)))
+        assert configs.identity(again) == configs.identity(config)
+        assert configs.run_name(config).startswith("digits_strangers-norm_gate_strangers-turn_")
+
+    def test_numbers_share_a_program_and_the_rest_does_not(self):
+        name = {"aggregator.name": ["strangers:norm_gate"]}
+        traced = grid.points(grid.Grid(configs.paper("digits"), [name, {"aggregator.norm_gate.factor": [1.0, 2.0]}]))
+        assert len(grid.programs(traced)) == 1
+        compiled_in = grid.Grid(configs.paper("digits"), [name, {"aggregator.norm_gate.at_least": [1, 2]}])
+        assert len(grid.programs(grid.points(compiled_in))) == 2
+
+    def test_a_plan_says_what_is_compiled_in(self, tmp_path):
+        axes = [{"aggregator.name": ["strangers:norm_gate"]}, {"aggregator.norm_gate.at_least": [1, 2]}]
+        lines = grid.plan(grid.Grid(configs.paper("digits"), axes), tmp_path / "sweep").lines()
+        assert "compiled in: norm_gate.at_least: annotate it as Scalar to share a program" in lines
+
+    def test_fields_of_rules_that_a_point_does_not_select_are_left_out(self):
+        axes = [{"aggregator.name": ["strangers:norm_gate", "fedavg"]}, {"aggregator.norm_gate.factor": [1.0, 2.0]}]
+        assert len(grid.points(grid.Grid(configs.paper("digits"), axes))) == 3
+
+
+BAD = {
+    "no_such_module:rule": "there is no module 'no_such_module' here",
+    "strangers:nosuch": "strangers has no function 'nosuch', its functions are norm_gate, lasa, shrink, turn, decides",
+    "strangers:jnp": "strangers has no function 'jnp'",
+    "strangers:": "allowed is package.module:function",
+    "my rules:gate": "allowed is package.module:function",
+    "strangers:needs": "parameter 'factor' must have a default",
+    "strangers:gives_nothing": "gives NoneType, allowed is lasa_jax.aggregators.Aggregator",
+    "strangers:turn": "gives Attack, allowed is lasa_jax.aggregators.Aggregator",
+    "krumm": "aggregator 'krumm' is not known",
+}
+
+
+@pytest.mark.usefixtures("module")
+@pytest.mark.parametrize("name", BAD)
+def test_bad_names_are_one_line(name):
+    with pytest.raises(InputError) as error:
+        resolved(aggregator__name=name)
+    assert BAD[name] in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_module_that_fails(module):
+    module.write_text("import nothing_of_that_name\n")
+    with pytest.raises(InputError, match="there is no module 'nothing_of_that_name' here"):
+        resolved(aggregator__name="strangers:norm_gate")
+    module.write_text("1 / 0\n")
+    with pytest.raises(InputError, match="ZeroDivisionError: division by zero"):
+        resolved(aggregator__name="strangers:norm_gate")
+
+
+@pytest.mark.usefixtures("module")
+class TestRuns:
+    def test_it_trains(self):
+        settings = {"aggregator.name": "strangers:norm_gate", "attack.name": "strangers:turn"}
+        history = experiment.simulate("digits", **SMALL, **settings, **{"preaggregators.names": "strangers:shrink"})
+        assert len(history.test_accuracy) == 2
+
+    def test_steps_are_those_of_a_chain(self):
+        named = experiment.simulate(
+            "digits", **SMALL, **{"preaggregators.names": "clip_to_norm,bucketing", "aggregator.name": "median"}
+        )
+        rule = aggregators.chain(aggregators.clip_to_norm(), aggregators.bucketing(), aggregators.median())
+        given = experiment.simulate("digits", **SMALL, aggregator=rule)
+        assert (named.test_loss == given.test_loss).all()
+
+    @pytest.mark.parametrize(
+        ("function", "reason"),
+        [
+            (
+                "decides",
+                "Python cannot decide on a traced number; use jnp.where, or annotate the parameter as int or float",
+            ),
+            ("breaks", "KeyError: 'nothing'"),
+        ],
+    )
+    def test_what_a_rule_raises_is_one_line_with_its_place(self, module, function, reason):
+        line = next(i for i, text in enumerate(module.read_text().splitlines(), 1) if f"def {function}" in text) + 1
+        line += function == "breaks"
+        with pytest.raises(InputError) as error:
+            experiment.simulate("digits", **SMALL, **{"aggregator.name": f"strangers:{function}"})
+        assert f"strangers:{function}: strangers.py, line {line}: {reason}" in str(error.value)
+
+    def test_an_edited_rule_is_another_run(self, module, tmp_path):
+        config = resolved(aggregator__name="strangers:norm_gate")
+        path = tmp_path / "run"
+        experiment.run(config, path)
+        module.write_text(module.read_text() + "\n# edited\n")
+        with pytest.raises(
+            InputError, match=r"strangers\.py is another version than the one that the run was declared"
+        ):
+            experiment.run(config, tmp_path / "other")
+        edited = resolved(aggregator__name="strangers:norm_gate")
+        assert configs.identity(edited) != configs.identity(config)
+        with pytest.raises(InputError, match=r"holds another run, config\.sources\.strangers:norm_gate is"):
+            experiment.run(edited, path)
