@@ -54,7 +54,7 @@ def killer(path: str, old: str, new: str) -> str | None:
             raise SystemExit(f"{path}: {old!r} is there {text.count(old)} times, must be once")
         file.write_text(text.replace(old, new))
         order = sorted(TESTS, key=lambda name: ("attacks" in name) != path.startswith("attacks/"))
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", "-p", "no:cacheprovider"]
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", "-p", "no:cacheprovider", "-m", "not slow"]
         result = subprocess.run([*command, *order], cwd=copy, capture_output=True, text=True, check=False)
         if result.returncode not in (0, 1):
             raise SystemExit(result.stdout + result.stderr)

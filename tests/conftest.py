@@ -1,11 +1,57 @@
-"""Eight host devices for every test, and a cache directory of its own so that no test reads what another run left."""
+"""Eight host devices for every test, a cache directory of its own so that no test reads what another run left, and tiers.
+
+Quick tests are what `python -m pytest` runs by itself: golden files, one battery of each method in float32, trained runs,
+configs, data, basics of the command lines. The table names what is thorough; what takes minutes is marked slow where it
+stands, and run by hand.
+"""
 
 import os
+import re
+from pathlib import Path
 
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
 
 import jax
 import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# Beginnings of the ids of thorough tests, as regular expressions.
+THOROUGH = (
+    r"tests/aggregators/test_battery.py::test_(law\[(devices|vmap|jit|keeps_dtypes|reads_through|writes_no)|one_trace|only_the_last)",
+    r"tests/aggregators/test_parameters_only.py::.*_with_a_state_trains",
+    r"tests/aggregators/test_preaggregators.py::test_(a_link_may_come|eight_devices|granularity|mixing_before|rules_on_mixed)",
+    r"tests/aggregators/test_rules.py::test_(largest_cluster|the_assumed_number)",
+    r"tests/attacks/test_battery.py::test_(adaptive|law\[(devices|vmap|keeps_dtypes)|one_trace)",
+    r"tests/checks/test_(causes|faults|fuzz)",
+    r"tests/data/test_by_client.py::TestRealFiles",
+    r"tests/federated/test_(ragged|simulation)",
+    r"tests/federated/test_client.py::test_(every_model|clients_of_different|.*precision)",
+    r"tests/golden/.*\[a[234]_",  # of 25 clients and more; the others hold every method
+    r"tests/grid/test_grid.py::test_(a_(batch|failed|damaged|point_alone|worker)|divergence|killed|one_bad|only_missing|outcomes)",
+    r"tests/grid/test_grid.py::test_(plan_counts|programs_that|runs_of|the_papers|threads)",
+    r"tests/inspection/test_(coefficient|command|recorded|replay|variances)",
+    r"tests/launch/",
+    r"tests/models/test_own.py::.*(vmap_over|trains_as|built_in_models)",
+    r"tests/ops/test_convolution.py::test_(gradients|many_kernels)",
+    r"tests/ops/test_statistics.py::.*11_million",
+    r"tests/report/test_command.py::test_a_true_run",
+    r"tests/test_(distributed|notebooks)",
+    r"tests/test_docs.py::(TestSkeletons|test_the_guides)",
+    r"tests/test_experiment.py::test_(a_deterministic|damaged|goes_on|natural|seeds|three_kills|without_attack)",
+    r"tests/test_main.py::test_(stopped|tensorboard)",
+    r"tests/test_tiers",
+    r"tests/testing/",
+)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what the table names, before pytest selects by mark; slow tests stay slow only."""
+    thorough = re.compile("|".join(THOROUGH))
+    for item in items:
+        if thorough.match(item.nodeid) and item.get_closest_marker("slow") is None:
+            item.add_marker("thorough")
 
 
 @pytest.fixture(autouse=True, scope="session")

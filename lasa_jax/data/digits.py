@@ -4,8 +4,6 @@ Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UC
 """
 
 import numpy as np
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 from lasa_jax.data.dataset import Dataset, Examples
 
@@ -16,6 +14,9 @@ def load(data_dir: str | None = None) -> Dataset:
     Args:
       data_dir: not used, the data is part of a package.
     """
+    from sklearn.datasets import load_digits  # slow to import, and not needed for other data
+    from sklearn.model_selection import train_test_split
+
     digits = load_digits()
     images = digits.images.astype(np.uint8)[..., None]
     labels = digits.target.astype(np.int32)

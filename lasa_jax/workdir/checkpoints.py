@@ -12,12 +12,14 @@ import shutil
 import threading
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
-import orbax.checkpoint as ocp
 
 from lasa_jax.workdir.files import delete, parse_json, read_file, replace_file, sync
+
+if TYPE_CHECKING:  # who reads a directory restores nothing
+    import orbax.checkpoint as ocp
 
 PyTree = Any
 _orbax = threading.Lock()  # Orbax numbers its operations per process: saved side by side, two checkpoints lose files
@@ -74,6 +76,8 @@ class Checkpoints:
             manifest = parse_json(read_file(self._manifest(last_round)))
             if path.is_symlink() or manifest["round"] != last_round or manifest["files"] != _digests(path):
                 return None
+            import orbax.checkpoint as ocp  # half a second that a command which restores nothing should not wait for
+
             shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
             with _orbax, _checkpointer() as checkpointer:
                 return checkpointer.restore(path.absolute(), shapes)
@@ -114,8 +118,10 @@ def _digests(folder: Path) -> dict[str, str]:
     }
 
 
-def _checkpointer() -> ocp.StandardCheckpointer:
+def _checkpointer() -> "ocp.StandardCheckpointer":
     """Orbax for this process alone: where several share a run, it would wait for the others."""
+    import orbax.checkpoint as ocp  # half a second that a command which saves nothing should not wait for
+
     if jax.process_count() == 1:
         return ocp.StandardCheckpointer()
     here = jax.process_index()

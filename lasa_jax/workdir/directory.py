@@ -7,9 +7,8 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from filelock import FileLock
 
 from lasa_jax.errors import InputError
@@ -18,6 +17,9 @@ from lasa_jax.workdir.checkpoints import Checkpoints
 from lasa_jax.workdir.files import parse_json, read_file, replace_file, sync, to_json
 from lasa_jax.workdir.forms import wrong_fields
 from lasa_jax.workdir.locks import lock_directory
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PyTree = Any
 
@@ -163,7 +165,7 @@ class Workdir:
             with self._writing("metrics.jsonl"):
                 replace_file(self.path / "metrics.jsonl", "".join(to_json(line) for line in kept))
 
-    def write_filtering(self, first_round: int, table: pd.DataFrame) -> None:
+    def write_filtering(self, first_round: int, table: "pd.DataFrame") -> None:
         """Stores the filtering of a block that begins with `first_round`, see `records.filtering_table`."""
         content = io.BytesIO()
         table.to_parquet(content, engine="pyarrow", compression="zstd", index=False)

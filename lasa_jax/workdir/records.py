@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-import pandas as pd
 
 from lasa_jax.workdir.files import parse_json
 from lasa_jax.workdir.forms import Form, is_count, is_mapping, is_number, is_record, is_text, or_null, wrong_fields
 
 if TYPE_CHECKING:  # who reads a directory needs no engine, which takes a second to import
+    import pandas as pd
+
     from lasa_jax.federated import Simulation
     from lasa_jax.federated.simulation import BlockMetrics
 
@@ -107,7 +108,7 @@ def parse_lines(content: bytes) -> list[dict[str, Any]]:
     return parsed
 
 
-def filtering_table(metrics: "BlockMetrics", done: int, count: int, layers: Sequence[str]) -> pd.DataFrame | None:
+def filtering_table(metrics: "BlockMetrics", done: int, count: int, layers: Sequence[str]) -> "pd.DataFrame | None":
     """What the rule made of each client in each layer of the rounds of a block, None where it is not recorded.
 
     Args:
@@ -124,6 +125,8 @@ def filtering_table(metrics: "BlockMetrics", done: int, count: int, layers: Sequ
     recorded = metrics.rounds.filtering
     if recorded is None:
         return None
+    import pandas as pd  # slow to import, and most runs record none
+
     rounds, clients = recorded.client[:count].shape
     fields = {
         name: np.asarray(values[:count]).transpose(0, 2, 1).ravel()  # (rounds, layers, n)
