@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 # Beginnings of the ids of thorough tests, as regular expressions.
 THOROUGH = (
     r"tests/aggregators/test_battery.py::test_(law\[(devices|vmap|jit|keeps_dtypes|reads_through|writes_no)|one_trace|only_the_last)",
-    r"tests/aggregators/test_parameters_only.py::.*_with_a_state_trains",
+    r"tests/aggregators/test_parameters_only.py::.*(_with_a_state_trains|without_statistics)",
     r"tests/aggregators/test_preaggregators.py::test_(a_link_may_come|eight_devices|granularity|mixing_before|rules_on_mixed)",
     r"tests/aggregators/test_rules.py::test_(largest_cluster|the_assumed_number)",
     r"tests/attacks/test_battery.py::test_(adaptive|law\[(devices|vmap|keeps_dtypes)|one_trace)",
@@ -27,7 +27,7 @@ THOROUGH = (
     r"tests/data/test_by_client.py::TestRealFiles",
     r"tests/federated/test_(ragged|simulation)",
     r"tests/federated/test_client.py::test_(every_model|clients_of_different|.*precision)",
-    r"tests/golden/.*\[a[234]_",  # of 25 clients and more; the others hold every method
+    r"tests/golden/.*\[(a[234]_|a5_n8_f[23]|[12]-)",  # what is left has every method
     r"tests/grid/test_grid.py::test_(a_(batch|failed|damaged|point_alone|worker)|divergence|killed|one_bad|only_missing|outcomes)",
     r"tests/grid/test_grid.py::test_(plan_counts|programs_that|runs_of|the_papers|threads)",
     r"tests/inspection/test_(coefficient|command|recorded|replay|variances)",
