@@ -36,10 +36,12 @@ THOROUGH = (
     r"tests/ops/test_convolution.py::test_(gradients|many_kernels)",
     r"tests/ops/test_statistics.py::.*11_million",
     r"tests/report/test_command.py::test_a_true_run",
-    r"tests/test_(distributed|notebooks)",
+    r"tests/test_(build|distributed|notebooks)",
+    r"tests/test_commandline.py::test_the_command_in_an_empty",
     r"tests/test_docs.py::(TestSkeletons|test_the_guides)",
     r"tests/test_experiment.py::test_(a_deterministic|damaged|goes_on|natural|seeds|three_kills|without_attack)",
     r"tests/test_main.py::test_(stopped|tensorboard)",
+    r"tests/test_methods.py::TestRuns",
     r"tests/test_tiers",
     r"tests/testing/",
 )

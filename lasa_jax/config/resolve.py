@@ -61,7 +61,7 @@ def _put(config: ConfigDict, field: str, value: Any, setting: Setting) -> None:
         put(config, field, value, setting)
     except (TypeError, ValueError, OverflowError):
         kind = setting.kind.__name__
-        raise InputError(f"config.{field} = {value!r}: allowed is a value of type {kind}") from None
+        raise InputError(f"config.{field} = {repr(value)[:100]}: allowed is a value of type {kind}") from None
 
 
 def _add_tables(config: ConfigDict, selected: Chosen, *, afresh: bool) -> None:

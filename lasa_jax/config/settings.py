@@ -183,7 +183,9 @@ def chosen(config: ConfigDict) -> dict[str, list[str]]:
     for field in SELECTING:
         if not isinstance(fields.get(field), str):
             value = fields.get(field)
-            raise InputError(f"config.{field} = {value!r}: allowed is a word; start from lasa_jax.config.default()")
+            raise InputError(
+                f"config.{field} = {value!r}: allowed is a word; start the config from lasa_jax.config.default()"
+            )
     return {"preaggregator": steps(config), "aggregator": [config.aggregator.name], "attack": [config.attack.name]}
 
 
