@@ -133,7 +133,7 @@ def test_all_faults_are_named_before_the_first_run():
         grid.points(grid.Grid(base(), [{"attack_ratio": [0.1, 1.5]}, {"aggregator.name": ["lasa", "lassa"]}]))
     assert len(error.value.faults) == 2
     assert any("attack_ratio = 1.5" in fault for fault in error.value.faults)
-    with pytest.raises(grid.GridError, match="config.seed = 'x': allowed is a value of type int"):
+    with pytest.raises(grid.GridError, match=r"config\.seed = 'x': allowed is a value of type int"):
         grid.points(grid.Grid(base(), [{"seed": ["x"]}]))
 
 
