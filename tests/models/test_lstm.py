@@ -26,12 +26,11 @@ def scans(jaxpr):
             yield equation
 
 
-def carries(fn) -> list[tuple[int, ...]]:
-    """Shapes of what scans carry from step to step."""
+def given(fn) -> list[tuple[int, ...]]:
+    """Shapes of what a step of a scan gives: what it carries on, and its outputs."""
     found = []
     for equation in scans(jax.make_jaxpr(fn)(STEPS, RECURRENT).jaxpr):
-        consts, count = equation.params["num_consts"], equation.params["num_carry"]
-        found += [variable.aval.shape for variable in equation.invars[consts : consts + count]]
+        found += [variable.aval.shape for variable in equation.params["jaxpr"].jaxpr.outvars]
     return found
 
 
@@ -53,7 +52,7 @@ def test_each_client_with_its_own_kernel():
 
 def test_no_step_carries_the_kernels_gradient():
     plain, ours = (
-        carries(jax.grad(lambda s, r, recur=recur: loss(recur, s, r), argnums=1)) for recur in (lstm._scan, lstm._recur)
+        given(jax.grad(lambda s, r, recur=recur: loss(recur, s, r), argnums=1)) for recur in (lstm._scan, lstm._recur)
     )
     assert RECURRENT.shape in plain  # or this test looks at nothing
     assert RECURRENT.shape not in ours
