@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lasa_jax import experiment, main
+from lasa_jax import main
 from lasa_jax.errors import InputError
+from lasa_jax.experiment import leader
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = (
@@ -89,11 +90,11 @@ def test_bad_addresses_are_one_line(value):
 
 @pytest.mark.parametrize(("mine", "failures"), [({0: InputError("no data here")}, 1), ({}, 1), ({}, 0)])
 def test_if_one_process_cannot_begin_none_does(monkeypatch, mine, failures):
-    monkeypatch.setattr(experiment.jax, "process_count", lambda: 2)
-    monkeypatch.setattr(experiment, "_from_leader", lambda told: {})
+    monkeypatch.setattr(leader.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(leader, "from_leader", lambda told: {})
     gathered = np.array([True] * failures + [False])
-    monkeypatch.setattr(experiment.multihost_utils, "process_allgather", lambda failed: gathered)
-    agreed = experiment.leader.agreed(mine, 1)
+    monkeypatch.setattr(leader.multihost_utils, "process_allgather", lambda failed: gathered)
+    agreed = leader.agreed(mine, 1)
     assert agreed.keys() == ({0} if failures else set())
     if failures:
         elsewhere = "another process of this run could not begin: see what it says"

@@ -62,7 +62,7 @@ def cached(
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     path = directory() / "decoded" / f"{name}-{digest}.npz"
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             return {field: archive[field] for field in fields}
     except DAMAGE:
         arrays = build()

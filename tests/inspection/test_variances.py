@@ -81,7 +81,7 @@ def test_variances_of_models_whose_loss_is_no_mean_are_refused(model, said, monk
     shape = {"cnn": (28, 28, 1), "resnet18": (32, 32, 3)}[model]
     made = models.create(model, num_classes=10, input_shape=shape)
     program = SimpleNamespace(local_training=SimpleNamespace(model=made, batch_size=1))
-    before = replay.Before(program, State(made.init(jax.random.key(0)), (), ()), None, None, 1)
+    before = replay.Before(program, State(made.init(jax.random.key(0)), (), ()), None, None, 1, 0, ("params",))
     examples = np.ones((2, 1, *shape), np.float32), np.zeros((2, 1), int), np.ones(2, int)
     monkeypatch.setattr(replay, "local_examples", lambda before: examples)
     with pytest.raises(InputError, match=said):

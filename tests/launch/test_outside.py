@@ -18,6 +18,7 @@ import pytest
 from lasa_jax import grid
 from lasa_jax.launch import slurm
 
+pytestmark = pytest.mark.filterwarnings("ignore")  # of Ray's and submitit's own, which fork
 ROOT = Path(__file__).parents[2]
 FILES = {
     "stranger/__init__.py": "",
@@ -225,7 +226,6 @@ def test_a_sweep_on_ray(world):
     assert "results: 4 of 4" in done.stdout
 
 
-@pytest.mark.filterwarnings("ignore")  # of submitit's own
 def test_a_sweep_through_submitit(world, monkeypatch):
     pytest.importorskip("submitit", reason="pip install 'lasa_jax[cluster]'")
     monkeypatch.chdir(world)
