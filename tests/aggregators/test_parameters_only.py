@@ -61,6 +61,12 @@ class TestAttacks:
         np.testing.assert_array_equal(crafted["batch_stats"]["mean"], honest["batch_stats"]["mean"])
         assert np.isnan(crafted["params"]["w"][:2]).all()
 
+    def test_its_memory_is_that_of_the_parameters(self):
+        honest = updates()
+        wanted = attacks.mimic().init({"params": first(honest["params"])})
+        state = attacks.parameters_only(attacks.mimic()).init(first(honest))
+        assert jax.tree.structure(state) == jax.tree.structure(wanted)
+
     def test_an_attack_that_adapts_is_given_the_rule_on_parameters(self):
         rule = aggregators.parameters_only(aggregators.fedavg())
         honest, malicious = updates(), jnp.arange(6) < 2
