@@ -68,11 +68,11 @@ def cached(
         arrays = build()
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.stem, suffix=".tmp", delete=False) as file:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.stem, suffix=".tmp", delete=False) as whole:
             try:
-                np.savez(file, **arrays)  # type: ignore[arg-type]
-                os.replace(file.name, path)
+                np.savez(whole, **arrays)  # type: ignore[arg-type]
+                os.replace(whole.name, path)
             except OSError:
-                os.unlink(file.name)
+                os.unlink(whole.name)
                 raise
     return arrays
