@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from lasa_jax.errors import InputError, nearest
+from lasa_jax.errors import InputError, nearest, user_path, whole_number
 
 if TYPE_CHECKING:  # `config` and `methods` take seconds to import, which --help and what only reads should not wait for
     from ml_collections import ConfigDict
@@ -47,6 +47,16 @@ class Parser(argparse.ArgumentParser):
         )
         self._example: str | None = None
         self._takes_settings = False
+        self._paths: dict[str, str] = {}  # the flags that take a path, by the names of their values
+
+    def add_path(self, flag: str, **more: Any) -> None:
+        """Adds a flag, or an argument without one, whose value is a path of the user's, see `errors.user_path`.
+
+        Args:
+          flag: `"--workdir"`, or `"directory"`.
+          **more: as in `add_argument`.
+        """
+        self._paths[self.add_argument(flag, **more).dest] = flag
 
     def add_config(self, what: str, *, example: str, takes_settings: bool = False) -> None:
         """Adds `--config`, which may also be the first argument without a flag.
@@ -88,6 +98,9 @@ class Parser(argparse.ArgumentParser):
         if self._example is not None and not given.config:
             missing = "--config: is missing" if given.config is None else "--config=: allowed is FILE or FILE:ARGUMENT"
             raise InputError(f"{missing}, for instance --config={self._example}")
+        for name, flag in self._paths.items():
+            if (text := getattr(given, name)) is not None:
+                setattr(given, name, user_path(f"{flag}={text}" if flag.startswith("-") else text or flag, text))
         given.settings = settings
         return given
 
@@ -154,6 +167,11 @@ def exit_code(command: Callable[[], int | None], *, stopped: str = "stopped") ->
     except BrokenPipeError:  # who read the output has seen enough, as `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # a path that the system refuses later than when it was given
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename}: cannot be used ({error.strerror})", file=sys.stderr)
+        return 2
     except SystemExit as end:  # argparse, after --help
         if end.code:
             raise
@@ -171,8 +189,8 @@ def located(config: str, kind: str) -> str:
       InputError: if there is no such file.
     """
     name, colon, argument = config.partition(":")
-    if name.endswith(".py") and os.path.isfile(name):
-        return f"{Path(name).resolve()}{colon}{argument}"
+    if name.endswith(".py") and (file := user_path(f"--config={name}", name)).is_file():
+        return f"{file.resolve()}{colon}{argument}"
     inside = name.removeprefix("configs/").removesuffix(".py")
     for path in (_CONFIGS / f"{inside}.py", _CONFIGS / "sweeps" / f"{inside}.py"):
         if os.path.isfile(path):
@@ -277,20 +295,9 @@ def _value(field: str, text: str | None, setting: "Setting") -> Any:
     return value
 
 
-def _whole(text: str) -> int:
-    """`"100"` or `"1e2"`."""
-    try:
-        return int(text)
-    except ValueError:
-        number = float(text)
-        if number != int(number):
-            raise
-        return int(number)
-
-
 _CONVERT: dict[type, Callable[[str], Any]] = {
     bool: lambda text: {"true": True, "false": False}[text.lower()],
-    int: _whole,
+    int: whole_number,
     float: float,
     str: str,
 }

@@ -1,9 +1,11 @@
-"""The one error that a user is shown without a traceback, and the checks of numbers, words and names that raise it."""
+"""The one error that a user is shown without a traceback, and the checks of what users give that raise it."""
 
 import difflib
 import inspect
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -48,10 +50,49 @@ def check_number(
         raise InputError(f"{name} = {value!r}: allowed is {allowed}")
 
 
+def whole_number(text: str) -> int:
+    """The integer that a text stands for, `"100"` or `"1e2"`.
+
+    Raises:
+      ValueError: for any other text.
+      OverflowError: for infinity.
+    """
+    try:
+        return int(text)
+    except ValueError:
+        number = float(text)
+        if number != int(number):
+            raise
+        return int(number)
+
+
 def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
     """Raises InputError unless `value` is one of the allowed words."""
     if value not in allowed:
         raise InputError(f"{name} = {value!r}: allowed are {', '.join(allowed)}")
+
+
+def user_path(label: str, path: str | os.PathLike[str]) -> Path:
+    """The path that a user gave, `~` being the home directory; what it names need not be there.
+
+    Args:
+      label: what was given and where, as `"--workdir=~/runs"`: how the error begins.
+      path: as given.
+
+    Raises:
+      InputError: for an empty path, and one that the system does not let us look at: a closed folder, a name that is too
+        long, a file where a folder should be.
+    """
+    if not os.fspath(path):
+        raise InputError(f"{label}: is empty, allowed is a path")
+    try:
+        found = Path(path).expanduser()
+        found.stat()
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, RuntimeError) as error:  # a byte of zero is a ValueError, no home a RuntimeError
+        raise InputError(f"{label}: cannot be used ({getattr(error, 'strerror', None) or error})") from None
+    return found
 
 
 def nearest(name: object, names: Iterable[str], prefix: str = "") -> str:

@@ -37,7 +37,7 @@ def parser() -> commandline.Parser:
         example="configs/digits.py",
         takes_settings=True,
     )
-    made.add_argument("--workdir", metavar="DIR", help="directory of the run; runs/<what>_<config hash> by default")
+    made.add_path("--workdir", metavar="DIR", help="directory of the run; runs/<what>_<config hash> by default")
     made.add_argument("--tensorboard", action="store_true", help="write scalars and filtering images to DIR/tb too")
     made.add_argument(
         "--distributed",
@@ -83,7 +83,7 @@ def print_summary(summary: dict[str, Any], path: Path, console: Console) -> None
         console.print(table)
 
 
-def run(config: ConfigDict, workdir: str | None, *, with_tensorboard: bool = False) -> None:
+def run(config: ConfigDict, workdir: Path | None, *, with_tensorboard: bool = False) -> None:
     """Runs a resolved config, with a progress bar; `with_tensorboard` writes to `tb/` in the workdir too."""
     from lasa_jax import (
         experiment,
@@ -91,7 +91,7 @@ def run(config: ConfigDict, workdir: str | None, *, with_tensorboard: bool = Fal
         track,
     )  # Orbax and the rest take a second, which bad input need not wait for
 
-    path = Path(workdir) if workdir else default_workdir(config)
+    path = default_workdir(config) if workdir is None else workdir
     watch = track.tensorboard(path / "tb") if with_tensorboard else None
     if jax.process_index() > 0:  # the first process owns the directory and the terminal
         experiment.run(config, path, log=lambda text: None)

@@ -103,6 +103,8 @@ def run(
         total = ray.cluster_resources()
         gpus = min(1.0, total.get("GPU", 0.0)) if gpus is None else gpus
         count = int(total.get("GPU", 0) // gpus if gpus else total.get("CPU", 0))
+        if total.get("CPU", 0) < 1:
+            raise InputError(f"--address={address or 'auto'}: the cluster has no CPU, and each worker needs one")
         largest = max((node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
         if count < 1 or gpus > largest:
             raise InputError(f"--gpus={gpus:g}: allowed are 0 to {largest:g}, as many as a machine of the cluster has")

@@ -11,7 +11,6 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -48,6 +47,8 @@ def sweep(given: argparse.Namespace, console: Console) -> int:
     plan = grid.plan(points, workdir, batch=given.batch, threads=given.threads)
     for line in plan.lines(here=given.backend == "local"):
         print(line, flush=True)
+    if given.backend == "slurm":
+        print(slurm.asked_for(given.slurm, given.jobs), flush=True)
     if given.dry_run:
         return 0
     if given.backend == "slurm":
@@ -114,7 +115,7 @@ def parser() -> commandline.Parser:
         "configs/sweeps/",
         example="configs/sweeps/figure1.py:digits",
     )
-    made.add_argument("--workdir", metavar="DIR", required=True, type=Path, help="directory of the sweep")
+    made.add_path("--workdir", metavar="DIR", required=True, help="directory of the sweep")
     made.add_argument("--dry_run", action="store_true", help="only print the plan")
     made.add_argument(
         "--batch", metavar="RUNS", type=_count, help="in one dispatch; 1 on a CPU, else what the memory holds"

@@ -31,7 +31,7 @@ THOROUGH = (
     r"tests/grid/test_grid.py::test_(a_(batch|failed|damaged|point_alone|worker)|divergence|killed|one_bad|only_missing|outcomes)",
     r"tests/grid/test_grid.py::test_(plan_counts|programs_that|runs_of|the_papers|threads)",
     r"tests/inspection/test_(coefficient|command|recorded|replay|variances)",
-    r"tests/launch/",
+    r"tests/launch/test_(cluster|outside)",
     r"tests/models/test_own.py::.*(vmap_over|trains_as|built_in_models)",
     r"tests/ops/test_convolution.py::test_(gradients|many_kernels)",
     r"tests/ops/test_statistics.py::.*11_million",

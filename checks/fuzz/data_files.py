@@ -14,7 +14,6 @@ import numpy as np
 from checks.fuzz.failures import Failures, contents, outcome
 from checks.fuzz.mutations import mutate_bytes, mutate_json
 from lasa_jax import data
-from lasa_jax.data import cache
 from lasa_jax.errors import InputError
 
 
@@ -63,7 +62,7 @@ def fuzz(count: int) -> tuple[int, Failures]:
             else:
                 shutil.copytree(folder / "cache", work / "cache")
                 os.environ["XDG_CACHE_HOME"] = str(work / "cache")
-                target = next((cache.directory() / "decoded").glob(f"{name}-*"))
+                target = next((work / "cache" / "lasa_jax" / "decoded").glob(f"{name}-*"))
             before = target.read_bytes()
             is_json = target.suffix == ".json"
             if target.suffix == ".gz" and chance.random() < 0.7:

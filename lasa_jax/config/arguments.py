@@ -5,12 +5,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from lasa_jax.errors import InputError
+from lasa_jax.errors import InputError, whole_number
 
 # For each name the partition and the setting of it that NAME stands for.
 _PARTITION_ARGUMENTS: dict[str, tuple[str, str, Callable[[str], Any]]] = {
     "alpha": ("dirichlet", "alpha", float),
-    "shards": ("shards", "classes_per_client", int),
+    "shards": ("shards", "classes_per_client", whole_number),
     "gamma": ("gamma_similarity", "gamma", float),
     "quantity": ("quantity_skew", "alpha", float),
 }
@@ -45,9 +45,11 @@ def parse_argument(argument: str | None, allowed: Mapping[str, Callable[[str], A
     for pair in filter(None, (argument or "").split(",")):
         name, _, value = pair.partition("=")
         if name not in allowed:
-            raise InputError(f"--config=FILE:{argument}: {name!r} is not known, allowed are {', '.join(allowed)}")
+            known = f"allowed are {', '.join(allowed)}" if allowed else "this file takes no argument"
+            raise InputError(f"--config=FILE:{argument}: {name!r} is not known, {known}")
         try:
             values[name] = allowed[name](value)
-        except ValueError:
-            raise InputError(f"--config=FILE:{argument}: {name} = {value!r} is not a number") from None
+        except (ValueError, OverflowError):
+            kind = "a whole number" if allowed[name] is whole_number else "a number"
+            raise InputError(f"--config=FILE:{argument}: {name} = {value!r}, allowed is {kind}") from None
     return values

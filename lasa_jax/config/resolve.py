@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from lasa_jax import data, methods
@@ -23,13 +22,14 @@ from lasa_jax.config.settings import (
     chosen,
     default,
     flatten,
+    plain,
     put,
 )
 from lasa_jax.data import partition
 from lasa_jax.errors import InputError, check_number
 
 
-def updated(base: ConfigDict, settings: Mapping[str, Any], *, unselected: Iterable[str] = ()) -> ConfigDict:
+def updated(base: ConfigDict, settings: Mapping[str, Any]) -> ConfigDict:
     """A copy of a config with some settings changed, given by their names: `{"client.epochs": 1}`.
 
     Where the settings choose a user's function, its parameters are settings too, with the defaults of its signature.
@@ -37,7 +37,6 @@ def updated(base: ConfigDict, settings: Mapping[str, Any], *, unselected: Iterab
     Args:
       base: the config.
       settings: values by name.
-      unselected: fields of functions that other points of a grid select; they are left out where they are not settings.
 
     Raises:
       InputError: for a name that is no setting, or a value of another type.
@@ -48,7 +47,6 @@ def updated(base: ConfigDict, settings: Mapping[str, Any], *, unselected: Iterab
             _put(config, field, settings[field], SETTINGS[field])
     selected = chosen(config)
     known = all_settings(selected)
-    settings = {field: value for field, value in settings.items() if field in known or field not in set(unselected)}
     check_fields(settings, selected)
     _add_tables(config, selected, afresh=True)
     for field, value in settings.items():
@@ -103,7 +101,7 @@ def resolve(config: ConfigDict, overrides: Iterable[str] = (), *, dataset: str |
     Raises:
       InputError: one line that names the setting, its value and what is allowed.
     """
-    config = ConfigDict(_plain(config.to_dict()))
+    config = ConfigDict(plain(config.to_dict()))
     _add_tables(config, chosen(config), afresh=False)
     check_values(config)
     config.dataset = config.dataset if dataset is None else methods.label(dataset)
@@ -146,13 +144,6 @@ def user_functions(config: ConfigDict) -> list[str]:
     """The paths of a user's functions that a config names."""
     names = [name for names in chosen(config).values() for name in names]
     return [name for name in (*names, config.dataset, config.model) if methods.is_path(name)]
-
-
-def _plain(value: Any) -> Any:
-    """NumPy's numbers, as in a sweep made with NumPy, as Python's: JSON, and what tells numbers from words, know those."""
-    if isinstance(value, Mapping):
-        return {name: _plain(item) for name, item in value.items()}
-    return value.item() if isinstance(value, np.generic) else value
 
 
 def _check_selected(config: ConfigDict, overrides: Iterable[str], selected: Chosen) -> None:

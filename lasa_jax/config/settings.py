@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
@@ -139,15 +140,31 @@ NOT_COMPARED = with_role(PLACE, FORM, AXIS)  # runs that differ in nothing else 
 Chosen = Mapping[str, Sequence[str]]  # the names of methods that a config selects, by kind
 
 
+def plain(value: Any) -> Any:
+    """NumPy's numbers, also those in tables, as Python's: JSON, and what tells numbers from words, know those."""
+    if isinstance(value, Mapping):
+        return {name: plain(item) for name, item in value.items()}
+    if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
+        return value.item()
+    return value
+
+
+class _Config(ConfigDict):
+    """A table of settings that takes NumPy's numbers too: a ConfigDict refuses `numpy.int64` for an int."""
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        super().__setitem__(key, _Config(value) if isinstance(value, dict | ConfigDict) else plain(value))
+
+
 def default() -> ConfigDict:
     """The settings that every config starts from. docs/configs.md describes each."""
-    config = ConfigDict()
+    config = _Config()
     for field, setting in all_settings().items():
         put(config, field, setting.default, setting)
     for kind, functions in methods.TABLES.items():
         for name in functions:  # of methods without a parameter too
             if name not in config[GROUPS[kind]]:
-                config[GROUPS[kind]][name] = ConfigDict()
+                config[GROUPS[kind]][name] = _Config()
     return config
 
 
@@ -157,12 +174,12 @@ def put(config: ConfigDict, field: str, value: Any, setting: Setting) -> None:
     table = config
     for part in tables:
         if part not in table:
-            table[part] = ConfigDict()
+            table[part] = _Config()
         table = table[part]
     if last not in table and setting.optional:
         table[last] = placeholder(setting.kind)
     if last not in table or value is not None or setting.optional:
-        table[last] = value
+        table[last] = plain(value)
 
 
 SELECTING = ("preaggregators.names", "aggregator.name", "attack.name")

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lasa_jax.data import cache, tfds_images
-from lasa_jax.errors import InputError
+from lasa_jax.errors import InputError, user_path
 
 
 class ClientExamples(NamedTuple):
@@ -61,7 +61,10 @@ def load(spec: FederatedSet, data_dir: str | None, source: str | None) -> Arrays
       InputError: if there is nothing to read, more than one set to choose from, or something wrong in the source.
     """
     root, setting = tfds_images.resolve_data_dir(data_dir)
-    folder = _find(spec, root, setting) if source is None else _prepared(spec, root, Path(source).expanduser())
+    if source is None:
+        folder = _find(spec, root, setting)
+    else:
+        folder = _prepared(spec, root, user_path(f"config.source = {source!r}", source))
     files = [path for path in folder.iterdir() if path.is_file()]
     identity, version = folder.parts[-2:]
     key = {"format": 1, "source": identity, "version": version, "files": cache.fingerprint(files)}
@@ -99,7 +102,7 @@ def _find(spec: FederatedSet, root: Path, setting: str) -> Path:
 
 def _prepared(spec: FederatedSet, root: Path, source: Path) -> Path:
     """The set made from this source, made now if it is not there."""
-    if not source.name or not source.exists():
+    if not source.exists():
         raise InputError(f"config.source = '{source}': no such file or folder")
     files = spec.files(source)
     try:

@@ -1,9 +1,12 @@
 """A checked cache of decoded arrays in the user's cache directory, so that images are decoded once, not at every start."""
 
+import atexit
 import contextlib
+import functools
 import hashlib
 import json
 import os
+import sys
 import tempfile
 import zipfile
 import zlib
@@ -14,15 +17,38 @@ import jax
 import numpy as np
 
 
-def directory() -> Path:
-    """`$XDG_CACHE_HOME/lasa_jax`, or `~/.cache/lasa_jax`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lasa_jax"
+def directory() -> Path | None:
+    """`$XDG_CACHE_HOME/lasa_jax`, or `~/.cache/lasa_jax`; None, with one line on standard error, if it cannot be written."""
+    return _writable(Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "lasa_jax")
+
+
+@functools.cache
+def _writable(path: Path) -> Path | None:
+    """A folder, made if it is not there; asked once, so that its line is printed once."""
+    try:
+        path = path.expanduser()
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except (OSError, RuntimeError) as error:  # a user without a home is a RuntimeError
+        reason = getattr(error, "strerror", None) or error
+        print(f"{path}: nothing is kept there for the next start ({reason})", file=sys.stderr)
+        _keep_matplotlib_quiet()
+        return None
+    return path
+
+
+def _keep_matplotlib_quiet() -> None:
+    """Gives matplotlib, which has its cache beside ours and warns in long lines, a folder until this process ends."""
+    if "MPLCONFIGDIR" not in os.environ:
+        folder = tempfile.TemporaryDirectory(prefix="matplotlib-")
+        os.environ["MPLCONFIGDIR"] = folder.name
+        atexit.register(folder.cleanup)
 
 
 def keep_compiled_programs() -> None:
     """Lets JAX keep compiled programs here for the next start, unless `JAX_COMPILATION_CACHE_DIR` says where."""
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(directory() / "xla"))
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ and (path := directory()) is not None:
+        jax.config.update("jax_compilation_cache_dir", str(path / "xla"))
 
 
 def fingerprint(files: list[Path]) -> list[list[str | int]]:
@@ -60,7 +86,10 @@ def cached(
       build: makes the arrays.
     """
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    path = directory() / "decoded" / f"{name}-{digest}.npz"
+    folder = directory()
+    if folder is None:
+        return build()
+    path = folder / "decoded" / f"{name}-{digest}.npz"
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             return {field: archive[field] for field in fields}

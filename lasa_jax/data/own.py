@@ -6,14 +6,13 @@ are normalised by feature or channel, the last axis. Other integers are tokens, 
 
 import hashlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lasa_jax.data import cache
 from lasa_jax.data.dataset import Dataset, Examples
-from lasa_jax.errors import InputError
+from lasa_jax.errors import InputError, user_path
 
 _OPTIONAL = ("client_ids", "mean", "std")
 _LARGEST = np.iinfo(np.int32).max
@@ -60,7 +59,7 @@ def from_npz(path: str) -> Dataset:
       InputError: one line that names the file, and what is not as it must be.
     """
     where = f"config.dataset = {path!r}"
-    file = Path(path).expanduser()
+    file = user_path(where, path)
     if not file.is_file():
         raise InputError(f"{where}: no such file")
     try:

@@ -16,7 +16,7 @@ from google.protobuf.json_format import ParseError  # of protobuf, with which TF
 
 from lasa_jax.data import cache
 from lasa_jax.data.dataset import Dataset, Examples
-from lasa_jax.errors import InputError
+from lasa_jax.errors import InputError, user_path
 
 BATCH = 1000  # examples a read: one at a time takes two to four times as long
 # What TFDS and array_record raise on files that are damaged or of another form.
@@ -53,11 +53,12 @@ _SETS = {
 
 def resolve_data_dir(data_dir: str | None) -> tuple[Path, str]:
     """The directory of TFDS's datasets and the setting that named it."""
-    if data_dir:
-        return Path(data_dir).expanduser(), "config.data_dir"
-    if os.environ.get("TFDS_DATA_DIR"):
-        return Path(os.environ["TFDS_DATA_DIR"]).expanduser(), "TFDS_DATA_DIR"
-    return Path.home() / "tensorflow_datasets", "TFDS's default"
+    given = {"config.data_dir": data_dir, "TFDS_DATA_DIR": os.environ.get("TFDS_DATA_DIR")}
+    for setting, path in given.items():
+        if path:
+            return user_path(f"{setting} = {path!r}", path), setting
+    default = "~/tensorflow_datasets"
+    return user_path(f"TFDS_DATA_DIR: is not set, and {default}", default), "TFDS's default"
 
 
 def find_prepared(name: str, data_dir: str | None) -> Path:

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from lasa_jax import build, methods, ops
 from lasa_jax import config as configs
 from lasa_jax.data import Dataset
-from lasa_jax.errors import InputError
+from lasa_jax.errors import InputError, user_path
 from lasa_jax.experiment import leader
 from lasa_jax.experiment.leader import RUN_FAILURES, Ended
 from lasa_jax.federated import BlockMetrics, Executables, Simulation, State, make_mesh
@@ -67,7 +67,15 @@ def run(
       Stopped: if `stop` was set before the end.
     """
     known = Executables() if executables is None else executables
-    (ended,) = run_batch([(config, Path(path))], executables=known, mesh=mesh, on_line=on_line, log=log, stop=stop)
+    place = user_path(f"path = {str(path)!r}", path)
+    (ended,) = run_batch(
+        [(config, place)],
+        executables=known,
+        mesh=mesh,
+        on_line=on_line,
+        log=log,
+        stop=stop,
+    )
     if isinstance(ended, Exception):
         raise ended
     return ended

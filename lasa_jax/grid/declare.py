@@ -60,17 +60,17 @@ def points(declared: Grid) -> list[Point]:
     """The points of a grid, in the order of its axes, without those that describe the same run twice.
 
     Raises:
-      GridError: for unknown fields, empty axes, tied axes of different lengths, and values that a config refuses.
+      GridError: for unknown fields, empty axes, tied axes of different lengths, values that a config refuses, and fields
+        that have no effect in a point, as those of a rule that it does not select.
     """
     _check_form(declared)
     if faults := list(dict.fromkeys(_faults(declared))):
         raise GridError(faults)
     found: dict[str, Point] = {}
     refused: dict[str, None] = {}  # a set that keeps its order
-    fields = _fields(declared)
     for settings in [*_product(declared.axes), *declared.points]:
         try:
-            config = configs.resolve(configs.updated(declared.base, settings, unselected=fields))
+            config = configs.resolve(configs.updated(declared.base, settings), list(settings))
         except InputError as error:
             refused[str(error)] = None
             continue

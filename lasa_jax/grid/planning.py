@@ -7,7 +7,7 @@ from typing import Any
 
 from lasa_jax import config as configs
 from lasa_jax import methods
-from lasa_jax.errors import InputError
+from lasa_jax.errors import InputError, user_path
 from lasa_jax.grid import cost
 from lasa_jax.grid.declare import Grid, Point, points, programs
 from lasa_jax.workdir import Workdir, is_finished, read_batch_sizes
@@ -77,7 +77,8 @@ def plan(
     Raises:
       GridError, InputError: as in `run`.
     """
-    found, path = points(declared) if isinstance(declared, Grid) else declared, Path(workdir)
+    path = user_path(f"workdir = {str(workdir)!r}", workdir)
+    found = points(declared) if isinstance(declared, Grid) else declared
     groups, sizes = programs(found), batch_sizes(found, path, batch=batch)
     left = [point for point in found if not is_finished(path / point.name)]
     measured = [seconds for point in found if (seconds := _seconds(path / point.name)) is not None]

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 
 from lasa_jax import experiment
-from lasa_jax.errors import InputError
+from lasa_jax.errors import InputError, user_path
 from lasa_jax.federated import Executables, make_mesh
 from lasa_jax.grid import cost
 from lasa_jax.grid.declare import Grid, Point, points, programs
@@ -73,7 +73,8 @@ def run(
       GridError: for a grid that `points` refuses.
       InputError: if the sweep was begun with another batch, or its directory cannot be used.
     """
-    found, path = points(declared) if isinstance(declared, Grid) else declared, Path(workdir)
+    path = user_path(f"workdir = {str(workdir)!r}", workdir)
+    found = points(declared) if isinstance(declared, Grid) else declared
     sizes = write_batch_sizes(path, batch_sizes(found, path, batch=batch))
     shared = Executables() if executables is None else executables
     outcomes: dict[str, Outcome] = {}

@@ -33,7 +33,7 @@ def _filtering(given: argparse.Namespace) -> None:
     """Prints and draws who was filtered in which layer over a run with --config.record_filtering=true."""
     from lasa_jax.inspection import recorded, rendering
 
-    run = Path(given.directory)
+    run = given.directory
     table = recorded.load(run)
     path = rendering.folder(run, given.output)
     rendering.show(recorded.as_table(table))
@@ -62,7 +62,7 @@ def _round(given: argparse.Namespace) -> None:
     methods.search_also(Path.cwd())
     config = configs.from_json(stored)
     commandline.tell_user_functions(configs.user_functions(config))
-    path = Path(f"round_{given.index}.npz" if given.output is None else given.output)
+    path = Path(f"round_{given.index}.npz") if given.output is None else given.output
     rounds.check_file(path)
     before = replay.before_round(config, given.index, given.directory)
     _say(f"played from the {f'checkpoint of round {before.start}' if before.start else 'beginning'}")
@@ -101,7 +101,7 @@ def _robustness(given: argparse.Namespace) -> None:
     names = [] if given.rules is None else [name.strip() for name in given.rules.split(",")]
     commandline.tell_user_functions(filter(methods.is_path, names))
     rules = {name: methods.create("aggregator", name, radii if name == "lasa" else {}) for name in names}
-    path = rendering.folder(Path(given.round).parent, given.output)
+    path = rendering.folder(given.round.parent, given.output)
     frame = bound.against_sparsity(saved, noise=given.noise, divergence=given.divergence, **radii)
     made = [bound.as_table(frame)]
     files: dict[str, str | bytes] = {"robustness.csv": rendering.as_csv(frame)}
@@ -111,7 +111,7 @@ def _robustness(given: argparse.Namespace) -> None:
         files["coefficients.csv"] = rendering.as_csv(of_rules)
     for table in made:
         rendering.show(table)
-    files |= rendering.pictures("robustness", bound.draw_against_sparsity(frame, Path(given.round).name))
+    files |= rendering.pictures("robustness", bound.draw_against_sparsity(frame, given.round.name))
     files["robustness.md"] = "\n".join(map(rendering.as_markdown, made))
     files["robustness.tex"] = "\n".join(map(rendering.as_latex, made))
     _write(path, files)
@@ -145,17 +145,17 @@ def _parsers() -> dict[str, commandline.Parser]:
     """The flags of each command."""
     parsers = {name: commandline.Parser(f"inspect {name}", run.__doc__) for name, run in _COMMANDS.items()}
     parser = parsers["filtering"]
-    parser.add_argument("directory", metavar="RUN", help="directory of one run")
-    parser.add_argument("--output", metavar="DIR", help="where to write; RUN/report by default")
+    parser.add_path("directory", metavar="RUN", help="directory of one run")
+    parser.add_path("--output", metavar="DIR", help="where to write; RUN/report by default")
     parser = parsers["round"]
-    parser.add_argument("directory", metavar="RUN", help="directory of one run")
+    parser.add_path("directory", metavar="RUN", help="directory of one run")
     parser.add_argument("index", metavar="ROUND", type=int, help="counted from 1")
-    parser.add_argument("--output", metavar="FILE", help="where to write; round_ROUND.npz by default")
+    parser.add_path("--output", metavar="FILE", help="where to write; round_ROUND.npz by default")
     parser.add_argument(
         "--variances", action="store_true", help="measure nu and zeta too: epochs * clients² gradients of whole clients"
     )
     parser = parsers["robustness"]
-    parser.add_argument("round", metavar="ROUND.npz", help="from `round`, or rounds.save_round")
+    parser.add_path("round", metavar="ROUND.npz", help="from `round`, or rounds.save_round")
     parser.add_argument("--noise", type=float, help="nu, the variance of stochastic gradients; the round's by default")
     parser.add_argument("--divergence", type=float, help="zeta, that of gradients between clients; the round's too")
     parser.add_argument(
@@ -163,16 +163,14 @@ def _parsers() -> dict[str, commandline.Parser]:
     )
     parser.add_argument("--magnitude_radius", metavar="LAMBDA", type=float, default=1.0, help="of LASA; 1 by default")
     parser.add_argument("--direction_radius", metavar="LAMBDA", type=float, default=1.0, help="of LASA; 1 by default")
-    parser.add_argument("--output", metavar="DIR", help="where to write; report/ beside the file by default")
+    parser.add_path("--output", metavar="DIR", help="where to write; report/ beside the file by default")
     parser = parsers["partition"]
     parser.add_config(
         "config, FILE.py or FILE.py:NAME=VALUE; --config.FIELD=VALUE changes a setting, as in `lasa-jax run`",
         example="configs/digits.py",
         takes_settings=True,
     )
-    parser.add_argument(
-        "--output", metavar="FILE", default="partition.png", help="the picture; partition.png by default"
-    )
+    parser.add_path("--output", metavar="FILE", default="partition.png", help="the picture; partition.png by default")
     return parsers
 
 

@@ -132,14 +132,14 @@ def pictures(name: str, figure: Figure) -> dict[str, bytes]:
     return {f"{name}.{kind}": figure_bytes(figure, kind) for kind in KINDS}
 
 
-def folder(directory: Path, output: str | None) -> Path:
+def folder(directory: Path, output: Path | None) -> Path:
     """Where the files go: `DIR/report`, or what the user says.
 
     Raises:
       InputError: if `DIR/report` is a link, which may lead anywhere.
     """
     if output is not None:
-        return Path(output)
+        return output
     path = directory / "report"
     if path.is_symlink():
         raise InputError(f"{path}: is a link; say where to write with --output=DIR")

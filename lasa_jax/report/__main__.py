@@ -9,10 +9,9 @@ Also `python -m lasa_jax.report`. It reads directories only, and imports nobody'
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from lasa_jax import commandline
-from lasa_jax.errors import InputError
+from lasa_jax.errors import InputError, user_path
 
 
 def _say(text: str) -> None:
@@ -25,7 +24,7 @@ def _tables(given: argparse.Namespace) -> None:
     from lasa_jax.inspection import rendering
     from lasa_jax.report import figures, output, tables
 
-    path = rendering.folder(Path(given.directory), given.output)
+    path = rendering.folder(given.directory, given.output)
     found = _groups(given)
     made = {group.folder: [*tables.tables(group), *filter(None, [tables.detection_table(group)])] for group in found}
     for group in found:
@@ -46,7 +45,7 @@ def _compare(given: argparse.Namespace) -> None:
     from lasa_jax.inspection import rendering
     from lasa_jax.report import compare, output
 
-    path = rendering.folder(Path(given.directory), given.output)
+    path = rendering.folder(given.directory, given.output)
     found = _groups(given)
     files: dict[str, str | bytes] = {}
     for group in found:
@@ -86,7 +85,7 @@ def _parser() -> commandline.Parser:
     parser = commandline.Parser("report", __doc__)
     parser.usage = "lasa-jax report [compare] DIR [--output DIR] [--where FIELD=VALUE]"
     parser.add_argument("words", metavar="DIR", nargs="+", help="of runs and sweeps, at any depth")
-    parser.add_argument("--output", metavar="DIR", help="where to write; DIR/report by default")
+    parser.add_path("--output", metavar="DIR", help="where to write; DIR/report by default")
     parser.add_argument(
         *("--where", "-w"),
         metavar="FIELD=VALUE",
@@ -104,7 +103,8 @@ def _run(argv: Sequence[str] | None) -> None:
         command, (given.directory, *more) = _tables, given.words
     else:
         given.directory, *more = given.words[1:]
-    if not Path(given.directory).is_dir():
+    given.directory = user_path(given.directory or "DIR", given.directory)
+    if not given.directory.is_dir():
         raise InputError(f"{given.directory}: is not a directory, and no command: allowed are DIR, compare")
     if more:
         raise InputError(f"{more[0]}: a report is of one directory, allowed are DIR and compare DIR")

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from lasa_jax.config import UNIDENTIFYING, flatten
-from lasa_jax.errors import InputError
+from lasa_jax.errors import InputError, user_path
 from lasa_jax.workdir import Workdir
 
 _FILES = ("config.json", "metrics.jsonl", "summary.json")
@@ -61,7 +61,7 @@ def load(directory: str | os.PathLike[str]) -> Results:
     Raises:
       InputError: if there is no such directory, or no finished run in it.
     """
-    root = Path(directory)
+    root = user_path(str(directory), directory)
     if not root.is_dir():
         raise InputError(f"{root}: is not a directory")
     left_out: list[str] = []

@@ -169,7 +169,7 @@ def test_arguments_of_a_config_file():
         load("cifar10", "alpha=0.1,shards=2")
     with pytest.raises(InputError, match="'beta' is not known, allowed are alpha"):
         load("cifar10", "beta=1")
-    with pytest.raises(InputError, match="alpha = 'x' is not a number"):
+    with pytest.raises(InputError, match="alpha = 'x', allowed is a number"):
         load("cifar10", "alpha=x")
 
 
@@ -250,3 +250,15 @@ def test_an_integer_beyond_floats_is_one_line():
 def test_an_integer_beyond_floats_in_a_sweep_is_one_line():
     with pytest.raises(InputError, match=r"config.attack_ratio = 10+: allowed is a value of type float"):
         grid.resolve(configs.paper("digits"), {"attack_ratio": 10**400})
+
+
+@pytest.mark.parametrize("field", ["rounds", "client.epochs", "record_filtering", "aggregator.assumed_malicious"])
+def test_a_config_file_may_use_numpy(field):
+    config, expected = configs.default(), True if field == "record_filtering" else 3
+    *tables, last = field.split(".")
+    table = config
+    for name in tables:
+        table = table[name]
+    setattr(table, last, np.asarray([expected])[0])
+    assert type(table[last]) is type(expected)
+    assert table[last] == expected

@@ -71,7 +71,9 @@ class TestTFDS:
     def test_a_damaged_cache_is_not_believed(self, prepared):
         root, written = prepared
         data.load("mnist", data_dir=str(root))
-        (entry,) = (cache.directory() / "decoded").glob("mnist-*.npz")
+        folder = cache.directory()
+        assert folder is not None
+        (entry,) = (folder / "decoded").glob("mnist-*.npz")
         content = bytearray(entry.read_bytes())
         content[len(content) // 2] ^= 1
         entry.write_bytes(content)

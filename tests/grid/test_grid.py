@@ -137,6 +137,40 @@ def test_all_faults_are_named_before_the_first_run():
         grid.points(grid.Grid(base(), [{"seed": ["x"]}]))
 
 
+@pytest.mark.parametrize(
+    ("axes", "points", "faults"),
+    [
+        (
+            [{"aggregator.name": ["lasa", "krum"]}, {"aggregator.lasa.sparsity_level": [0.1, 0.5]}],
+            [],
+            ["config.aggregator.lasa.sparsity_level: aggregator 'lasa' is not selected"],
+        ),
+        (
+            [{"partition.alpha": [0.1, 0.5]}],
+            [],
+            ["config.partition.alpha: is of the partition dirichlet, quantity_skew"],
+        ),
+        (
+            [],
+            [{"attack.lie.z": 1.0, "attack.name": "zero"}, {"partition.gamma": 0.5}],
+            ["config.attack.lie.z: attack 'lie' is not selected", "config.partition.gamma: is of the partition"],
+        ),
+    ],
+)
+def test_settings_without_effect_are_refused(axes, points, faults):
+    with pytest.raises(grid.GridError) as error:
+        grid.points(grid.Grid(base(), axes, points))
+    assert len(error.value.faults) == len(faults)
+    assert all(found.startswith(fault) for found, fault in zip(error.value.faults, faults, strict=True))
+
+
+def test_numpy_makes_axes():
+    axes = [{"seed": np.arange(3)}, {"record_filtering": np.array([False, True])}, {"rounds": [np.int32(5)]}]
+    found = grid.points(grid.Grid(base(), axes))
+    assert [point.config.seed for point in found] == [0, 0, 1, 1, 2, 2]
+    assert all(type(value) is int for point in found for value in (point.config.seed, point.config.rounds))
+
+
 def run(points, path, **options) -> tuple[list, Executables]:
     shared = Executables()
     return grid.run(points, path, executables=shared, log=lambda text: None, **options), shared
