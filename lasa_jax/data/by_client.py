@@ -65,7 +65,7 @@ def load(spec: FederatedSet, data_dir: str | None, source: str | None) -> Arrays
         folder = _find(spec, root, setting)
     else:
         folder = _prepared(spec, root, user_path(f"config.source = {source!r}", source))
-    files = [path for path in folder.iterdir() if path.is_file()]
+    files = cache.data_files(folder)
     identity, version = folder.parts[-2:]
     key = {"format": 1, "source": identity, "version": version, "files": cache.fingerprint(files)}
     fields = tuple(field for field in Arrays._fields if field != "source_id")
@@ -85,7 +85,7 @@ def source_id(source: Path, files: list[Path]) -> str:
 def _find(spec: FederatedSet, root: Path, setting: str) -> Path:
     """The prepared set, where there is exactly one."""
     pattern = f"{spec.name}/*/{spec.version}/dataset_info.json"
-    found = sorted(info.parent for info in root.glob(pattern))
+    found = sorted(info.parent for info in root.glob(pattern) if not info.parent.parent.name.startswith("."))
     if not found:
         raise InputError(
             f"config.dataset = {spec.name!r}: looked for {pattern} in {root} (from {setting}) and found none; name its "

@@ -51,6 +51,11 @@ def keep_compiled_programs() -> None:
         jax.config.update("jax_compilation_cache_dir", str(path / "xla"))
 
 
+def data_files(folder: Path) -> list[Path]:
+    """The files of a prepared set; those whose names begin with a dot are an operating system's."""
+    return [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
+
+
 def fingerprint(files: list[Path]) -> list[list[str | int]]:
     """Name, size and time of change of each file: what a cache entry was made from."""
     return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in sorted(files)]

@@ -12,6 +12,9 @@ import numpy as np
 from lasa_jax.errors import InputError
 
 _MAX_DRAWS = 1000
+_MOST_PROPORTIONS = 18_000_000  # drawn for one partition: 300 draws of ten classes over 6,000 clients, a second
+# After so many draws that all left so many clients with too few, one that leaves none is less likely than 1e-7.
+_HOPELESS_AFTER, _HOPELESS = 50, 10
 
 
 class Partition(NamedTuple):
@@ -67,7 +70,8 @@ def dirichlet(labels: np.ndarray, num_clients: int, alpha: float, seed: int, *, 
     equal share gets none of the class. The whole draw is repeated until every client has `min_samples`.
 
     Raises:
-      InputError: if 1,000 draws do not reach `min_samples`.
+      InputError: if `min_samples` is not reached by 1,000 draws, fewer for very many clients; sooner where the first fifty
+        leave no hope.
     """
     rng = np.random.default_rng([seed, 3])
     num_examples = len(labels)
@@ -75,25 +79,33 @@ def dirichlet(labels: np.ndarray, num_clients: int, alpha: float, seed: int, *, 
         raise _too_many(min_samples, num_clients, num_examples)
     share = num_examples / num_clients
     classes = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-    for _ in range(_MAX_DRAWS):
-        parts: list[list[np.ndarray]] = [[] for _ in range(num_clients)]
+    most = max(_HOPELESS_AFTER, min(_MAX_DRAWS, _MOST_PROPORTIONS // (num_clients * len(classes))))
+    fewest_short = num_clients
+    for draw in range(1, most + 1):
+        orders, counts = [], []
         sizes = np.zeros(num_clients, np.int64)
         for members in classes:
-            members = rng.permutation(members)
+            orders.append(rng.permutation(members))
             proportions = rng.dirichlet(np.full(num_clients, alpha)) * (sizes < share)
             if not proportions.sum() > 0:  # very small alpha: everything went to clients that are full
                 proportions = (sizes < share).astype(float)
             cuts = (np.cumsum(proportions / proportions.sum())[:-1] * len(members)).astype(int)
-            for client, part in enumerate(np.split(members, cuts)):
-                parts[client].append(part)
-                sizes[client] += len(part)
-        if sizes.min() >= min_samples:
+            counts.append(np.diff(cuts, prepend=0, append=len(members)))
+            sizes += counts[-1]
+        short = int(np.sum(sizes < min_samples))
+        if not short:
             # A client below its share takes at most one class more: a bound that no seed can exceed.
             width = min(num_examples, int(share) + max(len(members) for members in classes))
-            return _pack([np.concatenate(part) for part in parts], width)
+            owner = np.concatenate([np.repeat(np.arange(num_clients), count) for count in counts])
+            order = np.concatenate(orders)[np.argsort(owner, kind="stable")]
+            return _pack(np.split(order, np.cumsum(sizes)[:-1]), width)
+        fewest_short = min(fewest_short, short)
+        if draw == _HOPELESS_AFTER and fewest_short >= _HOPELESS:
+            break
     raise InputError(
-        f"config.partition.min_samples = {min_samples}: not reached by {_MAX_DRAWS} draws of Dirichlet({alpha}) over "
-        f"{num_clients} clients; allowed are fewer samples, fewer clients or a larger alpha"
+        f"config.partition.min_samples = {min_samples}: not reached by {draw} draws of Dirichlet({alpha}) over "
+        f"{num_clients} clients, {fewest_short} had fewer in the best; allowed are fewer samples, fewer clients or a "
+        f"larger alpha"
     )
 
 

@@ -13,6 +13,7 @@ Speeches and snippets become tokens as in TensorFlow Federated: beginning, chara
 
 import gzip
 import re
+import unicodedata
 import zlib
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,16 @@ def _convert(x: list[Any], y: list[Any]) -> tuple[np.ndarray, np.ndarray]:
     return whole[:, :-1], whole[:, 1:]
 
 
+def visible(text: str) -> str:
+    """A text without what editors leave in it unseen.
+
+    Marks without a width (byte order, joiners, soft hyphens, directions) and the end-of-file of old systems go; spaces that
+    do not break become spaces.
+    """
+    text = text.translate({0xA0: " ", 0x202F: " ", 0x1A: None})
+    return "".join(character for character in text if unicodedata.category(character) != "Cf")
+
+
 def speeches(text: str) -> dict[str, list[str]]:
     """The speeches of every role of every play, in order: `{"TITLE/ROLE": [speech, ...]}`."""
     roles: dict[str, list[str]] = {}
@@ -84,7 +95,7 @@ def speeches(text: str) -> dict[str, list[str]]:
 def _read_plays(source: Path) -> dict[str, list[ClientExamples]]:
     try:
         with gzip.open(source, "rb") if source.suffix == ".gz" else source.open("rb") as stream:
-            text = stream.read().decode()
+            text = visible(stream.read().decode())
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise InputError(f"config.source = '{source}': is not a whole text ({type(error).__name__})") from None
     parts: dict[str, list[ClientExamples]] = {"train": [], "test": []}
@@ -133,7 +144,8 @@ def _files(source: Path) -> list[Path]:
     if leaf.is_leaf(source):
         return leaf.files(source)
     if (source / "shakespeare_train.h5").is_file():
-        return sorted(source.glob("shakespeare_t*.h5"))
+        both = (source / f"shakespeare_{part}.h5" for part in ("test", "train"))
+        return [file for file in both if file.is_file()]
     raise InputError(
         f"config.source = '{source}': must be a text of plays, a folder with train/*.json and test/*.json (LEAF), or one "
         f"with shakespeare_train.h5 and shakespeare_test.h5 (TensorFlow Federated)"

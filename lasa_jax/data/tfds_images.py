@@ -68,7 +68,7 @@ def find_prepared(name: str, data_dir: str | None) -> Path:
       InputError: if there is none, or it is not stored as array_record.
     """
     root, setting = resolve_data_dir(data_dir)
-    versions = [info.parent for info in root.glob(f"{name}/*/dataset_info.json")]
+    versions = [info.parent for info in root.glob(f"{name}/[0-9]*/dataset_info.json")]
     command = f"python -m lasa_jax.data.prepare {name} --data_dir={root}"
     if not versions:
         raise InputError(
@@ -120,7 +120,7 @@ def _load(name: str, data_dir: str | None) -> Dataset:
             arrays[f"{split}_images"], arrays[f"{split}_labels"] = _read_split(directory, split, image_set)
         return arrays
 
-    files = [path for path in directory.iterdir() if path.is_file()]
+    files = cache.data_files(directory)
     fields = ("train_images", "train_labels", "test_images", "test_labels")
     arrays = cache.cached(name, {"format": 1, "files": cache.fingerprint(files)}, fields, build)
     return Dataset(

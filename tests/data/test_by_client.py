@@ -158,6 +158,36 @@ def test_sources_that_are_no_source(tmp_path):
         data.load("digits", source="x")
 
 
+def test_files_beside_the_data_are_not_read(tmp_path):
+    for part, seed in (("train", 1), ("test", 2)):
+        write_json(tmp_path / "leaf" / part / "all.json", {"anne": leaf_user(seed, 12)})
+    expected = data.load("femnist", data_dir=str(tmp_path / "a"), source=str(tmp_path / "leaf"))
+    for name in ("._all.json", ".all.json.swp", "Thumbs.db", "all.json~", "README"):
+        (tmp_path / "leaf" / "train" / name).write_bytes(b"\0not JSON")
+    (tmp_path / "leaf" / "train" / "folder.json").mkdir()
+    found = data.load("femnist", data_dir=str(tmp_path / "b"), source=str(tmp_path / "leaf"))
+    assert found.source_id == expected.source_id
+    np.testing.assert_array_equal(found.train.inputs, expected.train.inputs)
+    (tmp_path / "b" / "femnist" / found.source_id / "1.0.0" / "._dataset_info.json").write_bytes(b"\0")
+    (tmp_path / "b" / "femnist" / ".Trash" / "1.0.0").mkdir(parents=True)
+    (tmp_path / "b" / "femnist" / ".Trash" / "1.0.0" / "dataset_info.json").touch()
+    data.load("femnist", data_dir=str(tmp_path / "b"))
+
+
+@pytest.mark.parametrize("copy", ["train/all (1).json", "train/all.json.gz", "test/more.json"])
+def test_examples_that_are_read_twice_are_refused(copy, tmp_path):
+    leaf = tmp_path / "leaf"
+    train = {"anne": leaf_user(1, 12), "bob": leaf_user(2, 12)}
+    write_json(leaf / "train" / "all.json", train)
+    write_json(leaf / "test" / "all.json", {"anne": leaf_user(3, 12), "bob": leaf_user(4, 12)})
+    data.load("femnist", data_dir=str(tmp_path / "tfds"), source=str(leaf))
+    write_json(leaf / copy, {"anne": leaf_user(5, 12), "bob": {"x": train["bob"]["x"][:3], "y": train["bob"]["y"][:3]}})
+    with pytest.raises(InputError, match="have 3 examples of the same clients in common") as error:
+        data.load("femnist", data_dir=str(tmp_path / "tfds"), source=str(leaf))
+    assert str(leaf / copy) in str(error.value)
+    assert str(leaf / "train" / "all.json") in str(error.value)
+
+
 PLAYS = """== A Play ==
 
 ANNE.
@@ -221,13 +251,21 @@ class TestShakespeare:
 
     def test_leaf_windows(self, tmp_path):
         windows = {"JULIET": {"x": ["a" * 80, "b" * 80], "y": ["c", "d"]}}
-        for part in ("train", "test"):
-            write_json(tmp_path / "leaf" / part / "all.json", windows)
+        write_json(tmp_path / "leaf" / "train" / "all.json", windows)
+        write_json(tmp_path / "leaf" / "test" / "all.json", {"JULIET": {"x": ["e" * 80], "y": ["f"]}})
         dataset = self.load(tmp_path, tmp_path / "leaf")
         assert text_of(dataset.train.labels[1]) == "b" * 79 + "d"
         write_json(tmp_path / "leaf" / "train" / "all.json", {"JULIET": {"x": ["a" * 79], "y": ["c"]}})
         with pytest.raises(InputError, match=r"all.json: client 'JULIET': x must be strings of 80 characters"):
             self.load(tmp_path, tmp_path / "leaf")
+
+    def test_marks_of_editors_are_no_text(self, tmp_path):
+        marked = "\ufeff" + PLAYS.replace("To be,", "To\u200b\u00a0be,").replace("BOB.", "BOB.\u00a0") + "\x1a"
+        (tmp_path / "marked.txt").write_text(marked.replace("\n", "\r\n"), newline="")
+        (tmp_path / "plain.txt").write_text(PLAYS.replace("To be,", "To be,"))
+        marked_set, plain_set = (self.load(tmp_path / name, tmp_path / f"{name}.txt") for name in ("marked", "plain"))
+        for marked_part, plain_part in zip(marked_set.train, plain_set.train, strict=True):
+            np.testing.assert_array_equal(marked_part, plain_part)
 
     def test_hdf5(self, tmp_path):
         for part, text in (("train", "Good night"), ("test", "Farewell")):

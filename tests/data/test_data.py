@@ -204,6 +204,12 @@ class TestPartition:
         with pytest.raises(InputError, match=r"min_samples = 200: allowed are 0 to 150"):
             partition.dirichlet(LABELS, 20, 0.1, 1, min_samples=200)
 
+    @pytest.mark.parametrize(("min_samples", "alpha", "draws"), [(10, 0.5, 50), (9, 0.5, 50), (9, 1e4, 300)])
+    def test_what_cannot_be_is_decided_by_few_draws(self, min_samples, alpha, draws):
+        labels = np.repeat(np.arange(10), 6000)
+        with pytest.raises(InputError, match=f"min_samples = {min_samples}: not reached by {draws} draws"):
+            partition.dirichlet(labels, 6000, alpha, 1, min_samples=min_samples)
+
     @pytest.mark.parametrize("classes", [1, 2, 5])
     def test_shards(self, classes):
         indices, sizes = partition.shards(LABELS, 20, classes, 1)
