@@ -6,16 +6,18 @@ A file that is not here is looked up in the package, where `digits`, `digits.py`
 """
 
 import argparse
+import contextlib
 import importlib.util
 import inspect
 import os
 import re
 import shutil
 import sys
+import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from lasa_jax.errors import InputError, nearest, user_path, whole_number
 
@@ -146,7 +148,7 @@ def exit_code(command: Callable[[], int | None], *, stopped: str = "stopped") ->
     """Runs a command and returns its exit code.
 
     That is what `command` returns, or 0; with one line on standard error for each fault it is 2 for bad input, and 130
-    where the user stopped it.
+    where the user stopped it. A command goes on to its end where nobody can read its output any more.
 
     Args:
       command: what to run.
@@ -155,27 +157,83 @@ def exit_code(command: Callable[[], int | None], *, stopped: str = "stopped") ->
     from absl import logging
 
     logging.set_verbosity(logging.WARNING)  # Orbax reports every file it writes
+    with _steady_output():
+        try:
+            return command() or 0
+        except InputError as error:
+            for fault in str(error).split("\n"):  # a grid has all of its faults
+                print(f"error: {fault}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print(stopped, file=sys.stderr)
+            return 130
+        except OSError as error:  # a path that the system refuses later than when it was given
+            if error.filename is None:
+                raise
+            print(f"error: {error.filename}: cannot be used ({error.strerror})", file=sys.stderr)
+            return 2
+        except SystemExit as end:  # argparse, after --help
+            if end.code:
+                raise
+            return 0
+
+
+class _Steady:
+    """A stream that ends where nobody can read it any more, as after `| head` or on a full disk; the command goes on."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Writes a text, or nothing from the first one on that could not be written."""
+        with self._until_refused():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """The same for what waits to be written."""
+        with self._until_refused():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _until_refused(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+
+@contextlib.contextmanager
+def _steady_output() -> Iterator[None]:
+    """Lets a command finish and write its files whatever becomes of its output; letters that it lacks become `?`."""
+    streams = sys.stdout, sys.stderr
     try:
-        return command() or 0
-    except InputError as error:
-        for fault in str(error).split("\n"):  # a grid has all of its faults
-            print(f"error: {fault}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(stopped, file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # who read the output has seen enough, as `head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except OSError as error:  # a path that the system refuses later than when it was given
-        if error.filename is None:
-            raise
-        print(f"error: {error.filename}: cannot be used ({error.strerror})", file=sys.stderr)
-        return 2
-    except SystemExit as end:  # argparse, after --help
-        if end.code:
-            raise
-        return 0
+        with contextlib.ExitStack() as opened:
+            for name, stream in zip(("stdout", "stderr"), streams, strict=True):
+                if stream is None:  # closed by the shell: its number must not go to a file of results
+                    stream = opened.enter_context(open(os.devnull, "w"))
+                if hasattr(stream, "reconfigure"):
+                    stream.reconfigure(errors="replace")
+                setattr(sys, name, _Steady(stream))
+            yield
+            sys.stdout.flush()
+    finally:
+        sys.stdout, sys.stderr = streams
+
+
+def sometimes(say: Callable[[str], None], *, every: float = 10.0) -> Callable[[str], None]:
+    """`say`, but only for texts that come `every` seconds after the last that was said: outside of a terminal."""
+    said = [-every]
+
+    def say_sometimes(text: str) -> None:
+        if time.monotonic() - said[0] >= every:
+            say(text)
+            said[0] = time.monotonic()
+
+    return say_sometimes
 
 
 def located(config: str, kind: str) -> str:

@@ -84,7 +84,7 @@ def print_summary(summary: dict[str, Any], path: Path, console: Console) -> None
 
 
 def run(config: ConfigDict, workdir: Path | None, *, with_tensorboard: bool = False) -> None:
-    """Runs a resolved config, with a progress bar; `with_tensorboard` writes to `tb/` in the workdir too."""
+    """Runs a resolved config, with a progress bar on a terminal; `with_tensorboard` writes to `tb/` in the workdir too."""
     from lasa_jax import (
         experiment,
         report,
@@ -107,15 +107,20 @@ def run(config: ConfigDict, workdir: Path | None, *, with_tensorboard: bool = Fa
     progress = Progress(*columns, console=console)
     task = progress.add_task("", total=config.rounds, loss="  -  ", accuracy="  -  ")
 
-    def show(line: Mapping[str, Any]) -> None:
-        loss, accuracy = f"{line['train_loss']:.3f}", f"{100 * line['test_accuracy']:.1f} %"
-        progress.start()
-        progress.update(task, completed=line["round"], loss=loss, accuracy=accuracy)
-        if watch is not None:
-            watch(line)
-
     def say(text: str) -> None:
         console.print(text, highlight=False, soft_wrap=True)
+
+    say_sometimes = commandline.sometimes(say)
+
+    def show(line: Mapping[str, Any]) -> None:
+        loss, accuracy = f"{line['train_loss']:.3f}", f"{100 * line['test_accuracy']:.1f} %"
+        if console.is_terminal:
+            progress.start()
+            progress.update(task, completed=line["round"], loss=loss, accuracy=accuracy)
+        else:
+            say_sometimes(f"round {line['round']}/{config.rounds}  loss {loss}  accuracy {accuracy}")
+        if watch is not None:
+            watch(line)
 
     try:
         summary = experiment.run(config, path, on_line=show, log=say)

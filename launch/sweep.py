@@ -10,6 +10,7 @@ code 0 if every point has a result or was submitted, 1 if one failed, 2 for bad 
 import argparse
 import importlib
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -60,11 +61,14 @@ def sweep(given: argparse.Namespace, console: Console) -> int:
         print(f"submitted: {len(jobs)} jobs, {submitted}")
         return 0
     failed: list[grid.Outcome] = []
+    done, began = 0, time.monotonic()
     columns = (TextColumn("point"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[last]}"))
-    with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=len(points), last="")
 
         def show(outcome: grid.Outcome) -> None:
+            nonlocal done
+            done += 1
             if outcome.summary is None:
                 failed.append(outcome)
                 progress.console.print(f"{outcome.path}: failed: {outcome.error}", highlight=False, soft_wrap=True)
@@ -73,6 +77,11 @@ def sweep(given: argparse.Namespace, console: Console) -> int:
             if outcome.summary is not None and outcome.summary["final_test_accuracy"] is not None:
                 last += f" {100 * outcome.summary['final_test_accuracy']:.1f} %"
             progress.update(task, advance=1, last=last)
+            if not console.is_terminal and done > plan.finished and outcome.summary is not None:
+                left = (time.monotonic() - began) / (done - plan.finished) * (len(points) - done)
+                console.print(
+                    f"{done}/{len(points)} {last}, {grid.duration(left)} left", highlight=False, soft_wrap=True
+                )
 
         if given.backend == "ray":
             compiled = ray_cluster.run(

@@ -1,4 +1,7 @@
+import io
 import os
+import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -90,3 +93,61 @@ def test_a_cache_that_cannot_be_written_is_one_line_and_no_fault(root, monkeypat
         assert cache.cached("name", {}, ("x",), lambda: {"x": 1}) == {"x": 1}  # type: ignore[dict-item]
     (line,) = capsys.readouterr().err.strip().split("\n")
     assert line.startswith(f"{root}/lasa_jax: nothing is kept there for the next start (")
+
+
+class _Full(io.StringIO):
+    """A stream on a full disk, with a number of its own."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self._number = number
+
+    def write(self, text: str) -> int:
+        raise OSError(28, "No space left on device")
+
+    def fileno(self) -> int:
+        return self._number
+
+
+def test_a_command_ends_whatever_becomes_of_its_output(tmp_path, monkeypatch):
+    def command() -> int:
+        print("one line")
+        (tmp_path / "result").touch()
+        return 7
+
+    number = os.open(tmp_path / "out", os.O_WRONLY | os.O_CREAT)
+    monkeypatch.setattr(sys, "stdout", _Full(number))
+    assert commandline.exit_code(command) == 7
+    assert (tmp_path / "result").exists()
+    os.write(number, b"to nowhere")
+    assert (tmp_path / "out").stat().st_size == 0  # from then on nothing is written
+    monkeypatch.setattr(sys, "stdout", None)  # closed by the shell
+    assert commandline.exit_code(command) == 7
+    assert sys.stdout is None
+
+
+def test_what_is_said_sometimes_waits_for_its_time(monkeypatch):
+    now, said = [100.0], []
+    monkeypatch.setattr(commandline.time, "monotonic", lambda: now[0])
+    say = commandline.sometimes(said.append)
+    for moment in (100, 101, 109.9, 110, 115, 130):
+        now[0] = moment
+        say(str(moment))
+    assert said == ["100", "110", "130"]
+
+
+def test_outside_of_a_terminal_a_sweep_tells_of_each_point(tmp_path, capsys):
+    (tmp_path / "few.py").write_text(
+        "from lasa_jax import config, grid\n\n\ndef get_grid(dataset):\n    base = config.paper(dataset)\n"
+        "    base.rounds = base.client.epochs = 1\n    base.aggregator.name = 'fedavg'\n"
+        "    return grid.Grid(base, [{'seed': [1, 2]}])\n"
+    )
+    command = [f"--config={tmp_path / 'few.py'}:digits", f"--workdir={tmp_path / 'out'}", "--threads=1"]
+    assert sweep.main(command) == 0
+    lines = capsys.readouterr().err.strip().split("\n")
+    assert [re.sub(r"[\d.]+ %", "x %", line) for line in lines] == [
+        f"{n}/2 fedavg none x %, {left} left"
+        for n, left in ((1, lines[0].split(", ")[1].removesuffix(" left")), (2, "0 s"))
+    ]
+    assert sweep.main(command) == 0
+    assert not capsys.readouterr().err  # the plan says how many were finished before

@@ -56,7 +56,7 @@ class Plan:
         ] + here * [
             f"runs in a batch: {between(*self.runs_in_a_batch)}",
             f"memory a program: {self.bytes_a_program / 2**20:,.0f} MiB",
-            f"estimated time: {_duration(self.seconds)}",
+            f"estimated time: {duration(self.seconds)}",
         ]
 
 
@@ -156,6 +156,7 @@ def _seconds(run: Path) -> float | None:
     return summary["seconds_per_round"] * summary["rounds"]
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """`"12 min"`: seconds in words, for a line."""
     minutes = seconds / 60
     return f"{minutes / 60:.1f} h" if minutes >= 90 else f"{minutes:.0f} min" if minutes >= 1 else f"{seconds:.0f} s"
