@@ -180,7 +180,9 @@ class Rows:
         to_half = jnp.where(usable, to_half, jnp.inf)
         nearest = jnp.argmin(to_half)
         is_far = to_half[start] > 16 * to_half[nearest]
-        return jax.lax.cond(is_far, lambda: ops.gram(stack, self.present, nearest), lambda: first)
+        again = lambda: ops.gram(stack, self.present, nearest)  # noqa: E731
+        second = jax.lax.cond(ops.any_run(is_far), again, lambda: first)
+        return jnp.where(is_far, second, first)
 
     @functools.cached_property
     def squared_distances(self) -> jax.Array:

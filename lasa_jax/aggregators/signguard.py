@@ -159,11 +159,15 @@ def largest_cluster(points: jax.Array, present: jax.Array) -> jax.Array:
     order = jnp.lexsort((*places.T[::-1], size))[::-1]  # by size, then by the place itself, descending
     places, is_place = places[order], present[order]
     close = apart(places, places) <= bandwidth
+    before = close & (jnp.arange(n)[None, :] < jnp.arange(n)[:, None])  # [i, j]: j comes first and is close
 
-    def thin(i: jax.Array, left: jax.Array) -> jax.Array:
-        return jnp.where(left[i], (left & ~close[i]).at[i].set(True), left)
+    def thin(carry: tuple) -> tuple:
+        # A place is left if nothing before it can take it away any more; many are decided in each step.
+        left, open_ = carry
+        new = open_ & ~jnp.any(before & open_[None, :], axis=1)
+        return left | new, open_ & ~new & ~jnp.any(before & new[None, :], axis=1)
 
-    left = jax.lax.fori_loop(0, n, thin, is_place)
+    left, _ = jax.lax.while_loop(lambda c: jnp.any(c[1]), thin, (jnp.zeros(n, bool), is_place))
     distance = jnp.where(left[None, :], apart(points, places), jnp.inf)
     label = jnp.argmin(distance, axis=1)
     belongs = present & (jnp.min(distance, axis=1) <= bandwidth)

@@ -15,6 +15,7 @@ from lasa_jax.ops.order import magnitude_threshold, sample_without_replacement
 from lasa_jax.ops.rows import (
     CLIENTS,
     RUNS,
+    any_run,
     map_rows,
     mean_and_std,
     num_shards,
@@ -39,6 +40,7 @@ from lasa_jax.ops.target import compiling_for, platform
 __all__ = [
     "CLIENTS",
     "RUNS",
+    "any_run",
     "average_of_ranks",
     "compiling_for",
     "conv2d",

@@ -15,18 +15,19 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from lasa_jax.ops.rows import CLIENTS, num_shards, on_each_shard, one_at_a_time, product
+from lasa_jax.ops.rows import CLIENTS, any_run, num_shards, on_each_shard, one_at_a_time, product
 
 PyTree = Any
 
 
-def _block_width(n: int, *, summed: bool) -> int:
-    """Most columns of a block of n rows of one run: on a CPU it stays in cache, else it is a part of memory.
+def _block_width(n: int, columns: int, *, summed: bool) -> int:
+    """Most columns of a block of n rows of one run: on a CPU it stays in cache, else it is a small part of memory.
 
-    Products want longer rows than sorting, but no longer than float32 can add up without losing digits.
+    Products want longer rows than sorting, but no longer than float32 can add up without losing digits. On an accelerator a
+    block of products is a tenth of the columns at most; a sort is many launches, so its blocks are large.
     """
     if not one_at_a_time():
-        return max(16, 2**28 // (4 * n))
+        return max(16, min(2**26 // (4 * n), max(columns // 10, 4096)) if summed else 2**28 // (4 * n))
     return max(16, min(2**20 // (4 * n), 4096) if summed else 2**18 // (4 * n))
 
 
@@ -57,21 +58,23 @@ def _over_columns(fn: Callable[..., PyTree], stack: PyTree, shared: tuple[PyTree
         flat = [x.reshape(x.shape[0], -1).astype(jnp.float32) for x in leaves]
         # Blocks of like width, so that the last is not nearly empty.
         share = -(-sum(x.shape[1] for x in flat) // shards)  # of the columns
-        blocks = max(1, -(-share // _block_width(n, summed=summed)))
+        blocks = max(1, -(-share // _block_width(n, share, summed=summed)))
         width = max(16, -(-share // (16 * blocks)) * 16)
-        fetch, count, unpack = _blocks(flat, width * shards)
+        loops, unpack = _blocks(flat, width * shards)
 
-        def work(i: Any) -> PyTree:
-            block = fetch(i)
+        def work(block: jax.Array) -> PyTree:
             if shards > 1:
                 block = lax.all_to_all(block, CLIENTS, split_axis=1, concat_axis=0, tiled=True)
             return fn(block, *shared)
 
         if summed:
-            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(lambda: work(0)))
-            total = lax.fori_loop(0, count, lambda i, total: jax.tree.map(jnp.add, total, work(i)), zeros)
+            total = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(lambda: work(loops[0][0](0))))
+            for fetch, count in loops:
+                add = lambda i, total, fetch=fetch: jax.tree.map(jnp.add, total, work(fetch(i)))  # noqa: E731
+                total = lax.fori_loop(0, count, add, total)
             return lax.psum(total, CLIENTS) if shards > 1 else total
-        done = lax.map(work, jnp.arange(count))
+        parts = [lax.map(lambda i, fetch=fetch: work(fetch(i)), jnp.arange(count)) for fetch, count in loops]
+        done = jnp.concatenate(parts)
         return unpack(lax.all_gather(done, CLIENTS, axis=1, tiled=True) if shards > 1 else done)
 
     result = on_each_shard(local, (leaves, shared), PartitionSpec(), (True, False))
@@ -83,12 +86,14 @@ def _over_columns(fn: Callable[..., PyTree], stack: PyTree, shared: tuple[PyTree
 
 def _blocks(
     leaves: list[jax.Array], width: int
-) -> tuple[Callable[[Any], jax.Array], int, Callable[[jax.Array], list[jax.Array]]]:
-    """Divides matrices `(n, m)` into blocks `(n, width)` of which a loop can fetch the i-th: one body for all leaves.
+) -> tuple[list[tuple[Callable[[Any], jax.Array], int]], Callable[[jax.Array], list[jax.Array]]]:
+    """Divides matrices `(n, m)` into blocks `(n, width)`.
 
     Returns:
-      `fetch(i)`; the number of blocks; and `unpack`, which turns the results of all blocks, `(blocks, width)`, into one
-      vector `(m,)` a leaf. What is left of a leaf after whole blocks is copied together with the other leaves' rests.
+      Loops, each `fetch(i)` for its i-th block and the number of blocks: on a CPU one for all leaves, which is compiled
+      once; elsewhere one for each leaf, since a branch by the index would stop the device and copy the leaf. And `unpack`,
+      which turns the results of all blocks, `(blocks, width)`, into one vector `(m,)` for each leaf. What is left of a leaf
+      after whole blocks is copied together with the other leaves' rests.
     """
     n = leaves[0].shape[0]
     whole = [x.shape[1] // width for x in leaves]
@@ -97,21 +102,27 @@ def _blocks(
     rest = jnp.concatenate([*rests, jnp.zeros((n, -sum(rest_sizes) % width), jnp.float32)], axis=1)
     sources = [*leaves, rest]
     counts = [*whole, rest.shape[1] // width]
-    source_of = np.repeat(np.arange(len(sources)), counts)
-    start_of = np.concatenate([np.arange(k) * width for k in counts])
-    used = sorted(set(source_of.tolist()))
-    branch_of = np.searchsorted(used, source_of)
+    used = [s for s, count in enumerate(counts) if count]
+
+    def fetch_from(source: jax.Array, at: Any) -> jax.Array:
+        return lax.dynamic_slice(source, (0, at), (n, width))
 
     def fetch(i: Any) -> jax.Array:
-        branches = [lambda at, x=sources[s]: lax.dynamic_slice(x, (0, at), (n, width)) for s in used]
+        branch_of = np.repeat(np.arange(len(used)), [counts[s] for s in used])
+        start_of = np.concatenate([np.arange(counts[s]) * width for s in used])
+        branches = [functools.partial(fetch_from, sources[s]) for s in used]
         return lax.switch(jnp.asarray(branch_of)[i], branches, jnp.asarray(start_of)[i])
+
+    loops: list[tuple[Callable[[Any], jax.Array], int]] = [(fetch, sum(counts))]
+    if not one_at_a_time():
+        loops = [(lambda i, s=s: fetch_from(sources[s], i * width), counts[s]) for s in used]  # type: ignore[misc]
 
     def unpack(results: jax.Array) -> list[jax.Array]:
         *firsts, last = jnp.split(results, np.cumsum(counts)[:-1])
         *seconds, _ = jnp.split(last.reshape(-1), np.cumsum(rest_sizes))
         return [jnp.concatenate([x.reshape(-1), y]) for x, y in zip(firsts, seconds, strict=True)]
 
-    return fetch, len(source_of), unpack
+    return loops, unpack
 
 
 def sort_clients(block: jax.Array, present: jax.Array) -> jax.Array:
@@ -245,7 +256,7 @@ def _mix(mixing: jax.Array, leaf: jax.Array) -> jax.Array:
     shards = num_shards()
     flat = leaf.reshape(leaf.shape[0], -1)
     m = flat.shape[1]
-    width = min(m, _block_width(mixing.shape[0], summed=True))
+    width = min(m, _block_width(mixing.shape[0], m, summed=True))
     taken = (mixing != 0).astype(jnp.float32)
 
     def mixed(start: jax.Array) -> jax.Array:
@@ -254,7 +265,9 @@ def _mix(mixing: jax.Array, leaf: jax.Array) -> jax.Array:
         total = product(mixing, jnp.where(finite, block, 0.0))
         # Blocks without NaN are spared the second product; devices may differ in this, so what they exchange is outside.
         spoilt = lax.cond(
-            jnp.all(finite), lambda: jnp.zeros_like(total), lambda: product(taken, (~finite).astype(jnp.float32))
+            any_run(~jnp.all(finite)),
+            lambda: product(taken, (~finite).astype(jnp.float32)),
+            lambda: jnp.zeros_like(total),
         )
         if shards > 1:
             total, spoilt = (lax.psum_scatter(x, CLIENTS, tiled=True) for x in (total, spoilt))

@@ -40,6 +40,21 @@ def product(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
 
 
+@jax.custom_batching.custom_vmap
+def any_run(flag: jax.Array) -> jax.Array:
+    """Whether a flag is set in any run of a batch, bool `()`; the flag itself where runs are not batched.
+
+    The condition of a branch that all runs take together: with a condition for each run, `vmap` would compute both branches
+    always. A run still has to select by its own flag, so that its result does not depend on its neighbours.
+    """
+    return flag
+
+
+@any_run.def_vmap
+def _any_run_of_batch(size: int, batched: list[bool], flag: jax.Array) -> tuple[jax.Array, bool]:
+    return any_run(jnp.any(flag)), False
+
+
 def on_each_shard(
     local: Callable[..., PyTree], operands: tuple[PyTree, ...], out_spec: PartitionSpec, sharded: tuple[bool, ...]
 ) -> PyTree:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from lasa_jax import aggregators, attacks, ops
+from lasa_jax.aggregators.base import Rows
 from lasa_jax.testing import honest
 
 
@@ -107,3 +108,93 @@ def _assert_whole(text: str) -> None:
         line.strip()[:200] for line in text.splitlines() if "dot_general" in line and "precision = [HIGHEST" not in line
     ]
     assert not rounded, rounded
+
+
+def test_runs_of_a_batch_take_a_branch_together():
+    """`vmap` would compute both branches of a condition that each run has for itself."""
+
+    def chosen(flag: jax.Array, x: jax.Array) -> jax.Array:
+        taken = jax.lax.cond(ops.any_run(flag), lambda: jnp.sin(x), lambda: x)
+        return jnp.where(flag, taken, x)
+
+    flags, x = jnp.array([False, True, False]), jnp.arange(3.0)
+    text = lowered(jax.vmap(chosen), flags, x, platform="gpu")
+    assert "stablehlo.case" in text or "stablehlo.if" in text
+    batched = jax.jit(jax.vmap(chosen))(flags, x)
+    assert batched.tolist() == [float(jax.jit(chosen)(flag, one)) for flag, one in zip(flags, x, strict=True)]
+
+
+def krum_of(num_runs: int | None):
+    """Krum for 8 clients of 2^20 entries, of one run or of several."""
+    rule = aggregators.krum()
+    lead = () if num_runs is None else (num_runs,)
+
+    def aggregate(stack: jax.Array) -> jax.Array:
+        return rule.aggregate({"w": stack}, (), key=jax.random.key(0), num_malicious=1)[0]["w"]
+
+    return aggregate if num_runs is None else jax.vmap(aggregate), jax.ShapeDtypeStruct((*lead, 8, 2**20), jnp.float32)
+
+
+def branches_with_products(jaxpr) -> int:
+    """Conditions of which a branch has a matrix product, at any depth."""
+    found = 0
+    for equation in jaxpr.eqns:
+        inner = [getattr(x, "jaxpr", x) for x in jax.tree.leaves(list(equation.params.values()), is_leaf=is_jaxpr)]
+        inner = [x for x in inner if hasattr(x, "eqns")]
+        found += sum(map(branches_with_products, inner))
+        found += equation.primitive.name == "cond" and any("dot_general" in str(x) for x in inner)
+    return found
+
+
+def is_jaxpr(x) -> bool:
+    return hasattr(x, "eqns") or hasattr(x, "jaxpr")
+
+
+@pytest.mark.parametrize("num_runs", [None, 3])
+def test_the_second_reading_of_the_distances_is_a_branch_in_a_batch_too(num_runs):
+    fn, stack = krum_of(num_runs)
+    with ops.compiling_for("gpu"):
+        assert branches_with_products(jax.make_jaxpr(fn)(stack).jaxpr) == 1
+
+
+@pytest.mark.parametrize("name", ["krum", "geometric_median", "bulyan"])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_distances_on_an_accelerator_copy_a_small_part_of_the_stack(name, mixed):
+    """Blocks of columns are slices of the leaves, in one loop for each leaf, without a branch by the index."""
+    rule, n = aggregators.create(name), 8
+    rule = aggregators.chain(aggregators.nearest_neighbour_mixing(), rule) if mixed else rule
+    stack = {"w": jax.ShapeDtypeStruct((n, 2**20), jnp.float32), "v": jax.ShapeDtypeStruct((n, 2**19), jnp.float32)}
+    text = lowered(
+        lambda u: (
+            Rows.of(u).gram
+            if name == "bulyan"
+            else rule.aggregate(  # whose last step sorts
+                u, (), key=jax.random.key(0), num_malicious=1
+            )[0]
+        ),
+        stack,
+        platform="gpu",
+    )
+    copied = re.findall(r"stablehlo.(?:concatenate|dynamic_slice|pad) [^\n]*-> tensor<8x(\d+)xf32>", text)
+    assert copied
+    assert max(map(int, copied)) < 0.25 * (2**20 + 2**19)
+
+
+def test_dnc_asks_no_library_for_all_eigenvalues():
+    rule, stack = aggregators.dnc(), jax.ShapeDtypeStruct((40, 3000), jnp.float32)
+    for platform in ("gpu", "tpu"):
+        fn = lambda u: rule.aggregate({"w": u}, (), key=jax.random.key(0), num_malicious=4)[0]  # noqa: E731
+        text = lowered(fn, stack, platform=platform)
+        assert not re.search(r"(?i)syevd|eigh|cusolver", text)
+        assert "stablehlo.while" not in text  # nor do its iterations follow one another
+
+
+def test_signguard_decides_many_places_in_a_step():
+    """No loop of as many steps as there are clients."""
+    rule, stack = aggregators.signguard(), jax.ShapeDtypeStruct((41, 3000), jnp.float32)
+    text = lowered(
+        lambda u: rule.aggregate({"w": u}, (), key=jax.random.key(0), num_malicious=4)[0], stack, platform="gpu"
+    )
+    conditions = re.findall(r"cond \{(.*?)\} do", text, re.DOTALL)
+    assert conditions
+    assert not any("dense<41>" in condition for condition in conditions)
