@@ -132,7 +132,7 @@ class TestOverColumns:
 
     @pytest.mark.parametrize("width", [16, 4096])
     def test_map_columns(self, width, monkeypatch):
-        monkeypatch.setattr(ops.columns, "_block_width", lambda n, summed: width)
+        monkeypatch.setattr(ops.columns, "_block_width", lambda n, columns, *, summed: width)
         weights = np.linspace(-1, 1, N).astype(np.float32)
         result = jax.jit(lambda x, w: ops.map_columns(lambda block, w: w @ block, x, shared=(w,)))(stack(), weights)
         for name, x in stack().items():
