@@ -108,6 +108,22 @@ class Rows:
         """The number present, n in the formulas."""
         return jnp.sum(self.present)
 
+    @functools.cached_property
+    def sizes(self) -> tuple[jax.Array, jax.Array]:
+        """Largest magnitude and norm of each row, `(n,)` both, in one reading; see `ops.tree_size`."""
+        return self.each(ops.tree_size)
+
+    def threshold(self, choose: Callable[[PyTree], list[jax.Array]], k: Count) -> jax.Array:
+        """The k-th largest magnitude in the chosen leaves of each row, `(n,)`; see `ops.magnitude_threshold`.
+
+        Rounding keeps the order of magnitudes, so that of a scaled row is that of the row, times the scale: it is searched
+        for in the stack as it came, and no scaled copy is written.
+        """
+        only_scaled = self.mixing is None and [fn for fn, _ in self.maps] == [scale]
+        rows = dataclasses.replace(self, maps=()) if only_scaled else self
+        found = rows.each(lambda row: ops.magnitude_threshold(choose(row), k))
+        return found * self.maps[0][1] if only_scaled else found
+
     def mapped(self, fn: Callable[[PyTree, PyTree], PyTree], numbers: PyTree) -> "Rows":
         """The same rows, each read through `fn(row, numbers of the row)`."""
         rows = self if self.mixing is None else Rows(self.written, self.present, made_of=self.made_of)
@@ -115,7 +131,10 @@ class Rows:
 
     def accepting(self, accepted: jax.Array) -> "Rows":
         """The same rows without those that are not accepted, bool `(n,)`."""
-        return dataclasses.replace(self, present=self.present & accepted)
+        rows = dataclasses.replace(self, present=self.present & accepted)
+        if "sizes" in self.__dict__:  # measured already, and the rows are the same
+            rows.__dict__["sizes"] = self.sizes
+        return rows
 
     def mixed(self, mixing: jax.Array, present: jax.Array) -> "Rows":
         """Rows that are weighted sums of these, `sum_j mixing_ij * row_j`; absent rows must have weight 0 in all.
@@ -227,6 +246,11 @@ def _num_rows(updates: PyTree) -> int:
 def at_most(limit: jax.Array, num_malicious: Count) -> jax.Array:
     """The number of malicious clients that a rule assumes: what it is told, but no more than it can stand, nor below 0."""
     return jnp.clip(jnp.asarray(num_malicious, jnp.int32), 0, jnp.maximum(limit, 0)).astype(jnp.int32)
+
+
+def scale(row: PyTree, factor: jax.Array) -> PyTree:
+    """One update times a number; as a map of `Rows` it lets `Rows.threshold` search the stack as it came."""
+    return jax.tree.map(lambda x: x * factor, row)
 
 
 def is_finite(row: PyTree) -> jax.Array:

@@ -132,13 +132,16 @@ def layer_filter(
             everybody = equal_weights(rows, rows.present)
             return rows.columns(coordinate_wise, radii), state, Diagnostics(everybody)
         norm, purity = rows.each(lambda row: (measured(ops.tree_norm, row), measured(_purity, row)))
-        magnitude_score, direction_score = jax.tree.map(lambda x: _score(x, rows.present), (norm, purity))
-
-        def weight(magnitude_score: jax.Array, direction_score: jax.Array) -> jax.Array:
-            kept = _kept(magnitude_score, direction_score, radii, rows.present)
-            return jnp.where(kept, 1 / jnp.maximum(jnp.sum(kept), 1), 0.0)
-
-        weights = jax.tree.map(weight, magnitude_score, direction_score)
+        # All layers together, (n, layers): one sort instead of one for each layer and measure.
+        layers, structure = jax.tree.flatten(norm)
+        by_layer = jnp.stack([jnp.stack(jax.tree.leaves(part), axis=1) for part in (norm, purity)], axis=1)
+        score = _score(by_layer, rows.present)
+        kept = _kept(score[:, 0], score[:, 1], radii, rows.present[:, None])
+        share = jnp.where(kept, 1 / jnp.maximum(jnp.sum(kept, axis=0), 1), 0.0)
+        weights, magnitude_score, direction_score = (
+            jax.tree.unflatten(structure, [x[:, layer] for layer in range(len(layers))])
+            for x in (share, score[:, 0], score[:, 1])
+        )
         info = FilterDiagnostics(weights, norm, purity, magnitude_score, direction_score)
         return rows.weighted_sum(weights), state, info
 

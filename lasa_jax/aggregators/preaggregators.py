@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from lasa_jax import ops
-from lasa_jax.aggregators.base import Count, PreAggregator, PyTree, Rows, Scalar, at_most, is_finite
+from lasa_jax.aggregators.base import Count, PreAggregator, PyTree, Rows, Scalar, at_most, scale
 from lasa_jax.errors import check_number
 
 
@@ -14,7 +14,8 @@ def reject_nonfinite() -> PreAggregator:
     """Drops every client whose update holds a NaN or an infinity anywhere; it is never counted again."""
 
     def step(rows: Rows, *, key: jax.Array, num_malicious: Count) -> Rows:
-        return rows.accepting(rows.each(is_finite))
+        largest, _ = rows.sizes
+        return rows.accepting(jnp.isfinite(largest))
 
     return step
 
@@ -28,10 +29,9 @@ def clip_to_median_norm() -> PreAggregator:
     """
 
     def step(rows: Rows, *, key: jax.Array, num_malicious: Count) -> Rows:
-        norms = rows.each(ops.tree_norm)
+        _, norms = rows.sizes
         median = ops.masked_median(norms, rows.present, lower=True)
-        scales = jnp.where(norms > median, median / norms, 1.0)
-        return rows.mapped(lambda row, scale: jax.tree.map(lambda x: x * scale, row), scales)
+        return rows.mapped(scale, jnp.where(norms > median, median / norms, 1.0))
 
     return step
 
@@ -49,7 +49,7 @@ def clip_to_norm(clip_norm: Scalar = 1.0) -> PreAggregator:
     check_number("clip_norm", clip_norm, above=0)
 
     def step(rows: Rows, *, key: jax.Array, num_malicious: Count) -> Rows:
-        norms = rows.each(ops.tree_norm)
+        _, norms = rows.sizes
         scales = jnp.where(jnp.isfinite(norms), 1 / jnp.maximum(norms / clip_norm, 1), 0.0)
 
         def clip(row: PyTree, scale: jax.Array) -> PyTree:
@@ -158,17 +158,20 @@ def keep_top_k(sparsity_level: Scalar = 0.3, num_kept: Count | None = None) -> P
         if m == 0:
             return rows
 
-        def threshold(row: PyTree) -> jax.Array:
-            # Written leaf by leaf: joined with `concatenate`, each entry would look for its leaf.
-            masked = [x for x in jax.tree.leaves(row) if _is_masked(x)]
-            values, start = jnp.zeros(m, jnp.result_type(*masked)), 0
-            for x in masked:
+        def masked(row: PyTree) -> list[jax.Array]:
+            leaves = [x for x in jax.tree.leaves(row) if _is_masked(x)]
+            if not ops.one_at_a_time():
+                return leaves
+            # Joined, one row fits a CPU's cache. Leaf by leaf: with `concatenate`, each entry would look for its leaf.
+            values, start = jnp.zeros(m, jnp.result_type(*leaves)), 0
+            for x in leaves:
                 values, start = values.at[start : start + x.size].set(x.ravel()), start + x.size
-            return jnp.where(k >= m, -1.0, ops.magnitude_threshold(values, k))
+            return [values]
 
         def mask(row: PyTree, threshold: jax.Array) -> PyTree:
             return jax.tree.map(lambda x: jnp.where(jnp.abs(x) > threshold, x, 0) if _is_masked(x) else x, row)
 
-        return rows.mapped(mask, rows.each(threshold))
+        threshold = jnp.where(k >= m, -1.0, rows.threshold(masked, k))
+        return rows.mapped(mask, threshold)
 
     return step

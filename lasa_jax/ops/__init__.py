@@ -34,6 +34,7 @@ from lasa_jax.ops.statistics import (
     total,
     tree_dot,
     tree_norm,
+    tree_size,
 )
 from lasa_jax.ops.target import compiling_for, platform
 
@@ -69,6 +70,7 @@ __all__ = [
     "total",
     "tree_dot",
     "tree_norm",
+    "tree_size",
     "usable_gram",
     "weighted_sum",
 ]

@@ -1,5 +1,6 @@
 """Order statistics that XLA does not do well: the k-th largest magnitude of millions of values without sorting them."""
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,6 +15,9 @@ _MOST_PASSES = 33  # each halves the 31 bits
 _SAMPLE = 1 << 15  # values in the sample that brackets the threshold: fits the second-level cache
 
 
+Parts = tuple[jax.Array, ...]
+
+
 class _Bracket(NamedTuple):
     """Bit patterns with `count(bits > low) >= k > count(bits > high)`, those two counts, and the passes so far."""
 
@@ -24,7 +28,7 @@ class _Bracket(NamedTuple):
     passes: jax.Array
 
 
-def magnitude_threshold(values: jax.Array, k: jax.Array | int) -> jax.Array:
+def magnitude_threshold(values: jax.Array | Sequence[jax.Array], k: jax.Array | int) -> jax.Array:
     """The k-th largest of `abs(values)`, exactly.
 
     Non-negative floats have the order of their bit patterns, so the threshold is found by narrowing an interval of
@@ -33,34 +37,45 @@ def magnitude_threshold(values: jax.Array, k: jax.Array | int) -> jax.Array:
     `k - 1` values lie above the upper end.
 
     Args:
-      values: float32 `(m,)`, no NaN.
+      values: floating point, of any shape, or several such arrays whose m entries count together; no NaN. What is wider than
+        float32 is rounded to it.
       k: how many, `1 <= k <= m`; may be traced. `k <= 0` gives infinity, since no value is large enough.
 
     Returns:
       A float32 scalar. The values strictly above it are at most `k - 1`; ties count together.
     """
-    return _search(values, jnp.asarray(k, jnp.int32))[0]
+    parts = tuple(values) if isinstance(values, Sequence) else (values,)
+    return _search(parts, jnp.asarray(k, jnp.int32))[0]
 
 
-def _search(values: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _search(parts: Parts, k: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The threshold and the number of passes over all values that were needed."""
-    if values.dtype != jnp.float32:
-        raise TypeError(f"magnitude_threshold: values are {values.dtype}, float32 is needed")
-    bits = lax.bitcast_convert_type(jnp.abs(values), jnp.int32)
-    m = bits.size
+    m = sum(x.size for x in parts)
     rank = jnp.maximum(k, 1)
     points = [jnp.int32(0), jnp.int32(_INFINITY >> 1)]  # masses of exact zeros are common: settled in the first pass
     if m > 4 * _SAMPLE:
         stride = m // _SAMPLE
-        sample = bits[: stride * _SAMPLE].reshape(_SAMPLE, stride)[:, 0]
-        expected = rank.astype(jnp.float32) / m * _SAMPLE
-        margin = 3.0 * jnp.sqrt(expected * jnp.maximum(1.0 - expected / _SAMPLE, 0.0)) + 2.0
+        sample = jnp.concatenate([_every(x, stride) for x in parts])
+        expected = rank.astype(jnp.float32) / m * sample.size
+        margin = 3.0 * jnp.sqrt(expected * jnp.maximum(1.0 - expected / sample.size, 0.0)) + 2.0
         for place in (expected + margin, expected, expected - margin):
-            place = jnp.clip(jnp.round(place), 1, _SAMPLE).astype(jnp.int32)
-            points.append(_narrow(sample, place, _whole(_SAMPLE)).high)
-    bracket = _narrow(bits, rank, _probe(bits, rank, _whole(m), points))
-    threshold = statistics.largest_magnitude(jnp.where(bits <= bracket.high, values, 0))
-    return jnp.where(k <= 0, jnp.inf, threshold), bracket.passes + 1
+            place = jnp.clip(jnp.round(place), 1, sample.size).astype(jnp.int32)
+            points.append(_narrow((sample,), place, _whole(sample.size)).high)
+    bracket = _narrow(parts, rank, _probe(parts, rank, _whole(m), points))
+    below = [statistics.largest_magnitude(jnp.where(_bits(x) <= bracket.high, x, 0).astype(jnp.float32)) for x in parts]
+    return jnp.where(k <= 0, jnp.inf, functools.reduce(jnp.maximum, below)), bracket.passes + 1
+
+
+def _bits(values: jax.Array) -> jax.Array:
+    """The bit patterns of magnitudes, int32, in their order."""
+    return lax.bitcast_convert_type(jnp.abs(values.astype(jnp.float32)), jnp.int32)
+
+
+def _every(values: jax.Array, stride: int) -> jax.Array:
+    """Every `stride`-th value, a vector."""
+    flat = values.ravel()
+    whole = flat.size // stride
+    return flat[: whole * stride].reshape(whole, stride)[:, 0]
 
 
 def _whole(count: int) -> _Bracket:
@@ -68,9 +83,11 @@ def _whole(count: int) -> _Bracket:
     return _Bracket(jnp.int32(-1), jnp.int32(_INFINITY), jnp.int32(count), jnp.int32(0), jnp.int32(0))
 
 
-def _probe(bits: jax.Array, k: jax.Array, bracket: _Bracket, points: Sequence[jax.Array]) -> _Bracket:
+def _probe(parts: Parts, k: jax.Array, bracket: _Bracket, points: Sequence[jax.Array]) -> _Bracket:
     """Narrows the bracket with one pass: the counts of values above each of a few points."""
-    counts = statistics.counts(*(bits > at for at in points))
+    # The bits are made here, not before the loop: there they would be a copy of all values.
+    by_part = [statistics.counts(*(bits > at for at in points)) for bits in map(_bits, parts)]
+    counts = [functools.reduce(jnp.add, part) for part in zip(*by_part, strict=True)]
     for at, above in zip(points, counts, strict=True):
         raises = (above >= k) & (at > bracket.low)
         lowers = (above < k) & (at < bracket.high)
@@ -84,7 +101,7 @@ def _probe(bits: jax.Array, k: jax.Array, bracket: _Bracket, points: Sequence[ja
     return bracket._replace(passes=bracket.passes + 1)
 
 
-def _narrow(bits: jax.Array, k: jax.Array, bracket: _Bracket) -> _Bracket:
+def _narrow(parts: Parts, k: jax.Array, bracket: _Bracket) -> _Bracket:
     """Probes until the bracket is one wide or exactly `k - 1` values lie above it."""
 
     def unknown(bracket: _Bracket) -> jax.Array:
@@ -102,7 +119,7 @@ def _narrow(bits: jax.Array, k: jax.Array, bracket: _Bracket) -> _Bracket:
         guesses = lax.bitcast_convert_type(low + (high - low) * jnp.clip(shares, 0, 1), jnp.int32)
         middle = bracket.low + (bracket.high - bracket.low) // 2
         within = (guesses > bracket.low) & (guesses < bracket.high)  # not so if `high` is infinite
-        return _probe(bits, k, bracket, [middle, *jnp.where(within, guesses, middle)])
+        return _probe(parts, k, bracket, [middle, *jnp.where(within, guesses, middle)])
 
     return lax.while_loop(unknown, step, bracket)
 

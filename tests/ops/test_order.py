@@ -44,7 +44,7 @@ def test_large_arrays_in_few_passes(spread, level):
     elif spread == "equal":
         values[:] = 1.5
     k = max(1, int(m * (1 - level)))
-    threshold, passes = jax.jit(_search)(values, jnp.int32(k))
+    threshold, passes = jax.jit(_search)((values,), jnp.int32(k))
     assert threshold == kth_largest(values, k)
     assert passes <= 33
     if spread == "normal":
@@ -55,9 +55,13 @@ def test_no_value_is_large_enough_for_k_of_zero():
     assert THRESHOLD(np.ones(5, np.float32), 0) == np.inf
 
 
-def test_refuses_another_dtype():
-    with pytest.raises(TypeError, match="float32"):
-        ops.magnitude_threshold(jnp.ones(4, jnp.bfloat16), 2)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_several_arrays_of_any_type_count_together(dtype):
+    rng = np.random.default_rng(0)
+    parts = [jnp.asarray(rng.standard_normal(shape), dtype) for shape in ((200, 300), (7,), (400, 250), (1, 1, 3))]
+    joined = np.concatenate([np.asarray(x, np.float32).ravel() for x in parts])
+    for k in (1, 10, 50_000, joined.size):
+        assert THRESHOLD(parts, k) == kth_largest(joined, k)
 
 
 def test_never_sorts():
