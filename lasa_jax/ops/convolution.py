@@ -2,12 +2,14 @@
 
 XLA's own convolution fails a simulator of clients twice: its gradient takes forms that the CPU runs at a thirtieth of the
 speed of a matrix product, and `vmap` over kernels makes a grouped convolution, which cuDNN handles badly and the
-partitioner replicates on every device. So where clients train together (an accelerator) a convolution is a product of
-patches and kernel; where they train one after another (a CPU) it is XLA's, and both gradients are written as what they
-are: convolutions again.
+partitioner replicates on every device. So where `vmap` gives each client its kernel, a convolution is a product of
+patches and kernel, and patches are made again for the gradient; otherwise it is XLA's. On a CPU both gradients of XLA's
+are written as what they are: convolutions again.
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,11 +32,68 @@ def conv2d(images: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: in
     Returns:
       `(batch, out_height, out_width, features)` with `out = (size + 2 * padding - kernel_size) // stride + 1`.
 
-    On a CPU the gradient is our own: it cannot be differentiated in reverse once more.
+    The gradient is our own: it cannot be differentiated once more, except on a CPU with a stride.
     """
-    if stride == 1 and one_at_a_time():
+    if not one_at_a_time():
+        return _by_what_is_batched(images, kernel, stride, padding)
+    if stride == 1:
         return _with_direct_gradients(images, kernel, padding)
     return _patches_product(images, kernel, stride, (padding, padding))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _by_what_is_batched(images: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
+    """XLA's convolution with XLA's gradients; both of patches where `vmap` gives each client its own kernel."""
+
+    def forward(images: jax.Array, kernel: jax.Array) -> jax.Array:
+        return _xla(images, kernel, stride, padding)
+
+    def batched(images: jax.Array, kernel: jax.Array) -> jax.Array:
+        return _patches_product(images, kernel, stride, (padding, padding))
+
+    result: jax.Array = _choose(forward, batched)(images, kernel)
+    return result
+
+
+def _saving(images: jax.Array, kernel: jax.Array, stride: int, padding: int) -> tuple[jax.Array, Any]:
+    return _by_what_is_batched(images, kernel, stride, padding), (images, kernel)
+
+
+def _gradients(stride: int, padding: int, saved: Any, grad: jax.Array) -> Any:
+    def forward(images: jax.Array, kernel: jax.Array, grad: jax.Array) -> Any:
+        return jax.vjp(lambda x, w: _xla(x, w, stride, padding), images, kernel)[1](grad)
+
+    def batched(images: jax.Array, kernel: jax.Array, grad: jax.Array) -> Any:
+        # The barrier keeps the compiler from holding the forward pass's patches until here: they are large.
+        images, grad = lax.optimization_barrier((images, grad))
+        return jax.vjp(lambda x, w: _patches_product(x, w, stride, (padding, padding)), images, kernel)[1](grad)
+
+    return _choose(forward, batched)(*saved, grad)
+
+
+_by_what_is_batched.defvjp(_saving, _gradients)
+
+
+def _choose(single: Callable[..., Any], many: Callable[..., Any]) -> Callable[..., Any]:
+    """`single` as it is and for a batch of one; the `vmap` of `many` for more."""
+    chosen = jax.custom_batching.custom_vmap(single)
+
+    @chosen.def_vmap
+    def _(size: int, batched: list[bool], *args: jax.Array) -> tuple[Any, Any]:
+        with jax.enable_x64(args[0].dtype == jnp.float64):  # this may run after the caller's own has ended
+            if size == 1:
+                only = [x[0] if is_batched else x for x, is_batched in zip(args, batched, strict=True)]
+                result = jax.tree.map(lambda x: x[None], _choose(single, many)(*only))
+            else:
+                result = jax.vmap(many, in_axes=tuple(0 if is_batched else None for is_batched in batched))(*args)
+        return result, jax.tree.map(lambda _: True, result)
+
+    return chosen
+
+
+def _xla(images: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
+    sides = [(padding, padding)] * 2
+    return lax.conv_general_dilated(images, kernel, (stride, stride), sides, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
 def _patches_product(images: jax.Array, kernel: jax.Array, stride: int, padding: tuple[int, int]) -> jax.Array:
