@@ -215,6 +215,7 @@ def _program(config: ConfigDict, dataset: Dataset, shares: Partition, model: Mod
             decay_every=client.decay_every,
             clips_parameters_only=_statistics_apart(config),
             precision=client.precision,
+            convolution=client.convolution,
         ),
         make_attack=make_attack,
         make_aggregator=make_aggregator,

@@ -100,6 +100,10 @@ BAD = {
     "workdir": ([f"--workdir={ROOT / 'README.md'}"], "README.md: is a file, allowed is a directory"),
     "misspelt": (["--config.atack_ratio=0.1"], "is not a setting (did you mean config.attack_ratio?)"),
     "type": (["--config.rounds=many"], "config.rounds = 'many': allowed is a whole number"),
+    "convolution": (
+        ["--config.client.convolution=winograd"],
+        "config.client.convolution = 'winograd': allowed are auto, patches, taps, grouped",
+    ),
     "boolean": (["--config.record_filtering=maybe"], "config.record_filtering = 'maybe': allowed is true or false"),
     "flag": (["--wokdir=x"], "--wokdir=x: is not a flag of lasa-jax run (did you mean --workdir?)"),
     "no flag": (["extra"], "extra: is not a flag of lasa-jax run"),

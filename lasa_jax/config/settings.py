@@ -7,7 +7,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from lasa_jax import data, methods, models
+from lasa_jax import data, methods, models, ops
 from lasa_jax.data import partition
 from lasa_jax.errors import InputError, check_number, nearest
 
@@ -107,6 +107,9 @@ SETTINGS: dict[str, Setting] = {
     ),
     "client.precision": Setting(
         "of local training", "tf32", str, PROGRAM, ("float32", "tf32", "bfloat16", "float64"), costs=True
+    ),
+    "client.convolution": Setting(
+        "form of convolutions of clients together, on an accelerator", "auto", str, FORM, ops.BATCHED_FORMS, costs=True
     ),
     "preaggregators.names": Setting("steps in front of the rule, in order, separated by commas", "", str, PROGRAM),
     "aggregator.name": Setting("the server's rule", "lasa", str, PROGRAM),

@@ -53,6 +53,7 @@ class LocalTraining:
       precision: "tf32" and "float32" differ in products only: TF32 on a GPU that has it, three passes of bfloat16 on a TPU
         and float32 on a CPU; or every digit of float32 everywhere. "bfloat16" for products and activations, while weights,
         velocity, statistics and the loss stay float32. "float64" for all of it. What is sent is float32.
+      convolution: form of the convolutions of clients that are trained together, see `ops.convolving_by`.
     """
 
     model: Model
@@ -62,6 +63,7 @@ class LocalTraining:
     decay_every: int
     clips_parameters_only: bool = False
     precision: str = "tf32"
+    convolution: str = "auto"
 
     @property
     def matmul_precision(self) -> str:
@@ -150,7 +152,7 @@ class LocalTraining:
             return jax.lax.fori_loop(0, steps, step, carry)
 
         wide = jax.enable_x64(True) if self.precision == "float64" else contextlib.nullcontext()
-        with wide, jax.default_matmul_precision(self.matmul_precision):
+        with wide, jax.default_matmul_precision(self.matmul_precision), ops.convolving_by(self.convolution):
             first = cast(variables, kept)
             start = (first, optimizer.init(first["params"]), jnp.zeros(2, jnp.float32))  # loss and labels so far
             local, _, loss = jax.lax.fori_loop(0, self.epochs, epoch, start)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from lasa_jax import ops
 from lasa_jax.models.layers import Dense, uniform_fan_in
 
 PADDING = 0  # the token whose embedding is fixed at zero
@@ -36,41 +37,67 @@ class LSTM(nn.Module):
         return jnp.swapaxes(_recur(steps, recurrent), 0, 1)
 
 
-def _scan(steps: jax.Array, recurrent: jax.Array) -> jax.Array:
-    """Outputs h_1 .. h_T, `(time, batch, features)`, of what inputs add to the gates, `(time, batch, 4 * features)`."""
-
-    def step(carry: tuple[jax.Array, jax.Array], x_t: jax.Array) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
-        h, c = carry
-        i, f, g, o = jnp.split(x_t + h @ recurrent, 4, axis=-1)
-        c = nn.sigmoid(f) * c + nn.sigmoid(i) * jnp.tanh(g)
-        h = nn.sigmoid(o) * jnp.tanh(c)
-        return (h, c), h
-
-    zeros = jnp.zeros((steps.shape[1], recurrent.shape[0]), steps.dtype)
-    return jax.lax.scan(step, (zeros, zeros), steps)[1]
-
-
-# The gradient of the recurrent kernel is a sum over all times of products of h_{t-1} with the gradient of the gates at t.
-# Left to itself it is added up inside the backward scan, which reads and writes the whole kernel in every step.
+# Of a step the forward scan keeps its gates and its cell and the backward scan yields the gates' gradients: the fewer
+# arrays a step writes, the fewer kernels an accelerator launches. All else is one product or one pass over all times.
 @jax.custom_vjp
 def _recur(steps: jax.Array, recurrent: jax.Array) -> jax.Array:
-    return _scan(steps, recurrent)
+    """Outputs h_1 .. h_T, `(time, batch, features)`, of what inputs add to the gates, `(time, batch, 4 * features)`."""
+    return _forward(steps, recurrent)[0]
 
 
 def _forward(steps: jax.Array, recurrent: jax.Array) -> tuple[jax.Array, Any]:
-    outputs, pull_back = jax.vjp(lambda steps: _scan(steps, recurrent), steps)
-    return outputs, (outputs, pull_back)
+    def step(carry: tuple[jax.Array, jax.Array], x_t: jax.Array) -> tuple[tuple[jax.Array, jax.Array], Any]:
+        h, c = carry
+        gates = x_t + h @ recurrent
+        i, f, g, o = jnp.split(gates, 4, axis=-1)
+        c = nn.sigmoid(f) * c + nn.sigmoid(i) * jnp.tanh(g)
+        h = nn.sigmoid(o) * jnp.tanh(c)
+        return (h, c), (gates, c)
+
+    zeros = jnp.zeros((steps.shape[1], recurrent.shape[0]), steps.dtype)
+    gates, cells = jax.lax.scan(step, (zeros, zeros), steps, unroll=_unroll())[1]
+    outputs = nn.sigmoid(jnp.split(gates, 4, axis=-1)[3]) * jnp.tanh(cells)
+    return outputs, (gates, cells, outputs, recurrent)
 
 
 def _backward(saved: Any, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
-    outputs, pull_back = saved
-    (to_steps,) = pull_back(grad)  # what x_t adds to the gates has their gradient
-    before = jnp.concatenate([jnp.zeros_like(outputs[:1]), outputs[:-1]])
-    rows = to_steps.shape[0] * to_steps.shape[1]
-    return to_steps, before.reshape(rows, -1).T @ to_steps.reshape(rows, -1)
+    gates, cells, outputs, recurrent = saved
+    time, batch, features = cells.shape
+    i, f, g, o = jnp.split(gates, 4, axis=-1)
+    i, f, g, o, squashed = nn.sigmoid(i), nn.sigmoid(f), jnp.tanh(g), nn.sigmoid(o), jnp.tanh(cells)
+    slopes = jnp.stack(
+        [g * i * (1 - i), _before(cells) * f * (1 - f), i * (1 - g**2), squashed * o * (1 - o)], axis=2
+    )  # of the cell by i, f, g, and of the output by o
+    of_output = jnp.arange(4)[:, None] == 3
+
+    def step(carry: tuple[jax.Array, jax.Array], at: Any) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+        # The cell's gradient is carried four times, so that both results have one shape: one kernel gives both.
+        to_h, to_c = carry
+        grad_t, slopes, h_by_c, f = (x if x.ndim == 3 else x[:, None] for x in at)
+        to_h = to_h[:, None] + grad_t
+        to_c = to_c + to_h * h_by_c
+        to_gates = jnp.where(of_output, to_h, to_c) * slopes
+        return (to_gates.reshape(batch, -1) @ recurrent.T, to_c * f), to_gates
+
+    start = jnp.zeros_like(cells[0]), jnp.zeros_like(slopes[0])
+    at = (grad, slopes, o * (1 - squashed**2), f)
+    to_steps = jax.lax.scan(step, start, at, reverse=True, unroll=_unroll())[1].reshape(time, batch, 4 * features)
+    # One product over all times: inside the scan every step would read and write the whole kernel.
+    rows = time * batch
+    return to_steps, _before(outputs).reshape(rows, -1).T @ to_steps.reshape(rows, -1)
 
 
 _recur.defvjp(_forward, _backward)
+
+
+def _before(states: jax.Array) -> jax.Array:
+    """Of each time the state before it."""
+    return jnp.concatenate([jnp.zeros_like(states[:1]), states[:-1]])
+
+
+def _unroll() -> int:
+    """Steps of a scan in one pass of its loop: on an accelerator what a loop writes and counts is launched less often."""
+    return 1 if ops.one_at_a_time() else 10
 
 
 class Embedding(nn.Module):

@@ -10,7 +10,7 @@ from lasa_jax.ops.columns import (
     sum_columns,
     usable_gram,
 )
-from lasa_jax.ops.convolution import conv2d, max_pool2d
+from lasa_jax.ops.convolution import BATCHED_FORMS, conv2d, convolving_by, max_pool2d
 from lasa_jax.ops.order import magnitude_threshold, sample_without_replacement
 from lasa_jax.ops.rows import (
     CLIENTS,
@@ -39,12 +39,14 @@ from lasa_jax.ops.statistics import (
 from lasa_jax.ops.target import compiling_for, platform
 
 __all__ = [
+    "BATCHED_FORMS",
     "CLIENTS",
     "RUNS",
     "any_run",
     "average_of_ranks",
     "compiling_for",
     "conv2d",
+    "convolving_by",
     "counts",
     "gram",
     "largest_magnitude",

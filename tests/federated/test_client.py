@@ -220,6 +220,36 @@ def test_products_of_training_have_their_precision_on_accelerators(precision, wa
     assert wanted == "DEFAULT" or all("precision = [" in line for line in products)
 
 
+@pytest.mark.parametrize(("form", "grouped"), [("patches", False), ("grouped", True)])
+def test_the_form_of_convolutions_reaches_the_program(form, grouped):
+    shape = (8, 8, 1)
+    images = jax.ShapeDtypeStruct((4, *shape), jnp.float32)
+    model = models.create("small_cnn", num_classes=2, input_shape=shape)
+    examples = data.Examples(np.zeros(images.shape, np.float32), np.zeros(4, np.int32))
+    dataset = data.Dataset("zeros", 2, examples, examples, mean=(0.0,), std=(1.0,))
+    local = LocalTraining(model, dataset, epochs=1, batch_size=2, decay_every=1, convolution=form)
+
+    def clients(variables, train, keys):
+        def one(key):
+            sgd = SGD(0.1, 0.0, 1.0, None)
+            return local(
+                variables,
+                sgd,
+                train,
+                jnp.int32(1),
+                indices=jnp.arange(4),
+                size=jnp.int32(4),
+                key=key,
+                relabel=lambda labels: labels,
+            )
+
+        return jax.vmap(one)(keys)
+
+    with ops.compiling_for("gpu"):
+        text = jax.jit(clients).lower(model.init(KEY), examples, jax.random.split(KEY, 3)).as_text()
+    assert ("feature_group_count = 3" in text) == grouped
+
+
 def test_double_precision_keeps_steps_that_are_lost_beside_a_weight():
     """Steps of 1e-10 beside weights of 0.1, whose neighbours in float32 are 7e-9 away."""
     single, double = (local_update(precision, learning_rate=1e-9)[0] for precision in ("float32", "float64"))
