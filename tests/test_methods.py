@@ -150,9 +150,14 @@ class TestSettings:
         lines = grid.plan(grid.Grid(configs.paper("digits"), axes), tmp_path / "sweep").lines()
         assert "compiled in: norm_gate.at_least: annotate it as Scalar to share a program" in lines
 
-    def test_fields_of_rules_that_a_point_does_not_select_are_left_out(self):
+    def test_fields_of_rules_that_a_point_does_not_select_are_refused(self):
+        """Two points would be the same run. A single point, or tied fields, say the same without it."""
         axes = [{"aggregator.name": ["strangers:norm_gate", "fedavg"]}, {"aggregator.norm_gate.factor": [1.0, 2.0]}]
-        assert len(grid.points(grid.Grid(configs.paper("digits"), axes))) == 3
+        with pytest.raises(grid.GridError, match="no aggregator 'norm_gate' is selected, but fedavg"):
+            grid.points(grid.Grid(configs.paper("digits"), axes))
+        single = [{"aggregator.name": "fedavg"}]
+        axes = [{"aggregator.name": ["strangers:norm_gate"]}, axes[1]]
+        assert len(grid.points(grid.Grid(configs.paper("digits"), axes, single))) == 3
 
 
 BAD = {
