@@ -54,4 +54,4 @@ def test_files_are_written_below_folders_that_are_no_links(tmp_path):
     (tmp_path / "report").symlink_to(tmp_path / "out")
     with pytest.raises(InputError, match="report: is a link; say where to write"):
         rendering.folder(tmp_path, None)
-    assert rendering.folder(tmp_path, "elsewhere").name == "elsewhere"
+    assert rendering.folder(tmp_path, tmp_path / "elsewhere").name == "elsewhere"
