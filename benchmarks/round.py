@@ -21,8 +21,8 @@ from lasa_jax import aggregators, build
 from lasa_jax import config as configs
 from lasa_jax.data import FederatedDataset
 from lasa_jax.federated import make_mesh, one_round
+from lasa_jax.federated.evaluation import evaluate
 from lasa_jax.federated.round import draw_clients, round_keys, train_clients
-from lasa_jax.federated.simulation import evaluate
 from lasa_jax.main import use_all_cores
 
 

@@ -118,7 +118,9 @@ SETTINGS: dict[str, Setting] = {
     ),
     "attack.name": Setting("what malicious clients do", "none", str, PROGRAM),
     "eval_every": Setting("rounds between evaluations", 1, int, PROGRAM, _COUNT, costs=True),
-    "eval_batch_size": Setting("test examples at a time", 250, int, FORM, _COUNT),
+    "eval_batch_size": Setting(
+        "test examples at a time; None: 250 on a CPU, else what fits", None, int, FORM, _COUNT, optional=True
+    ),
     "block_rounds": Setting("rounds in one dispatch", 10, int, FORM, _COUNT),
     "checkpoint_every": Setting("rounds between checkpoints", 10, int, PLACE, _COUNT),
     "keep_checkpoints": Setting("how many are kept", 2, int, PLACE, {"low": 1}),

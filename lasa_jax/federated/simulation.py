@@ -13,9 +13,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lasa_jax import ops
 from lasa_jax.data import Examples, FederatedDataset
+from lasa_jax.federated.evaluation import evaluate
 from lasa_jax.federated.round import one_round
 from lasa_jax.federated.types import Point, Program, RoundMetrics, State
-from lasa_jax.models import Variables
 
 
 class BlockMetrics(NamedTuple):
@@ -54,36 +54,6 @@ def make_mesh(devices: Sequence[jax.Device] | None = None, *, runs: int = 1) -> 
     return jax.make_mesh(shape, (ops.RUNS, ops.CLIENTS), axis_types=(AxisType.Auto,) * 2, devices=devices)
 
 
-def evaluate(program: Program, state: State, test: Examples, batch_size: int) -> tuple[jax.Array, jax.Array]:
-    """Mean loss and accuracy of the global model over all test labels, each device its own share of the batches."""
-    model, dataset = program.local_training.model, program.local_training.dataset
-    num_examples = test.labels.shape[0]
-    num_batches = -(-num_examples // batch_size)
-    num_batches += -num_batches % ops.num_shards()
-    padding = num_batches * batch_size - num_examples
-
-    def batches(x: jax.Array) -> jax.Array:
-        x = jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1))
-        return x.reshape(num_batches, batch_size, *x.shape[1:])
-
-    def one(inputs: jax.Array, labels: jax.Array, real: jax.Array, variables: Variables) -> tuple[jax.Array, jax.Array]:
-        logits, _ = model.apply(variables, dataset.normalise(inputs))
-        losses = -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[..., None], axis=-1)[..., 0]
-        right = jnp.argmax(logits, axis=-1) == labels
-        counted = dataset.counted(labels, real)
-        return jnp.sum(jnp.where(counted, losses, 0.0)), jnp.sum(right & counted, dtype=jnp.int32)
-
-    real = batches(jnp.ones(num_examples, bool))
-    with jax.default_matmul_precision(program.local_training.matmul_precision):
-        losses, right = ops.map_rows(
-            one, batches(test.inputs), batches(test.labels), real, shared=(state.variables,), at_once=1
-        )
-    count = jnp.sum(dataset.counted(test.labels, jnp.ones(num_examples, bool)))
-    loss = jnp.sum(losses) / count
-    # A model of NaN predicts class 0 everywhere: that is no accuracy.
-    return loss, jnp.where(jnp.isnan(loss), jnp.nan, jnp.sum(right) / count)
-
-
 def _put(tree: Any, sharding: NamedSharding) -> Any:
     """Arrays that this process holds whole, laid out as the sharding says."""
     if sharding.is_fully_addressable:
@@ -107,7 +77,7 @@ class Simulation:
       rounds: of a whole run.
       eval_every: rounds between evaluations; the last round is always evaluated.
       block_rounds: rounds of one dispatch.
-      eval_batch_size: test examples at a time.
+      eval_batch_size: test examples at a time; None: see `evaluation.examples_at_once`.
       mesh: see `make_mesh`.
       deterministic: on a GPU only kernels that give the same bits each time; a CPU has no others.
     """
@@ -116,7 +86,7 @@ class Simulation:
     rounds: int
     eval_every: int
     block_rounds: int
-    eval_batch_size: int
+    eval_batch_size: int | None
     mesh: Mesh
     deterministic: bool = False
 
@@ -145,6 +115,11 @@ class Simulation:
           The states after the block, and `BlockMetrics`.
         """
 
+        runs = 1 if ops.one_at_a_time() else jax.tree.leaves(states)[0].shape[0] // self.mesh.shape[ops.RUNS]
+
+        def tested(state: State, test: Examples) -> tuple[jax.Array, jax.Array]:
+            return evaluate(self.program, state, test, self.eval_batch_size, runs=runs)
+
         def one_run(
             state: State, point: Point, partition: Any, train: Examples, test: Examples, start: jax.Array
         ) -> tuple[State, BlockMetrics]:
@@ -154,10 +129,7 @@ class Simulation:
                 state, metrics = one_round(self.program, state, point, run_data, index)
                 due = is_evaluated(index, self.eval_every, self.rounds)
                 nothing = (jnp.float32(jnp.nan), jnp.float32(jnp.nan))
-                tested = lax.cond(
-                    due, lambda: evaluate(self.program, state, run_data.test, self.eval_batch_size), lambda: nothing
-                )
-                return state, BlockMetrics(metrics, *tested)
+                return state, BlockMetrics(metrics, *lax.cond(due, lambda: tested(state, test), lambda: nothing))
 
             def step_or_skip(state: State, index: jax.Array) -> tuple[State, BlockMetrics]:
                 shapes = jax.eval_shape(step, state, index)[1]

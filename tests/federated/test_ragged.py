@@ -13,8 +13,8 @@ from lasa_jax import config as configs
 from lasa_jax.data import Dataset, Examples, FederatedDataset, shakespeare
 from lasa_jax.federated import LocalTraining, make_mesh, one_round
 from lasa_jax.federated.client import SGD
+from lasa_jax.federated.evaluation import evaluate
 from lasa_jax.federated.round import _GROUPS, _step_waste, clients_at_once, draw_clients, round_keys, train_clients
-from lasa_jax.federated.simulation import evaluate
 from lasa_jax.models import Model
 
 KEY = jax.random.key(3)

@@ -1,0 +1,108 @@
+"""The global model on the test examples, in as few batches as memory allows."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lasa_jax import ops
+from lasa_jax.data import Examples
+from lasa_jax.federated.types import Program, State
+from lasa_jax.models import Variables
+
+_IN_CACHE = 250  # examples at a time on a CPU
+_ACTIVATIONS = 2**32  # bytes on an accelerator: a quarter of the smallest memory that is planned for
+
+
+def evaluate(
+    program: Program, state: State, test: Examples, batch_size: int | None = None, *, runs: int = 1
+) -> tuple[jax.Array, jax.Array]:
+    """Mean loss and accuracy of the global model over all test labels, each device its own share of the batches.
+
+    Args:
+      program: what is compiled in.
+      state: of the run.
+      test: all test examples.
+      batch_size: examples at a time; None: see `examples_at_once`.
+      runs: how many a device evaluates together.
+    """
+    num_examples = test.labels.shape[0]
+    if batch_size is None:
+        batch_size = examples_at_once(program, state.variables, test, runs)
+    num_batches = -(-num_examples // batch_size)
+    num_batches += -num_batches % ops.num_shards()
+    padding = num_batches * batch_size - num_examples
+
+    def batches(x: jax.Array) -> jax.Array:
+        x = jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1))
+        return x.reshape(num_batches, batch_size, *x.shape[1:])
+
+    dataset = program.local_training.dataset
+
+    def one(inputs: jax.Array, labels: jax.Array, real: jax.Array, variables: Variables) -> tuple[jax.Array, jax.Array]:
+        logits = _logits(program, variables, inputs)
+        losses = -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[..., None], axis=-1)[..., 0]
+        right = jnp.argmax(logits, axis=-1) == labels
+        counted = dataset.counted(labels, real)
+        return jnp.sum(jnp.where(counted, losses, 0.0)), jnp.sum(right & counted, dtype=jnp.int32)
+
+    real = batches(jnp.ones(num_examples, bool))
+    with jax.default_matmul_precision(program.local_training.matmul_precision):
+        losses, right = ops.map_rows(
+            one, batches(test.inputs), batches(test.labels), real, shared=(state.variables,), at_once=1
+        )
+    count = jnp.sum(dataset.counted(test.labels, jnp.ones(num_examples, bool)))
+    loss = jnp.sum(losses) / count
+    # A model of NaN predicts class 0 everywhere: that is no accuracy.
+    return loss, jnp.where(jnp.isnan(loss), jnp.nan, jnp.sum(right) / count)
+
+
+def examples_at_once(program: Program, variables: Variables, test: Examples, runs: int = 1) -> int:
+    """Test examples of one batch: on a CPU 250, which stay in cache; else the fewest equal batches that memory allows.
+
+    There, what the widest operation of the model reads and writes for all runs of a device is at most 4 GiB. It is counted
+    for 250 examples, weights included, so that it is rather too much.
+
+    Args:
+      program: what is compiled in.
+      variables: of one run.
+      test: all test examples.
+      runs: how many a device evaluates together.
+    """
+    if ops.one_at_a_time():
+        return _IN_CACHE
+    inputs = jax.ShapeDtypeStruct((_IN_CACHE, *test.inputs.shape[1:]), test.inputs.dtype)
+    of_runs = jax.tree.map(lambda x: jax.ShapeDtypeStruct((runs, *x.shape), x.dtype), variables)
+    of_one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), variables)
+
+    def logits(variables: Variables, inputs: jax.Array) -> jax.Array:
+        return _logits(program, variables, inputs)
+
+    # A kernel for each run has another form of a convolution than one for all.
+    together = logits if runs == 1 else jax.vmap(logits, in_axes=(0, None))
+    traced = jax.make_jaxpr(together)(of_one if runs == 1 else of_runs, inputs)
+    most = max(1, _IN_CACHE * _ACTIVATIONS // _widest(traced.jaxpr))
+    on_a_device = -(-test.labels.shape[0] // ops.num_shards())
+    return -(-on_a_device // -(-on_a_device // most))
+
+
+def _logits(program: Program, variables: Variables, inputs: jax.Array) -> jax.Array:
+    training = program.local_training
+    return training.model.apply(variables, training.dataset.normalise(inputs))[0]
+
+
+def _widest(jaxpr: Any) -> int:
+    """Bytes of operands and results of the operation that has most, those inside of loops and calls included."""
+
+    def bytes_of(equation: Any) -> int:
+        inner = [x for x in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr) if _is_jaxpr(x)]
+        if inner:
+            return max(_widest(getattr(x, "jaxpr", x)) for x in inner)
+        arrays = [x.aval for x in (*equation.invars, *equation.outvars)]
+        return sum(x.size * x.dtype.itemsize for x in arrays)
+
+    return max(map(bytes_of, jaxpr.eqns), default=1)
+
+
+def _is_jaxpr(x: Any) -> bool:
+    return hasattr(x, "eqns") or hasattr(x, "jaxpr")
