@@ -89,7 +89,7 @@ def test_the_forms_of_an_accelerator_give_the_same_accuracy():
 
 def test_runs_of_a_batch_share_the_memory(monkeypatch):
     """`block` tells how many runs a device evaluates together: one on a CPU, where they follow one another."""
-    run, state, test = digits()
+    run, state, _ = digits()
     made = build.place([run], make_mesh(jax.devices()[:1])).simulation
     seen = []
 
