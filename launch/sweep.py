@@ -127,7 +127,7 @@ def parser() -> commandline.Parser:
     made.add_path("--workdir", metavar="DIR", required=True, help="directory of the sweep")
     made.add_argument("--dry_run", action="store_true", help="only print the plan")
     made.add_argument(
-        "--batch", metavar="RUNS", type=_count, help="in one dispatch; 1 on a CPU, else what the memory holds"
+        "--batch", metavar="RUNS", type=_count, help="in one dispatch; 1 on a CPU, else what fits and speeds up"
     )
     made.add_argument("--threads", metavar="N", type=_count, help="dispatches side by side; on a CPU the cores, else 1")
     made.add_argument("--backend", choices=("local", "ray", "slurm"), default="local", help="see launch/README.md")

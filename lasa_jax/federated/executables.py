@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from lasa_jax.data import FederatedDataset
+from lasa_jax.federated.memory import DoesNotFit
 from lasa_jax.federated.simulation import Simulation
 from lasa_jax.federated.types import Point, Program, State
 
@@ -22,6 +23,7 @@ class Executables:
         self._keep = keep
         self._count = 0
         self._compiled: dict[Any, Any] = {}  # the one used last comes last
+        self._refused: dict[Any, DoesNotFit] = {}  # found out once, since that takes as long as to compile
         self._locks: dict[Any, threading.Lock] = {}
         self._inits: dict[str, Callable[[Point], State]] = {}
         self._lock = threading.Lock()
@@ -41,6 +43,9 @@ class Executables:
         """The executable of a program, and the seconds that it took to compile now: 0 if it was there.
 
         Threads that ask for the same program wait for the one that compiles it.
+
+        Raises:
+          DoesNotFit: as `Simulation.compile`.
         """
         shapes = jax.tree.map(lambda x: (x.shape, str(x.dtype)), arguments)
         whole = (key, simulation.mesh, jax.tree.structure(arguments), tuple(jax.tree.leaves(shapes)))
@@ -49,8 +54,14 @@ class Executables:
         with lock:
             with self._lock:
                 executable, seconds = self._compiled.pop(whole, None), 0.0
+            if whole in self._refused:
+                raise self._refused[whole]
             if executable is None:
-                executable, seconds = simulation.compile(*arguments)
+                try:
+                    executable, seconds = simulation.compile(*arguments)
+                except DoesNotFit as error:
+                    self._refused[whole] = error
+                    raise
             with self._lock:
                 self._count += seconds > 0
                 self._compiled[whole] = executable

@@ -9,10 +9,9 @@ import jax.numpy as jnp
 from lasa_jax import ops
 from lasa_jax.attacks import Attack
 from lasa_jax.data import FederatedDataset
+from lasa_jax.federated import memory
 from lasa_jax.federated.types import Clients, Filtering, Point, Program, RoundKeys, RoundMetrics, State, Trained
 from lasa_jax.models import Variables
-
-_GROUPS = 8  # of ragged clients of like size: with sizes like FEMNIST's about a tenth of the steps is waste
 
 
 def one_round(
@@ -122,7 +121,7 @@ def train_clients(
     sizes = jnp.where(clients.present, data.partition.sizes[clients.ids], 0)
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(clients.ids)
     steps = training.epochs * (-(-sizes // training.batch_size))
-    at_once = clients_at_once(program)
+    at_once = memory.most_at_once(program)
     updates, losses = ops.map_rows(
         train,
         data.partition.indices[clients.ids],
@@ -134,13 +133,6 @@ def train_clients(
         cost=steps if program.ragged else None,
     )
     return Trained(updates, losses, _step_waste(steps, at_once) if program.ragged else jnp.float32(1))
-
-
-def clients_at_once(program: Program) -> int | None:
-    """Clients trained together on a device: as set, else an eighth where they are ragged and all may go at once."""
-    if program.client_chunk is None and program.ragged and not ops.one_at_a_time():
-        return max(1, -(-program.clients_per_round // (_GROUPS * ops.num_shards())))
-    return program.client_chunk
 
 
 def _step_waste(steps: jax.Array, at_once: int | None) -> jax.Array:

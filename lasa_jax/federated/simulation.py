@@ -13,6 +13,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lasa_jax import ops
 from lasa_jax.data import Examples, FederatedDataset
+from lasa_jax.federated import cards, memory
 from lasa_jax.federated.evaluation import evaluate
 from lasa_jax.federated.round import one_round
 from lasa_jax.federated.types import Point, Program, RoundMetrics, State
@@ -68,6 +69,17 @@ def _put(tree: Any, sharding: NamedSharding) -> Any:
     return jax.tree.map(put, tree)
 
 
+def compiler_options(deterministic: bool) -> dict[str, str | bool] | None:
+    """What the compiler is asked for beside the program, for the platform that is compiled for.
+
+    On a GPU several kernels add in an order that differs from time to time, and the compiler chooses kernels by timing them.
+    `deterministic` leaves out the former and does not do the latter. A CPU and a TPU have neither.
+    """
+    if not deterministic or ops.platform() != "gpu":
+        return None
+    return {"xla_gpu_deterministic_ops": True, "xla_gpu_exclude_nondeterministic_ops": True}
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Simulation:
     """Runs of one program on a mesh. Everything has a leading `runs` axis; a single run is a grid of one.
@@ -79,7 +91,8 @@ class Simulation:
       block_rounds: rounds of one dispatch.
       eval_batch_size: test examples at a time; None: see `evaluation.examples_at_once`.
       mesh: see `make_mesh`.
-      deterministic: on a GPU only kernels that give the same bits each time; a CPU has no others.
+      deterministic: see `compiler_options`.
+      memory_limit: bytes that a program may take of each device; as `cards.memory` says if None.
     """
 
     program: Program
@@ -89,6 +102,7 @@ class Simulation:
     eval_batch_size: int | None
     mesh: Mesh
     deterministic: bool = False
+    memory_limit: int | None = None
 
     def evaluated_rounds(self) -> list[int]:
         """The rounds after which the model is evaluated, counted from 1."""
@@ -141,14 +155,54 @@ class Simulation:
         return self._over_runs(one_run)((states, points, data.partition), (data.train, data.test, start))
 
     def compile(self, states: State, points: Point, data: FederatedDataset) -> tuple[jax.stages.Compiled, float]:
-        """The executable of `block`, with the states donated, and the seconds it took to trace and compile."""
+        """The executable of `block`, with the states donated, and the seconds it took to trace and compile.
+
+        Where `client_chunk` is open on an accelerator, as many clients train at a time as fit its memory. Shapes with a
+        sharding do in place of arrays: a mesh of devices that are only described can be compiled for.
+
+        Raises:
+          DoesNotFit: one line with the numbers, if the program takes more memory than a device has.
+        """
         began = time.perf_counter()
-        with jax.set_mesh(self.mesh), ops.compiling_for(self.mesh.devices.flat[0].platform):
-            runs = NamedSharding(self.mesh, PartitionSpec(ops.RUNS))
-            jitted = jax.jit(self.block, donate_argnums=0, out_shardings=(runs, runs))
-            options: dict[str, str | bool] | None = {"xla_gpu_deterministic_ops": True} if self.deterministic else None
-            executable = jitted.lower(states, points, data, jnp.int32(0)).compile(compiler_options=options)
+        devices = list(self.mesh.devices.flat)
+        device = next((one for one in devices if one.process_index == jax.process_index()), devices[0])
+        limit = cards.memory(device) if self.memory_limit is None else self.memory_limit
+        owned = NamedSharding(self.mesh, PartitionSpec(ops.RUNS))
+        start = jax.ShapeDtypeStruct((), jnp.int32)  # an array would be put on the mesh's devices
+
+        def with_chunk(chunk: int | None) -> jax.stages.Compiled:
+            made = dataclasses.replace(self, program=dataclasses.replace(self.program, client_chunk=chunk))
+            jitted = jax.jit(made.block, donate_argnums=0, out_shardings=(owned, owned))
+            options = compiler_options(self.deterministic)
+            return jitted.lower(states, points, data, start).compile(compiler_options=options)
+
+        with ops.compiling_for(device.platform):
+            runs = 1 if ops.one_at_a_time() else len(points.assumed_malicious) // self.mesh.shape[ops.RUNS]
+            chunk = self._chunk(data, limit, runs)
+            with jax.set_mesh(self.mesh):
+                executable = memory.compile_to_fit(
+                    with_chunk, chunk, limit, self.program, runs=runs, device=device.device_kind
+                )
         return executable, time.perf_counter() - began
+
+    def _chunk(self, data: FederatedDataset, limit: int, runs: int) -> int | None:
+        """Clients to train at a time, as estimated; as set where it is, or where they train one after another anyway."""
+        if self.program.client_chunk is not None or ops.one_at_a_time():
+            return self.program.client_chunk
+        examples, partition = (
+            sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+            for tree in ((data.train, data.test), data.partition)
+        )
+        found = memory.footprint(self.program)  # not under the mesh: devices that are only described hold no constant
+        with jax.set_mesh(self.mesh):
+            return memory.estimated_at_once(
+                self.program,
+                found,
+                limit,
+                examples=examples,
+                partition=partition // len(data.partition.sizes),
+                runs=runs,
+            )
 
     def place(self, states: State, points: Point, data: FederatedDataset) -> tuple[State, Point, FederatedDataset]:
         """Puts what the runs own along the `runs` axis of the mesh, and the examples on every device.

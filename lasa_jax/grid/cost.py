@@ -1,83 +1,135 @@
-"""What a run costs, from shapes alone: its memory, its operations, and how many runs a machine takes at once."""
+"""What a run costs, from shapes alone: its memory, its work in a round, and how many runs a machine takes at once."""
 
 import dataclasses
 import math
 import os
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from lasa_jax import build, ops
 from lasa_jax import config as configs
+from lasa_jax.federated import cards, memory
+from lasa_jax.federated.cards import Card
+from lasa_jax.grid import work
+from lasa_jax.grid.work import Work
+
+# A rule and an attack are not traced, which takes seconds for each of them; these are LASA's and ByzMean's on an H100.
+_READINGS = 25  # of the stack of updates
+_LAUNCHES = 300
+_HIDDEN = 2  # a batch grows until its work takes so many times as long as launching its kernels
+_CPU_CALL = 1e-5  # seconds of a small operation on a CPU, from rounds of the digits
+_COMPILING = {"cpu": 10.0, "gpu": 90.0, "tpu": 90.0}  # seconds of a program, as long as none was measured
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """data: bytes of the examples. run: bytes of one run beside them. operations: floating-point, of one run."""
+    """What one run costs.
+
+    Attributes:
+      data: bytes of the examples.
+      run: bytes of one run beside them.
+      round: work of one round, evaluation in its share.
+      precision: of its products.
+    """
 
     data: int
     run: int
-    operations: float
+    round: Work
+    precision: str
+
+    def seconds(self, card: Card, runs: int = 1) -> float:
+        """Of a round of one run, where so many go together and share the launches."""
+        return self.round.together(runs).seconds(card, self.precision) / runs
 
 
-_costs: dict[tuple[str, ...], Cost] = {}  # of this process, by what a run's cost depends on
+_costs: dict[tuple[object, ...], Cost] = {}  # of this process, by what a run's cost depends on
 
 
-def of(config: ConfigDict) -> Cost:
-    """What one run costs, from shapes alone."""
-    key = configs.cost_key(config)
+def of(config: ConfigDict, limit: int | None = None) -> Cost:
+    """What one run costs on a device of the platform that is compiled for, from shapes alone.
+
+    Args:
+      config: resolved.
+      limit: bytes that a program may take of a device; as `cards.memory` says of the first one if None.
+    """
+    limit = cards.memory(jax.devices()[0]) if limit is None else limit
+    key = (*configs.cost_key(config), ops.platform(), limit)
     if key not in _costs:
-        _costs[key] = _count(config)
+        _costs[key] = _count(config, limit)
     return _costs[key]
 
 
-def _count(config: ConfigDict) -> Cost:
+def _count(config: ConfigDict, limit: int) -> Cost:
     _, dataset, shares, program, _ = build.prepare(config)
     model, training = program.local_training.model, program.local_training
-    variables = jax.eval_shape(model.init, jax.random.key(0))
-    model_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(variables))
-    batch = jax.ShapeDtypeStruct((training.batch_size, *dataset.example.shape), dataset.example.dtype)
+    found = memory.footprint(program)
+    examples, partition = sum(x.nbytes for x in (*dataset.train, *dataset.test)), sum(x.nbytes for x in shares)
+    at_once = memory.estimated_at_once(program, found, limit, examples=examples, partition=partition)
+    clients = program.clients_per_round
+    needs = found.of(rows=clients, examples=0, partition=partition, at_once=at_once)
 
-    def loss(variables: Any, inputs: jax.Array) -> jax.Array:
-        return jnp.sum(model.apply(variables, inputs)[0])
+    variables = jax.eval_shape(model.init, jax.random.key(0))
+
+    def batch(size: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((size, *dataset.example.shape), dataset.example.dtype)
+
+    def forward(variables: Any, inputs: jax.Array) -> jax.Array:
+        return model.apply(variables, inputs)[0]
 
     def step(variables: Any, inputs: jax.Array) -> Any:
-        return jax.grad(lambda params: loss({**variables, "params": params}, inputs))(variables["params"])
+        def loss(params: Any) -> jax.Array:
+            seen = jnp.ones(training.batch_size, bool)
+            rest = {**variables, "params": params}
+            return jnp.sum(model.apply(rest, inputs, train=True, key=jax.random.key(0), mask=seen)[0])
 
-    analysis = jax.jit(step).lower(variables, batch).cost_analysis() or {}
-    a_step = float(analysis.get("flops", 0.0))
-    steps = training.epochs * float(jnp.mean(jnp.ceil(jnp.asarray(shares.sizes) / training.batch_size)))
-    evaluations = math.ceil(config.rounds / config.eval_every) * len(dataset.test.labels) / training.batch_size / 3
-    operations = a_step * (config.rounds * config.clients_per_round * steps + evaluations)
-    at_once = config.clients_per_round if config.client_chunk is None else config.client_chunk
-    at_once = 1 if ops.platform() == "cpu" and config.client_chunk is None else at_once
-    # What backpropagation keeps of one step, an upper bound: XLA may keep less.
-    kept = jax.eval_shape(lambda p, x: jax.vjp(lambda p: loss(p, x), p)[1], variables, batch)
-    kept_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(kept))
-    owned = (
-        sum(x.nbytes for x in shares) + model_bytes * (config.clients_per_round + at_once + 3) + kept_bytes * at_once
-    )
-    return Cost(sum(x.nbytes for x in (*dataset.train, *dataset.test)), owned, operations)
+        return jax.grad(loss)(variables["params"])
+
+    steps = int(training.epochs) * float(np.mean(np.ceil(np.asarray(shares.sizes) / training.batch_size)))
+    together = (variables, batch(training.batch_size))
+    if at_once > 1:
+        together = jax.tree.map(lambda x: jax.ShapeDtypeStruct((at_once, *x.shape), x.dtype), together)
+    each = work.of(jax.vmap(step) if at_once > 1 else step, *together)
+    # The optimiser reads and writes weights, velocities and gradients.
+    each = each.plus(Work(5 * at_once * found.model, 0, len(jax.tree.leaves(variables))))
+    trained = each.times(steps * clients / at_once)
+    batches = -(-len(dataset.test.labels) // config.eval_batch_size)
+    tested = work.of(forward, variables, batch(config.eval_batch_size)).times(batches)
+    served = Work(_READINGS * clients * found.model, 0, _LAUNCHES)
+    whole = trained.plus(served).plus(tested.times(1 / config.eval_every))
+    return Cost(examples, needs, whole, training.precision)
 
 
-def fitting(config: ConfigDict, count: int) -> int:
-    """Runs in a batch: one on a CPU; else what 80 % of the devices' memory hold, a whole number for each row of the mesh.
+def fitting(
+    config: ConfigDict, count: int, *, devices: Sequence[jax.Device] | None = None, limit: int | None = None
+) -> int:
+    """Runs in a batch: one on a CPU; else as many as the memory holds, but no more than keep the device at work.
+
+    Small kernels take as long to launch as to run, and runs that go together share the launches. Once their work takes
+    twice as long as the launches a larger batch gains little. It is a whole number for each row of the mesh.
 
     Args:
       config: of one of them.
       count: how many runs the program has.
+      devices: all of them if None.
+      limit: bytes that a program may take of a device; as `cards.memory` says if None.
     """
-    devices = jax.devices()
+    devices = jax.devices() if devices is None else devices
     if devices[0].platform == "cpu":
         return 1
-    limit = (devices[0].memory_stats() or {}).get("bytes_limit", 0)
-    one = of(config)
-    on_a_device = max(1, int((0.8 * limit - one.data) // one.run))
+    limit = cards.memory(devices[0]) if limit is None else limit
+    card = cards.of(devices[0])
+    with ops.compiling_for(devices[0].platform):
+        one = of(config, limit)
+    held = int((0.8 * limit - one.data) // one.run)
+    useful = math.ceil(_HIDDEN * one.round.launches * card.launch / one.round.busy(card, one.precision))
     rows = max(rows for rows in range(1, len(devices) + 1) if len(devices) % rows == 0 and rows <= max(1, count))
-    return rows * min(on_a_device, -(-count // rows))
+    return rows * max(1, min(held, useful, -(-count // rows)))
 
 
 def threads(config: ConfigDict) -> int:
@@ -85,19 +137,43 @@ def threads(config: ConfigDict) -> int:
     if ops.platform() != "cpu" or jax.device_count() > 1:
         return 1
     one = of(config)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2
+    half = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, int((memory - one.data) // one.run)))
+    return max(1, min(cores, int((half - one.data) // one.run)))
 
 
-def operations_a_second() -> float:
-    """Of a float32 matrix product of moderate size, the fastest of three."""
-    x = jnp.ones((512, 512))
-    product = jax.jit(lambda x: x @ x)
-    jax.block_until_ready(product(x))
+def compiling() -> float:
+    """Seconds that a program takes to compile, about, where none was measured."""
+    return _COMPILING[ops.platform()]
+
+
+def card_here() -> Card:
+    """The figures of this process's devices together; those of a CPU are measured now."""
+    device = jax.devices()[0]
+    if device.platform != "cpu":
+        one = cards.of(device)
+        count = jax.device_count()
+        products = {name: count * rate for name, rate in one.products.items()}
+        return Card(count * one.memory, count * one.bandwidth, products, one.launch)
+    square, large = jnp.ones((512, 512)), [jnp.ones(2**22)]
+    product, grow = jax.jit(lambda x: x @ x), jax.jit(lambda x: x + 1, donate_argnums=0)
+
+    def move() -> jax.Array:
+        large[0] = grow(large[0])  # in place: fresh pages would be what is measured
+        return large[0]
+
+    operations = 2 * 512**3 / _fastest(lambda: product(square))
+    bandwidth = 2 * large[0].nbytes / _fastest(move)
+    products = {"float32": operations, "tf32": operations, "bfloat16": operations / 2, "float64": operations / 2}
+    return Card(cards.memory(device), bandwidth, products, _CPU_CALL)
+
+
+def _fastest(run: Callable[[], jax.Array]) -> float:
+    """Seconds of the fastest of three calls after the first, which compiles."""
+    jax.block_until_ready(run())
     best = math.inf
     for _ in range(3):
         began = time.perf_counter()
-        jax.block_until_ready(product(x))
+        jax.block_until_ready(run())
         best = min(best, time.perf_counter() - began)
-    return 2 * 512**3 / best
+    return best

@@ -1,7 +1,7 @@
 """What a grid will cost before anything is compiled, and how many runs go through a program together."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from lasa_jax import methods
 from lasa_jax.errors import InputError, user_path
 from lasa_jax.grid import cost
 from lasa_jax.grid.declare import Grid, Point, points, programs
-from lasa_jax.workdir import Workdir, is_finished, read_batch_sizes
+from lasa_jax.workdir import Workdir, is_finished, read_batch_sizes, records
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Plan:
         ] + here * [
             f"runs in a batch: {between(*self.runs_in_a_batch)}",
             f"memory a program: {self.bytes_a_program / 2**20:,.0f} MiB",
-            f"estimated time: {duration(self.seconds)}",
+            f"estimated time: {duration(self.seconds)}, compiling included",
         ]
 
 
@@ -65,11 +65,13 @@ def plan(
 ) -> Plan:
     """Counts and estimates without compiling anything.
 
-    Memory is the data and, for each run of a batch, a stack of updates, three models, and for each client that trains
-    at a time one update more and what backpropagation keeps of a step. Time is that of the runs that are finished where
-    there are some; else the operations of local training and evaluation, from XLA's count for one step, at the speed of
-    a matrix product measured now, twice that for what else there is. Small models take longer than that. Compiling is
-    not counted.
+    Memory is the data and, for each run of a batch, a stack of updates, three models, and what a rule makes of the stack
+    or clients need that train at a time, see `federated.memory`.
+
+    Time is that of the rounds that are left and of compiling. A round takes what rounds of the same program took in this
+    directory on the same device; else those of runs that cost alike but for their methods; else what the bytes and products
+    of training and evaluation, counted from shapes, take by the device's data sheet, or on a CPU by what is measured now.
+    Each program that is left is compiled once, as long as those that were.
 
     Args:
       declared, workdir, batch, threads: as in `run`.
@@ -81,14 +83,8 @@ def plan(
     found = points(declared) if isinstance(declared, Grid) else declared
     groups, sizes = programs(found), batch_sizes(found, path, batch=batch)
     left = [point for point in found if not is_finished(path / point.name)]
-    measured = [seconds for point in found if (seconds := _seconds(path / point.name)) is not None]
-    memory, seconds = 0, 0.0
-    rate = cost.operations_a_second()
     at_once = min((cost.threads(point.config) for point in left[:1]), default=1) if threads is None else threads
-    for point in left:
-        one = cost.of(point.config)
-        memory = max(memory, one.data + sizes[point.program] * one.run)
-        seconds += sum(measured) / len(measured) / at_once if measured else 2 * one.operations / rate
+    bytes_of = [one.data + sizes[point.program] * one.run for point in left for one in (cost.of(point.config),)]
     members = [len(group) for group in groups.values()]
     return Plan(
         points=len(found),
@@ -96,8 +92,8 @@ def plan(
         programs=len(groups),
         runs_a_program=(min(members, default=0), max(members, default=0)),
         runs_in_a_batch=(min(sizes.values(), default=0), max(sizes.values(), default=0)),
-        bytes_a_program=memory,
-        seconds=seconds,
+        bytes_a_program=max(bytes_of, default=0),
+        seconds=_seconds(found, left, path, sizes, at_once),
         compiled_in=tuple(_compiled_in(found)),
     )
 
@@ -121,7 +117,7 @@ def batch_sizes(found: Sequence[Point], workdir: str | Path, *, batch: int | Non
     Args:
       found: all points of the sweep, from `points`.
       workdir: the directory of the sweep.
-      batch: runs in a batch; if None, one on a CPU, and what the memory holds on an accelerator.
+      batch: runs in a batch; if None, see `cost.fitting`.
 
     Raises:
       InputError: if the sweep was begun with another size.
@@ -131,7 +127,7 @@ def batch_sizes(found: Sequence[Point], workdir: str | Path, *, batch: int | Non
     sizes = {}
     for program, group in programs(found).items():
         size = stored.get(program) or batch or cost.fitting(group[0].config, len(group))
-        if batch is not None and size != batch and any(_is_begun(path / point.name) for point in group):
+        if batch is not None and size != batch and any(is_begun(path / point.name) for point in group):
             raise InputError(
                 f"--batch={batch}: the results in {path} were made in batches of {size}; leave it out, or "
                 "choose another directory"
@@ -140,20 +136,56 @@ def batch_sizes(found: Sequence[Point], workdir: str | Path, *, batch: int | Non
     return sizes
 
 
-def _is_begun(run: Path) -> bool:
+def is_begun(run: Path) -> bool:
     """Whether a run has a result or a checkpoint."""
     return is_finished(run) or bool(Workdir(run, lock=False).checkpoint_rounds())
 
 
-def _seconds(run: Path) -> float | None:
-    """How long a finished run took; None where there is none, or its summary is damaged, which its outcome will say."""
+def _seconds(
+    found: Sequence[Point], left: Sequence[Point], workdir: Path, sizes: Mapping[str, int], at_once: int
+) -> float:
+    """What the points that are left will take, `at_once` batches side by side, see `plan`."""
+    if not left:
+        return 0.0
+    rounds: dict[Any, list[float]] = {}  # seconds of a round of one run, by program and by what a run costs
+    compiled: list[float] = []
+    for point in found:
+        seconds, compiling = _recorded(workdir / point.name)
+        compiled += [compiling] if compiling else []
+        if seconds is not None:
+            for key in (point.program, configs.cost_key(point.config)):
+                rounds.setdefault(key, []).append(seconds)
+    card, total = None, 0.0
+    for point in left:
+        config = point.config
+        measured = rounds.get(point.program) or rounds.get(configs.cost_key(config))
+        if measured:
+            a_round = sum(measured) / len(measured) / at_once
+        else:
+            card = cost.card_here() if card is None else card
+            a_round = cost.of(config).seconds(card, sizes[point.program])
+        done = max(Workdir(workdir / point.name, lock=False).checkpoint_rounds(), default=0)
+        total += (config.rounds - done) * a_round
+    each = sum(compiled) / len(compiled) if compiled else cost.compiling()
+    return total + each * len({point.program for point in left}) / at_once
+
+
+def _recorded(run: Path) -> tuple[float | None, float]:
+    """Seconds of a round of a run, None if it has none; and of compiling, 0 if it did not compile.
+
+    A damaged directory has none, which its outcome will say; and what another kind of device did counts for nothing.
+    """
+    workdir = Workdir(run, lock=False)
     try:
-        summary = Workdir(run, lock=False).summary()
+        summary = workdir.summary()
+        lines = workdir.metrics() if summary is None else []
     except InputError:
-        return None
-    if summary is None or summary["seconds_per_round"] is None:
-        return None
-    return summary["seconds_per_round"] * summary["rounds"]
+        return None, 0.0
+    if summary is not None and summary.get("device") == records.device():
+        return summary["seconds_per_round"], summary["compile_seconds"]
+    if not lines:
+        return None, 0.0
+    return sum(line["seconds_per_round"] for line in lines) / len(lines), 0.0
 
 
 def duration(seconds: float) -> str:

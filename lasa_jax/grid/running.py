@@ -1,7 +1,7 @@
 """Running the points of a grid that have no result yet, in batches that share a program.
 
-On an accelerator a batch is as many runs as its memory holds. On a CPU it is one run, and as many threads as there are
-cores take one each: small programs do not keep two cores busy.
+On an accelerator a batch is as many runs as its memory holds and keep it at work. On a CPU it is one run, and as many
+threads as there are cores take one each: small programs do not keep two cores busy.
 """
 
 import dataclasses
@@ -17,11 +17,11 @@ import jax
 
 from lasa_jax import experiment
 from lasa_jax.errors import InputError, user_path
-from lasa_jax.federated import Executables, make_mesh
+from lasa_jax.federated import DoesNotFit, Executables, make_mesh
 from lasa_jax.grid import cost
 from lasa_jax.grid.declare import Grid, Point, points, programs
-from lasa_jax.grid.planning import batch_sizes
-from lasa_jax.workdir import Workdir, is_finished, write_batch_sizes
+from lasa_jax.grid.planning import batch_sizes, is_begun
+from lasa_jax.workdir import Workdir, is_finished, read_batch_sizes, write_batch_sizes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,7 @@ def run(
     Args:
       declared: a grid, or points from `points`.
       workdir: the directory of the sweep; each run is in `workdir / point.name`.
-      batch: runs in a batch; if None, one on a CPU, and what the memory holds on an accelerator.
+      batch: runs in a batch; if None, see `cost.fitting`.
       threads: batches side by side. If None, one on accelerators and where a CPU is several devices, else the cores.
       on_outcome: called after each point, finished ones included. A point that fails is an outcome too.
       executables: programs compiled before, to which those compiled now are added; `len` counts them.
@@ -103,11 +103,13 @@ class Batch:
       program: that of each of them.
       points: the points.
       size: runs that the program is compiled for, at least as many as there are points.
+      begun: whether a point of the program has a result or a checkpoint: then the size, which decides bits, stays.
     """
 
     program: str
     points: Sequence[Point]
     size: int
+    begun: bool = False
 
 
 def batches(found: Sequence[Point], workdir: str | Path, sizes: Mapping[str, int]) -> list[Batch]:
@@ -123,6 +125,7 @@ def batches(found: Sequence[Point], workdir: str | Path, sizes: Mapping[str, int
     cut = []
     for program, group in programs(found).items():
         left: dict[tuple, list[Point]] = {}
+        begun = any(is_begun(Path(workdir) / point.name) for point in group)
         for point in group:
             path = Path(workdir) / point.name
             if not is_finished(path):
@@ -130,7 +133,9 @@ def batches(found: Sequence[Point], workdir: str | Path, sizes: Mapping[str, int
                 left.setdefault((point.config.data_dir, point.config.source, done), []).append(point)
         size = sizes[program]
         cut += [
-            Batch(program, alike[at : at + size], size) for alike in left.values() for at in range(0, len(alike), size)
+            Batch(program, alike[at : at + size], size, begun)
+            for alike in left.values()
+            for at in range(0, len(alike), size)
         ]
     return cut
 
@@ -234,23 +239,40 @@ def run_together(
 ) -> list[Outcome]:
     """Runs one batch on all devices of this process: as many rows of the mesh as divide its size.
 
+    Where the compiled program of a batch does not fit the memory, half as many runs go together from then on, unless
+    results were made in batches of that size.
+
     Args:
       batch: from `batches`.
       workdir: the directory of the sweep.
       executables, log, stop: as in `experiment.run_batch`.
     """
-    mesh = make_mesh(runs=math.gcd(batch.size, jax.device_count()))
-    runs = [(point, Path(workdir) / point.name) for point in batch.points]
-    return _outcomes(runs, executables=executables, size=batch.size, mesh=mesh, log=log, stop=stop)
-
-
-def _outcomes(runs: Sequence[tuple[Point, Path]], **options: Any) -> list[Outcome]:
-    """The outcomes of `experiment.run_batch`, with its options."""
-    ended = experiment.run_batch([(point.config, path) for point, path in runs], **options)
-    return [
-        _failed(point, path, end) if isinstance(end, Exception) else Outcome(point, path, end, None)
-        for (point, path), end in zip(runs, ended, strict=True)
-    ]
+    path = Path(workdir)
+    size = min(batch.size, read_batch_sizes(path).get(batch.program, batch.size))
+    left, outcomes = list(batch.points), []
+    while left:
+        rows = math.gcd(size, jax.device_count())
+        runs = [(point, path / point.name) for point in left[:size]]
+        ended = experiment.run_batch(
+            [(point.config, at) for point, at in runs],
+            executables=executables,
+            size=size,
+            mesh=make_mesh(runs=rows),
+            log=log,
+            stop=stop,
+        )
+        too_much = [end for end in ended if isinstance(end, DoesNotFit)]
+        if too_much and size > 1 and not batch.begun:
+            size = size // rows // 2 * rows or size // 2
+            log(f"{path}: {size} runs go together from here on: {too_much[0]}")
+            write_batch_sizes(path, {batch.program: size})
+            continue
+        outcomes += [
+            _failed(point, at, end) if isinstance(end, Exception) else Outcome(point, at, end, None)
+            for (point, at), end in zip(runs, ended, strict=True)
+        ]
+        left = left[size:]
+    return outcomes
 
 
 def _failed(point: Point, path: Path, error: Exception) -> Outcome:

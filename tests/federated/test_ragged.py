@@ -14,7 +14,8 @@ from lasa_jax.data import Dataset, Examples, FederatedDataset, shakespeare
 from lasa_jax.federated import LocalTraining, make_mesh, one_round
 from lasa_jax.federated.client import SGD
 from lasa_jax.federated.evaluation import evaluate
-from lasa_jax.federated.round import _GROUPS, _step_waste, clients_at_once, draw_clients, round_keys, train_clients
+from lasa_jax.federated.memory import _GROUPS, most_at_once
+from lasa_jax.federated.round import _step_waste, draw_clients, round_keys, train_clients
 from lasa_jax.models import Model
 
 KEY = jax.random.key(3)
@@ -66,7 +67,7 @@ class TestRaggedClients:
     @pytest.mark.usefixtures("accelerator")
     def test_groups_of_like_size_give_the_same_updates(self):
         program, state, point, fed = setup()
-        assert clients_at_once(program) == -(-30 // _GROUPS)
+        assert most_at_once(program) == -(-30 // _GROUPS)
         grouped, _, waste = train(program, state, point, fed)
         alone, _, none = train(dataclasses.replace(program, client_chunk=1), state, point, fed)
         *_, much = train(dataclasses.replace(program, client_chunk=30), state, point, fed)
@@ -77,7 +78,9 @@ class TestRaggedClients:
     def test_equal_clients_train_together(self):
         program, *_ = setup(**{"partition.name": "iid"})
         assert not program.ragged
-        assert clients_at_once(program) is None
+        assert most_at_once(program) == 1
+        with ops.compiling_for("gpu"):
+            assert most_at_once(program) == program.clients_per_round
 
 
 def femnist_sizes(rng: np.random.Generator, count: int) -> np.ndarray:
