@@ -76,6 +76,7 @@ def _list(argv: Sequence[str]) -> None:
     sources = {name: "source=None" if data.made_from_source(name) else "" for name in data.names()}
     _show("datasets, --config.dataset=NAME --config.PARAMETER=VALUE", sources)
     _show("models, --config.model=NAME", dict.fromkeys(models.names(), ""))
+    _show("what decides speed, memory and last bits, --config.SETTING=VALUE", _of_speed())
 
 
 def _parameters(kind: str) -> dict[str, str]:
@@ -92,6 +93,15 @@ def _parameters(kind: str) -> dict[str, str]:
         compiled = [f"{parameter}={of.default}" for parameter, of in own.items() if of.role != NUMBER]
         found[name] = " ".join([*traced, *(["|"] if compiled else []), *compiled])
     return found
+
+
+def _of_speed() -> dict[str, str]:
+    """What the settings mean that change how fast a run is, by `setting=default`."""
+    from lasa_jax import commandline
+    from lasa_jax import config as configs
+
+    names = ("client.precision", "client_chunk", "eval_batch_size", "deterministic")
+    return dict(commandline.setting_help(name, configs.SETTINGS[name]) for name in names)
 
 
 def _show(heading: str, lines: Mapping[str, str]) -> None:

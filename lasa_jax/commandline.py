@@ -129,19 +129,21 @@ def settings_help() -> str:
     """Every setting with its default and its words, for `--help`."""
     from lasa_jax import config as configs
 
+    settings = (setting_help(field, setting) for field, setting in configs.SETTINGS.items())
     lines = [
         "settings, with the defaults that config files start from (docs/configs.md says what each means):",
-        *(_setting_help(field, setting) for field, setting in configs.SETTINGS.items()),
+        *(f"  {'--config.' + name:<42} {means}" for name, means in settings),
         "",
         "Rules, attacks and pre-aggregators have parameters, --config.aggregator.lasa.sparsity_level=0.5: `lasa-jax list`.",
     ]
     return "\n".join(lines)
 
 
-def _setting_help(field: str, setting: "Setting") -> str:
+def setting_help(field: str, setting: "Setting") -> tuple[str, str]:
+    """`client_chunk=None`, and what the setting means with the words that it takes."""
     words = f": {', '.join(setting.allowed)}" if isinstance(setting.allowed, tuple) else ""
     default = str(setting.default).lower() if setting.kind is bool else setting.default
-    return f"  {f'--config.{field}={default}':<42} {setting.means}{words}"
+    return f"{field}={default}", f"{setting.means}{words}"
 
 
 def exit_code(command: Callable[[], int | None], *, stopped: str = "stopped") -> int:

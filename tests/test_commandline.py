@@ -338,6 +338,19 @@ def test_help(arguments, shown, capsys):
         for field, setting in configs.SETTINGS.items():
             default = str(setting.default).lower() if setting.kind is bool else setting.default
             assert f"--config.{field}={default}" in options
+        says_what_speed_is_made_of(text)
+
+
+def says_what_speed_is_made_of(text):
+    """Each of these settings has one line, which says what it costs and what None means."""
+    for name, words in {
+        "client.precision=tf32": "on a GPU float32 is up to 8 times slower than tf32, bfloat16 twice as fast: float32, tf32",
+        "client_chunk=None": "None: one on a CPU, else as many as a quarter of the device's memory holds",
+        "eval_batch_size=None": "None: 250 on a CPU, else what fits",
+        "deterministic=false": "on a GPU the same bits in every process, slower",
+    }.items():
+        (line,) = (line for line in text.splitlines() if line.split()[:1] and name in line.split()[0])
+        assert words in line
 
 
 def test_list(capsys):
@@ -345,7 +358,12 @@ def test_list(capsys):
     shown = capsys.readouterr().out
     lines = {line.split()[0]: " ".join(line.split()[1:]) for line in shown.splitlines() if line.startswith("  ")}
     names = (*aggregators.names(), *attacks.names(), *aggregators.PREAGGREGATORS, *data.names(), *models.names())
-    assert sorted(lines) == sorted(names)
+    settings = [line for line in lines if "=" in line]
+    assert [line.partition("=")[0] for line in settings] == [
+        *("client.precision", "client_chunk", "eval_batch_size", "deterministic")
+    ]
+    assert sorted(lines.keys() - settings) == sorted(names)
+    says_what_speed_is_made_of(shown)
     assert lines["lasa"] == (
         "sparsity_level=0.3 magnitude_radius=1.0 direction_radius=1.0 num_kept=None | granularity=layer"
     )

@@ -46,7 +46,12 @@ def _keep_matplotlib_quiet() -> None:
 
 
 def keep_compiled_programs() -> None:
-    """Lets JAX keep compiled programs here for the next start, unless `JAX_COMPILATION_CACHE_DIR` says where."""
+    """Lets JAX keep compiled programs here for the next start, unless `JAX_COMPILATION_CACHE_DIR` says where.
+
+    Beside them it keeps which kernels a GPU's compiler chose by timing, so that programs to come get the same ones.
+    """
+    if "JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES" not in os.environ:
+        jax.config.update("jax_persistent_cache_enable_xla_caches", "xla_gpu_per_fusion_autotune_cache_dir")
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ and (path := directory()) is not None:
         jax.config.update("jax_compilation_cache_dir", str(path / "xla"))
 

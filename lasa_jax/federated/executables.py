@@ -1,5 +1,6 @@
 """The compiled programs of a process, shared by the runs and threads that ask for them."""
 
+import dataclasses
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -19,8 +20,10 @@ class Executables:
     allows a process, and a sweep may have more programs than that.
     """
 
-    def __init__(self, keep: int = 8) -> None:
+    def __init__(self, keep: int = 8, memory_limit: int | None = None) -> None:
+        """Args: keep: programs. memory_limit: bytes that each may take of a device, see `Simulation`."""
         self._keep = keep
+        self._memory_limit = memory_limit
         self._count = 0
         self._compiled: dict[Any, Any] = {}  # the one used last comes last
         self._refused: dict[Any, DoesNotFit] = {}  # found out once, since that takes as long as to compile
@@ -57,6 +60,8 @@ class Executables:
             if whole in self._refused:
                 raise self._refused[whole]
             if executable is None:
+                if self._memory_limit is not None:
+                    simulation = dataclasses.replace(simulation, memory_limit=self._memory_limit)
                 try:
                     executable, seconds = simulation.compile(*arguments)
                 except DoesNotFit as error:
