@@ -16,12 +16,13 @@ from lasa_jax import build, ops
 from lasa_jax import config as configs
 from lasa_jax.federated import cards, memory
 from lasa_jax.federated.cards import Card
+from lasa_jax.federated.evaluation import examples_at_once
 from lasa_jax.grid import work
 from lasa_jax.grid.work import Work
 
 # A rule and an attack are not traced, which takes seconds for each of them; these are LASA's and ByzMean's on an H100.
-_READINGS = 25  # of the stack of updates
-_LAUNCHES = 300
+_READINGS = 10  # of the stack of updates
+_LAUNCHES = 160
 _HIDDEN = 2  # a batch grows until its work takes so many times as long as launching its kernels
 _CPU_CALL = 1e-5  # seconds of a small operation on a CPU, from rounds of the digits
 _COMPILING = {"cpu": 10.0, "gpu": 90.0, "tpu": 90.0}  # seconds of a program, as long as none was measured
@@ -98,8 +99,8 @@ def _count(config: ConfigDict, limit: int) -> Cost:
     # The optimiser reads and writes weights, velocities and gradients.
     each = each.plus(Work(5 * at_once * found.model, 0, len(jax.tree.leaves(variables))))
     trained = each.times(steps * clients / at_once)
-    batches = -(-len(dataset.test.labels) // config.eval_batch_size)
-    tested = work.of(forward, variables, batch(config.eval_batch_size)).times(batches)
+    tested_at_once = config.eval_batch_size or examples_at_once(program, variables, dataset.test)
+    tested = work.of(forward, variables, batch(tested_at_once)).times(-(-len(dataset.test.labels) // tested_at_once))
     served = Work(_READINGS * clients * found.model, 0, _LAUNCHES)
     whole = trained.plus(served).plus(tested.times(1 / config.eval_every))
     return Cost(examples, needs, whole, training.precision)
