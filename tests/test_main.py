@@ -215,5 +215,5 @@ def events(folder: Path) -> list[event_pb2.Event]:
 def test_tensorboard_is_an_extra(tmp_path, monkeypatch):
     monkeypatch.setattr(track, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"--tensorboard: .*lasa_jax\[tensorboard\]"):
-        main.run(configs.paper("digits"), str(tmp_path / "run"), with_tensorboard=True)
+        main.run(configs.paper("digits"), tmp_path / "run", with_tensorboard=True)
     assert not (tmp_path / "run").exists()
