@@ -206,6 +206,7 @@ def _program(config: ConfigDict, dataset: Dataset, shares: Partition, model: Mod
     """What is compiled in; the partition says how many clients there are."""
     client = config.client
     make_attack, make_aggregator = factories
+    ragged = config.partition.name in partition.RAGGED  # whatever the seed: it is compiled in
     return Program(
         local_training=LocalTraining(
             model,
@@ -216,13 +217,14 @@ def _program(config: ConfigDict, dataset: Dataset, shares: Partition, model: Mod
             clips_parameters_only=_statistics_apart(config),
             precision=client.precision,
             convolution=client.convolution,
+            ragged=ragged,
         ),
         make_attack=make_attack,
         make_aggregator=make_aggregator,
         num_clients=len(shares.sizes),
         clients_per_round=config.clients_per_round,
         client_chunk=config.client_chunk,
-        ragged=config.partition.name in partition.RAGGED,  # whatever the seed: it is compiled in
+        ragged=ragged,
         record_filtering=config.record_filtering,
     )
 

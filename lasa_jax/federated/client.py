@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -39,6 +40,21 @@ def clip_update(update: Variables, limit: Scalar) -> Variables:
     return jax.tree.map(lambda x: x * scale, update)
 
 
+def _repeat(step: Callable[[Any, Any], Any], carry: Any, steps: jax.Array, most: int | None) -> Any:
+    """`carry = step(index, carry)` for `steps` times, a number of the client.
+
+    Where no client takes more than `most`, and hardly any fewer, an accelerator does all of these: a count that the compiler
+    knows needs no check by the host, and a loop of one pass is none. What a client does beyond its own steps is dropped.
+    """
+    if most is None or ops.one_at_a_time():
+        return jax.lax.fori_loop(0, steps, step, carry)
+
+    def or_nothing(index: Any, carry: Any) -> Any:
+        return jax.tree.map(functools.partial(jnp.where, index < steps), step(index, carry), carry)
+
+    return jax.lax.fori_loop(0, most, or_nothing, carry)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class LocalTraining:
     """Local training as a pure function of one client. What is fixed at compile time is an attribute.
@@ -54,6 +70,7 @@ class LocalTraining:
         and float32 on a CPU; or every digit of float32 everywhere. "bfloat16" for products and activations, while weights,
         velocity, statistics and the loss stay float32. "float64" for all of it. What is sent is float32.
       convolution: form of the convolutions of clients that are trained together, see `ops.convolving_by`.
+      ragged: whether clients differ in their numbers of steps, see `_repeat`.
     """
 
     model: Model
@@ -64,6 +81,7 @@ class LocalTraining:
     clips_parameters_only: bool = False
     precision: str = "tf32"
     convolution: str = "auto"
+    ragged: bool = True
 
     @property
     def matmul_precision(self) -> str:
@@ -149,12 +167,14 @@ class LocalTraining:
                 return {**updated, "params": optax.apply_updates(current["params"], change)}, velocity, loss + total
 
             steps = (size + self.batch_size - 1) // self.batch_size
-            return jax.lax.fori_loop(0, steps, step, carry)
+            return _repeat(step, carry, steps, None if self.ragged else width // self.batch_size)
 
         wide = jax.enable_x64(True) if self.precision == "float64" else contextlib.nullcontext()
         with wide, jax.default_matmul_precision(self.matmul_precision), ops.convolving_by(self.convolution):
             first = cast(variables, kept)
-            start = (first, optimizer.init(first["params"]), jnp.zeros(2, jnp.float32))  # loss and labels so far
+            # Hidden from the compiler: it would keep one copy for each client of what all begin with, to subtract it below.
+            first, velocity = jax.lax.optimization_barrier((first, optimizer.init(first["params"])))
+            start = (first, velocity, jnp.zeros(2, jnp.float32))  # loss and labels so far
             local, _, loss = jax.lax.fori_loop(0, self.epochs, epoch, start)
             update = jax.tree.map(lambda new, old: (new - old).astype(old.dtype), local, variables)
         if sgd.clip_norm is not None:

@@ -1,5 +1,6 @@
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -221,6 +222,27 @@ def test_products_of_training_have_their_precision_on_accelerators(precision, wa
     found = [set(re.findall(r"precision (\w+)>|precision = \[(\w+)", line)) for line in products]
     named = [{one or other for one, other in line} or {"DEFAULT"} for line in found]
     assert named == [{wanted}] * len(products)
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+def test_an_accelerator_knows_how_many_steps_clients_of_one_size_take(ragged):
+    """A count that only the client knows is checked by the host after every step; the results are the same."""
+    dataset = data.load("digits")
+    model = models.create("small_cnn", num_classes=10, input_shape=dataset.input_shape)
+    local = LocalTraining(model, dataset, epochs=2, batch_size=8, decay_every=1, ragged=ragged)
+    variables, examples = model.init(jax.random.key(0)), jax.tree.map(jnp.asarray, dataset.train)
+
+    def train(size):  # of the last client, which has a step fewer
+        same = {"indices": jnp.arange(20), "key": KEY, "relabel": lambda labels: labels}
+        return local(variables, SGD(0.1, 0.9, 1.0, None), examples, jnp.int32(1), size=size, **same)
+
+    sizes = jnp.array([20, 18, 16], jnp.int32)
+    with ops.compiling_for("gpu"):
+        counted = str(jax.make_jaxpr(jax.vmap(train))(sizes))
+        together = jax.vmap(train)(sizes)
+    assert ("while[" in counted) == ragged
+    alone = [train(size) for size in sizes]
+    chex.assert_trees_all_close(together, jax.tree.map(lambda *x: jnp.stack(x), *alone), atol=1e-5)
 
 
 @pytest.mark.parametrize(("form", "grouped"), [("patches", False), ("grouped", True)])
