@@ -9,7 +9,7 @@ from lasa_jax.aggregators.base import Aggregator, Count, Diagnostics, PyTree, Ro
 
 
 def fedavg() -> Aggregator:
-    """The plain mean of the clients present, as in the official code (FIDELITY.md, section 3): not robust.
+    """The plain mean of the clients present, as in the official code (docs/fidelity.md): not robust.
 
     One client moves the result anywhere, and one that sends NaN makes it NaN; the rule's definition does not scrub it.
 

@@ -34,8 +34,8 @@ def sparsefed(
         double precision for a Python number, in float32 for a traced one.
       momentum: `0 <= momentum < 1`. May be traced. The official variant, which forgets, does not use it.
       num_kept: k itself, in place of the level; may be traced.
-      variant: "paper" as above; "official" forgets u and e every round, so that F is the top k of the mean (FIDELITY.md,
-        section 3).
+      variant: "paper" as above; "official" forgets u and e every round, so that F is the top k of the mean (see
+        docs/fidelity.md).
 
     Raises:
       InputError: for a number out of range.

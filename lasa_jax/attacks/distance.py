@@ -58,7 +58,7 @@ def min_sum(squared: bool = True, knowledge: str = "benign") -> Attack:
 def min_sum_stealthy(squared: bool = True, knowledge: str = "benign") -> Attack:
     """Min-Sum with the *smallest* sum of distances of an honest row as its bound.
 
-    The supplement uses it on all datasets but MNIST; the official code never runs it (FIDELITY.md, section 4).
+    The supplement uses it on all datasets but MNIST; the official code never runs it (docs/fidelity.md).
 
     Args:
       squared, knowledge: see `min_sum`. With plain distances the mean itself can lie outside the bound: it is sent then.

@@ -86,7 +86,7 @@ def byzmean(z: Scalar = 0.5, variant: str = "paper", knowledge: str = "benign") 
 
     Args:
       z: of the Lie row; 0.5 in the supplement (section C). May be traced.
-      variant: "paper" is the above. "official" is what the official code sends (FIDELITY.md, section 4): all f rows are
+      variant: "paper" is the above. "official" is what the official code sends (docs/fidelity.md): all f rows are
         `((n - f - m1) * beta - sum of all n honest rows) / m2`, the Lie row itself if f = 1.
       knowledge: whose updates beta is taken from, see `known_rows`. As in the official code: "all".
     """

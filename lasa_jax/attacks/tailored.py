@@ -25,7 +25,7 @@ def tailored_trmean(variant: str = "paper", knowledge: str = "benign") -> Attack
 
     Args:
       variant: "paper" as above. "official" is step = 10: in the official search the first trial always passes and no
-        larger step gains (FIDELITY.md, section 4).
+        larger step gains (docs/fidelity.md).
       knowledge: whose updates, see `known_rows`. As in the official code: "colluders".
     """
     check_choice("variant", variant, ("paper", "official"))

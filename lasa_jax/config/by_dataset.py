@@ -8,7 +8,7 @@ from lasa_jax.config.settings import default
 from lasa_jax.errors import check_choice
 
 # The two readings of the paper, see docs/fidelity.md. "paper" is the supplement and each method's own paper,
-# "official" the authors' code (FIDELITY.md, sections 3, 4 and 7).
+# "official" the authors' code.
 _DECAY = {
     "paper": {"shakespeare": 0.999, "digits": 1.0, "otherwise": 0.99},
     "official": {"cifar10": 0.99, "cifar100": 0.99, "shakespeare": 0.99, "digits": 1.0, "otherwise": 0.999},
@@ -21,7 +21,7 @@ _CLIP_NORM: dict[str, dict[str, float]] = {
 _KNOWLEDGE = {"paper": {"otherwise": "benign"}, "official": {"byzmean": "all", "otherwise": "colluders"}}
 _KNOWLEDGE["official"] |= dict.fromkeys(("adaptive", "alie", "ipm", "tailored_krum"), "benign")  # not in that code
 
-# The supplement's settings by dataset (sections B and D; FIDELITY.md, section 7). Radii: 1.0 / 1.0 on CIFAR, magnitude 2.0
+# The supplement's settings by dataset (its sections B and D). Radii: 1.0 / 1.0 on CIFAR, magnitude 2.0
 # elsewhere, direction 1.5 where clients are natural. The table in docs/fidelity.md explains them.
 _MNIST = {"model": "cnn", "rounds": 180, "num_clients": 6000, "clients_per_round": 100}
 _MNIST |= {"aggregator.lasa.magnitude_radius": 2.0}

@@ -40,7 +40,7 @@ SET = by_client.FederatedSet("femnist", "1.0.0", (_SIDE, _SIDE, 1), (), leaf.fil
 
 
 def load(data_dir: str | None = None, source: str | None = None) -> Dataset:
-    """The set by writer; see `by_client.load`. Images are normalised as (0.5 - x) / 0.5 (FIDELITY.md, section 6)."""
+    """The set by writer; see `by_client.load`. Images are normalised as (0.5 - x) / 0.5 (docs/fidelity.md)."""
     arrays = by_client.load(SET, data_dir, source)
     return Dataset(
         name="femnist",

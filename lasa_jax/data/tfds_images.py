@@ -1,6 +1,6 @@
 """Image sets from TensorFlow Datasets, read through `tfds.data_source` and array_record without TensorFlow.
 
-Normalisation, augmentation and counts: FIDELITY.md, section 6. MNIST's constants serve Fashion-MNIST too, as in the
+Normalisation, augmentation and counts are those of the official code. MNIST's constants serve Fashion-MNIST too, as in the
 official code.
 """
 

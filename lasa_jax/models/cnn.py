@@ -10,7 +10,7 @@ from lasa_jax.models.layers import Conv, Dense, Dropout
 class PaperCNN(nn.Module):
     """Two 5x5 convolutions, each followed by max pooling and ReLU, and two dense layers with dropout 0.5 between.
 
-    1,663,370 parameters for 10 classes. Source: supplement, section B; details from FIDELITY.md, section 6.
+    1,663,370 parameters for 10 classes. Source: supplement, section B; details from the official code.
     """
 
     num_classes: int

@@ -118,7 +118,7 @@ class Embedding(nn.Module):
 class CharLSTM(nn.Module):
     """Embedding of 8, two LSTM layers of 256, and a dense layer: 822,570 parameters for 90 characters.
 
-    Tokens `(batch, time)` to logits `(batch, time, num_classes)`. Source: supplement, section B; FIDELITY.md, section 6.
+    Tokens `(batch, time)` to logits `(batch, time, num_classes)`. Source: supplement, section B; the official code.
     """
 
     num_classes: int

@@ -10,7 +10,7 @@ from lasa_jax.models.layers import BatchNorm
 
 KEY = jax.random.key(0)
 
-# FIDELITY table of the official models: trainable parameters, tensors without batch counters, entries of tensors with
+# Of the official models: trainable parameters, tensors without batch counters, entries of tensors with
 # two or four dimensions.
 SIZES = [
     ("cnn", 10, (28, 28, 1), 1_663_370, 8, 1_662_752),
@@ -76,7 +76,7 @@ def test_unknown_model():
         models.create("vgg", num_classes=10, input_shape=(8, 8, 1))
 
 
-LAYERS = {  # FIDELITY, section 6: what LASA scores on its own
+LAYERS = {  # What LASA scores on its own
     "cnn": [f"{layer}/{part}" for layer in ("conv1", "conv2", "dense1", "dense2") for part in ("bias", "kernel")],
     "lstm": [
         *("dense/bias", "dense/kernel", "embedding/kernel"),
