@@ -1,4 +1,7 @@
-"""From resolved configs to a placed simulation: program, states, numbers and data of runs, see `simulation`."""
+"""From resolved configs to a simulation on devices: `prepare` builds a run on the host, `place` puts runs on a mesh.
+
+This is where names end. Above it everything is a config; below it, in `federated`, everything is a function or an array.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -34,7 +37,7 @@ class Run(NamedTuple):
     """What one resolved config stands for, on the host.
 
     Attributes:
-      config: the config.
+      config: resolved.
       dataset: its examples.
       shares: how they are divided over the clients.
       program: what is compiled in.
@@ -65,7 +68,7 @@ class Placed(NamedTuple):
 
 
 def simulation(runs: Sequence[ConfigDict], mesh: Mesh | None = None) -> Placed:
-    """Builds runs of one program and puts them on devices.
+    """Builds runs of one program and puts them on devices: `prepare`, then `place`.
 
     Args:
       runs: resolved configs of one `config.program_key`.
@@ -79,6 +82,8 @@ def simulation(runs: Sequence[ConfigDict], mesh: Mesh | None = None) -> Placed:
 
 def place(runs: Sequence[Run], mesh: Mesh, *, init: Callable[[Point], State] | None = None) -> Placed:
     """Puts prepared runs of one program on the devices of a mesh. Where it spans several processes, all call this alike.
+
+    The program, the examples and whatever else runs of one program have in common are those of the first.
 
     Args:
       runs: from `prepare`.
@@ -133,28 +138,31 @@ def prepare(
         config.partition, dataset.train.labels, dataset.client_ids, num_clients=config.num_clients, seed=config.seed
     )
     configs.check_clients_per_round(config.clients_per_round, len(shares.sizes))
-    model = _model(config, dataset, model)
-    program = _program(config, dataset, shares, model, _factories(config, attack, aggregator))
-    point = _point(config, len(shares.sizes), model, aggregator, attack)
-    _check_methods(config, model, program, point, attack, aggregator)
+    built = _model(config, dataset, model)
+    program = _program(config, dataset, shares, built, _factories(config, attack, aggregator))
+    point = _point(config, len(shares.sizes), built, attack, aggregator)
+    _check_methods(config, built, program, point, attack, aggregator)
     return Run(config, dataset, shares, program, point)
 
 
 def _check_methods(
     config: ConfigDict, model: Model, program: Program, point: Point, attack: Any, aggregator: Any
 ) -> None:
-    """Asks a rule and an attack that are not ours whether they give what they must."""
+    """Asks a rule and an attack that are not ours, given or named by a path, whether they give what they must."""
     variables = jax.eval_shape(model.init, jax.random.key(0))
     paths = configs.user_functions(config)
-    rules = [config.aggregator.name, *configs.steps(config)]
     with methods.naming_the_line(paths):
-        if aggregator is not None or set(rules) & set(paths):
-            where = "aggregator" if aggregator is not None else f"config.aggregator.name = {config.aggregator.name!r}"
-            rule = aggregator if aggregator is not None else program.make_aggregator(point.aggregator)
-            check_aggregator(rule, variables, where)
-        if attack is not None or config.attack.name in paths:
-            where = "attack" if attack is not None else f"config.attack.name = {config.attack.name!r}"
-            check_attack(attack if attack is not None else program.make_attack(point.attack), variables, where)
+        # What was given may be no rule at all: it is asked before it is wrapped.
+        if aggregator is not None:
+            check_aggregator(aggregator, variables, "aggregator")
+        elif {config.aggregator.name, *configs.steps(config)} & set(paths):
+            where = f"config.aggregator.name = {config.aggregator.name!r}"
+            check_aggregator(program.make_aggregator(point.aggregator), variables, where)
+        if attack is not None:
+            check_attack(attack, variables, "attack")
+        elif config.attack.name in paths:
+            where = f"config.attack.name = {config.attack.name!r}"
+            check_attack(program.make_attack(point.attack), variables, where)
 
 
 def _model(config: ConfigDict, dataset: Dataset, given: Any) -> Model:
@@ -174,7 +182,10 @@ Factories = tuple[Callable[[Numbers], Attack], Callable[[Numbers], Aggregator]]
 
 
 def _factories(config: ConfigDict, attack: Attack | None, aggregator: Aggregator | None) -> Factories:
-    """What makes the attack and the rule inside a trace: those that were given, or those that the config names."""
+    """What makes the attack and the rule inside a trace: those that were given, or those that the config names.
+
+    They are called with the traced numbers of `_point`, so that runs which differ in these share a program.
+    """
 
     def named(kind: str, name: str) -> Callable[[Numbers], Any]:
         _, compiled_in = methods.split(kind, name, configs.parameters(config, kind, name))
@@ -185,8 +196,8 @@ def _factories(config: ConfigDict, attack: Attack | None, aggregator: Aggregator
     make_rule = named("aggregator", config.aggregator.name)
 
     def make_aggregator(numbers: Numbers) -> Aggregator:
-        rule = make_rule(numbers["aggregator"]) if aggregator is None else aggregator
-        before = [make(numbers[name]) for name, make in steps]
+        rule = make_rule(numbers["rule"]) if aggregator is None else aggregator
+        before = [make(numbers["steps"][name]) for name, make in steps]
         return aggregators.chain(*before, rule) if before else rule
 
     if not _statistics_apart(config):
@@ -230,9 +241,12 @@ def _program(config: ConfigDict, dataset: Dataset, shares: Partition, model: Mod
 
 
 def _point(
-    config: ConfigDict, num_clients: int, model: Model, aggregator: Aggregator | None, attack: Attack | None
+    config: ConfigDict, num_clients: int, model: Model, attack: Attack | None, aggregator: Aggregator | None
 ) -> Point:
-    """The numbers of one run. Everything random on the host is a function of the seed."""
+    """The numbers of one run. Everything random on the host is a function of the seed.
+
+    A rule or an attack that was given has its numbers already.
+    """
     order = np.random.default_rng([config.seed, 0]).permutation(num_clients)
     malicious = np.zeros(num_clients, bool)
     if attack is not None or config.attack.name != "none":  # without attack everybody is benign
@@ -253,8 +267,8 @@ def _point(
         sgd=SGD(client.learning_rate, client.momentum, client.learning_rate_decay, client.clip_norm),
         attack={} if attack is not None else of("attack", config.attack.name),
         aggregator={
-            **of_steps,
-            "aggregator": {} if aggregator is not None else of("aggregator", config.aggregator.name),
+            "steps": of_steps,
+            "rule": {} if aggregator is not None else of("aggregator", config.aggregator.name),
         },
     )
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32) if isinstance(x, float) else jnp.asarray(x), numbers)

@@ -107,11 +107,11 @@ def train_clients(
       clients: from `draw_clients`.
       round_index: counted from 1.
       key: `RoundKeys.train`.
-
     """
     training = program.local_training
     num_classes = training.dataset.num_classes
 
+    # `shared` are the first arguments of `LocalTraining.__call__`; why they are not closed over, `ops.map_rows` says.
     def train(indices: Any, size: Any, key: Any, is_malicious: Any, *shared: Any) -> tuple[Variables, jax.Array]:
         def relabel(labels: jax.Array) -> jax.Array:
             return jnp.where(is_malicious, attack.poison_labels(labels, num_classes), labels)
