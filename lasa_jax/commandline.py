@@ -115,12 +115,16 @@ class Parser(argparse.ArgumentParser):
         name, equals, text = argument.lstrip("-").partition("=")
         flags = [flag.removeprefix("--") for action in self._actions for flag in action.option_strings]
         fields: list[str] = []
-        if self._takes_settings:
+        if self._example is not None:
             from lasa_jax import config as configs
 
-            field, fields = name.removeprefix("config."), list(configs.all_settings())
-            if field in fields:
-                return f"{argument}: is not a flag, it is --config.{field}={text if equals else 'VALUE'}"
+            field, known = name.removeprefix("config."), list(configs.all_settings())
+            if self._takes_settings:
+                fields = known
+                if field in known:
+                    return f"{argument}: is not a flag, it is --config.{field}={text if equals else 'VALUE'}"
+            elif field in known or name.startswith("config."):
+                return f"{argument}: is not a flag of {self.prog}, whose settings are in its file"
         hint = nearest(name, flags, "--") or nearest(name, fields, "--config.") or "; see --help"
         return f"{argument}: is not a flag of {self.prog}{hint}"
 

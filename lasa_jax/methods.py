@@ -95,18 +95,18 @@ def _setting(kind: str) -> str:
     return {"preaggregator": "preaggregators.names", "dataset": "dataset", "model": "model"}.get(kind, f"{kind}.name")
 
 
-def imported(setting: str, path: str) -> Callable[..., Any]:
+def imported(setting: str | None, path: str) -> Callable[..., Any]:
     """The function of a path; its module is imported where it was not.
 
     Args:
-      setting: that has the path, for messages.
+      setting: that has the path, for messages; None where the path is known without it.
       path: `package.module:function`.
 
     Raises:
       InputError: if there is no such module or function, or the module fails while it is imported.
     """
     module_name, _, function_name = path.partition(":")
-    where = f"config.{setting} = {path!r}"
+    where = path if setting is None else f"config.{setting} = {path!r}"
     if not all(part.isidentifier() for part in (*module_name.split("."), function_name)):
         raise InputError(f"{where}: allowed is package.module:function")
     try:
@@ -120,7 +120,18 @@ def imported(setting: str, path: str) -> Callable[..., Any]:
     if not callable(function):
         found = ", ".join(name for name, value in vars(module).items() if _is_written_in(module_name, value)) or "none"
         raise InputError(f"{where}: {module_name} has no function {function_name!r}, its functions are {found}")
+    if _written_in(function) is None:  # a functools.partial, an object with __call__: no text that identifies a run
+        kind = type(function).__name__
+        raise InputError(f"{where}: is a {kind}, allowed is a function or a class that is written in a Python file")
     return function
+
+
+def _written_in(function: Callable[..., Any]) -> str | None:
+    """The file that a function or a class is written in; None for any other object, and for what is built in."""
+    try:
+        return inspect.getsourcefile(inspect.unwrap(function))
+    except TypeError:
+        return None
 
 
 def _is_written_in(module_name: str, value: Any) -> bool:
@@ -154,8 +165,12 @@ def dataset(name: str, *, data_dir: str | None = None, source: str | None = None
 
 
 def source_file(path: str) -> Path:
-    """The file that a user's function is written in."""
-    return Path(inspect.getsourcefile(inspect.unwrap(imported("path", path))) or "")
+    """The file that a user's function is written in.
+
+    Raises:
+      InputError: as `imported`: a worker of a cluster may not see the module.
+    """
+    return Path(_written_in(imported(None, path)) or "")
 
 
 def source_sha256(path: str) -> str:
@@ -163,7 +178,7 @@ def source_sha256(path: str) -> str:
     return hashlib.sha256(source_file(path).read_bytes()).hexdigest()
 
 
-_searched: list[str] = []
+_searched: list[str] = []  # of this process, since Python's path is
 
 
 def search_also(*folders: str | Path) -> None:
@@ -236,15 +251,16 @@ def naming_the_line(paths: Iterable[str]) -> Iterator[None]:
     """Turns what a user's function raises into one line that names the function and the line in its file.
 
     Args:
-      paths: of the functions that are called, `package.module:function`. Errors from elsewhere pass.
+      paths: of the functions that are called, `package.module:function`.
 
     Raises:
-      InputError: in place of an error that was raised below a line of one of their files.
+      InputError: in place of an error that went through a line of one of their files. Other errors pass as they are.
     """
     try:
         yield
     except FAILURES as error:
-        cause = error.__cause__ if isinstance(error, InputError) else error  # one that was told in one line already
+        # An InputError is one line already; where it was made of another error, that one has the place in the file.
+        cause = error.__cause__ if isinstance(error, InputError) else error
         if isinstance(cause, FAILURES):
             for path in paths:
                 file, line = source_file(path), 0

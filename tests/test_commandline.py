@@ -111,6 +111,13 @@ def test_what_is_wrong_is_one_line(argument, message, capsys):
     assert line.startswith(f"error: {message}")
 
 
+@pytest.mark.parametrize("argument", ["--rounds=5", "--config.rounds=5", "--config.aggregator.norm_gate.factor=2"])
+def test_settings_of_a_sweep_are_in_its_file(argument, capsys):
+    assert sweep.main(["table1:digits", "--workdir=x", argument]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"error: {argument}: is not a flag of lasa-jax sweep, whose settings are in its file"
+
+
 # --- files -------------------------------------------------------------------------------------------------------------
 
 START = "from lasa_jax.config import paper\n\n\ndef get_config(argument=None):\n    config = paper('digits')\n"

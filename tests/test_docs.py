@@ -2,12 +2,13 @@
 
 import pkgutil
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from lasa_jax import aggregators, attacks, data, grid
+from lasa_jax import aggregators, attacks, data, grid, methods
 from lasa_jax import config as configs
 from lasa_jax.data import partition
 from lasa_jax.testing import ATTACK_LAWS, RULE_LAWS, honest, rules
@@ -113,6 +114,16 @@ def test_links_between_pages_lead_somewhere():
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+def test_links_to_headings_lead_somewhere():
+    """As the site names headings: small letters, no punctuation, a hyphen for a space."""
+    for page in PAGES:
+        for target, anchor in re.findall(r"\]\(([\w./]*)#([\w-]+)\)", page.read_text()):
+            text = (page.parent / target if target else page).read_text()
+            headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
+            known = {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+            assert anchor in known, f"{page.name}: {target}#{anchor}"
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_named_file_and_command_exists(page):
     """Paths, dotted names and `python -m` of our own rooms; `my_...` and `NAME` stand for a reader's files."""
@@ -142,6 +153,18 @@ def test_the_guides_sweep():
     text = (ROOT / "launch" / "README.md").read_text()
     for path in (ROOT / "configs" / "sweeps").glob("[a-z]*.py"):
         assert f"`{path.name}`" in text
+
+
+def test_the_sweep_of_ones_own_rule(names, tmp_path, monkeypatch):
+    """As docs/adding.md has it: the rule in a file beside the sweep."""
+    (tmp_path / "my_rules.py").write_text(blocks("docs/adding.md")[0])
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        found = grid.points(names["get_grid"]("digits"))
+    finally:
+        sys.modules.pop("my_rules", None)
+        methods.parameters.cache_clear()
+    assert (len(found), len(grid.programs(found))) == (45, 9)
 
 
 def test_every_dataset_and_partition_is_documented():

@@ -6,14 +6,16 @@ import textwrap
 
 import pytest
 
-from lasa_jax import aggregators, experiment, grid, methods
+from lasa_jax import aggregators, build, experiment, grid, methods
 from lasa_jax import config as configs
 from lasa_jax.errors import InputError
 
 MODULE = """
+    import functools
     import jax
     import jax.numpy as jnp
     from lasa_jax import ops
+    from lasa_jax.errors import InputError, check_number
     from lasa_jax.aggregators.base import Aggregator, Diagnostics, Rows, Scalar, equal_weights, stateless
     from lasa_jax.attacks.base import changed_row
 
@@ -78,6 +80,18 @@ MODULE = """
 
     def one_argument():
         return changed_row(lambda row: row)
+
+    def aggregator(factor: Scalar = 0.5):
+        return shrink(factor)
+
+    def checks(factor: Scalar = 2.0) -> Aggregator:
+        check_number("factor", factor, above=0)
+        return norm_gate(factor)
+
+    def refuses():
+        raise InputError("is not for today")
+
+    partly = functools.partial(norm_gate, factor=3.0)
 """
 SMALL = {"rounds": 2, "num_clients": 8, "clients_per_round": 4, "client.epochs": 1}
 
@@ -155,6 +169,8 @@ class TestSettings:
         axes = [{"aggregator.name": ["strangers:norm_gate", "fedavg"]}, {"aggregator.norm_gate.factor": [1.0, 2.0]}]
         with pytest.raises(grid.GridError, match="no aggregator 'norm_gate' is selected, but fedavg"):
             grid.points(grid.Grid(configs.paper("digits"), axes))
+        with pytest.raises(grid.GridError, match=r"but fedavg; points= sets it where it has an effect$"):
+            grid.points(grid.Grid(configs.paper("digits"), axes))
         single = [{"aggregator.name": "fedavg"}]
         axes = [{"aggregator.name": ["strangers:norm_gate"]}, axes[1]]
         assert len(grid.points(grid.Grid(configs.paper("digits"), axes, single))) == 3
@@ -164,10 +180,12 @@ BAD = {
     "no_such_module:rule": "there is no module 'no_such_module' here",
     "strangers:nosuch": "strangers has no function 'nosuch', its functions are norm_gate, lasa, shrink, turn, decides",
     "strangers:jnp": "strangers has no function 'jnp'",
+    "strangers:partly": "is a partial, allowed is a function or a class that is written in a Python file",
     "strangers:": "allowed is package.module:function",
     "my rules:gate": "allowed is package.module:function",
     "strangers:needs": "parameter 'factor' must have a default",
     "strangers:gives_nothing": "gives NoneType, allowed is lasa_jax.aggregators.Aggregator",
+    "strangers:refuses": "strangers:refuses: is not for today",
     "strangers:turn": "gives Attack, allowed is lasa_jax.aggregators.Aggregator",
     "krumm": "aggregator 'krumm' is not known",
     "strangers.norm_gate": "is not known (did you mean 'strangers:norm_gate'?)",
@@ -182,6 +200,18 @@ def test_bad_names_are_one_line(name):
         resolved(aggregator__name=name)
     assert BAD[name] in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.usefixtures("module")
+def test_a_number_out_of_range_is_named_as_a_setting():
+    with pytest.raises(InputError, match=r"^config\.aggregator\.checks\.factor = -1\.0: allowed is 0 < factor$"):
+        resolved(aggregator__name="strangers:checks", aggregator__checks__factor=-1)
+
+
+def test_a_module_that_is_not_there_later():
+    """A worker of a cluster has a resolved config, and may not see the module."""
+    with pytest.raises(InputError, match=r"^gone:rule: there is no module 'gone' here$"):
+        methods.source_file("gone:rule")
 
 
 def test_a_module_that_fails(module):
@@ -199,6 +229,12 @@ class TestRuns:
         settings = {"aggregator.name": "strangers:norm_gate", "attack.name": "strangers:turn"}
         history = experiment.simulate("digits", **SMALL, **settings, **{"preaggregators.names": "strangers:shrink"})
         assert len(history.test_accuracy) == 2
+
+    def test_a_step_may_have_any_name(self):
+        settings = {"preaggregators.names": "strangers:aggregator", "preaggregators.aggregator.factor": 0.25}
+        point = build.prepare(resolved(**settings)).point
+        assert float(point.aggregator["steps"]["aggregator"]["factor"]) == 0.25
+        assert "magnitude_radius" in point.aggregator["rule"]
 
     def test_steps_are_those_of_a_chain(self):
         named = experiment.simulate(

@@ -201,7 +201,12 @@ def _selected_parameters(config: ConfigDict, kind: str, name: str) -> dict[str, 
         with methods.naming_the_line([name] if methods.is_path(name) else []):
             methods.create(kind, name, parameters)
     except InputError as error:
-        raise InputError(f"config.{group}.{called}.{error}" if not methods.is_path(name) else str(error)) from None
+        message = str(error)
+        if not methods.is_path(name) or message.partition(" ")[0] in parameters:
+            message = f"config.{group}.{called}.{message}"
+        elif name not in message:
+            message = f"{name}: {message}"
+        raise InputError(message) from None
     return parameters
 
 

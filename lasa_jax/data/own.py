@@ -106,6 +106,13 @@ def _dataset(name: str, where: str, arrays: Mapping[str, Any]) -> Dataset:
     num_classes = int(max(train.labels.max(), test.labels.max())) + 1
     if num_classes < 2:
         raise InputError(f"{where}: all labels are 0, allowed are at least two classes")
+    seen = len(np.union1d(train.labels, test.labels))
+    # A single label of 255 or a million would be a model of as many outputs, and hours. Vocabularies may have gaps.
+    if train.labels.ndim == 1 and num_classes > 2 * seen:
+        raise InputError(
+            f"{where}: labels go to {num_classes - 1}, and only {seen} of these {num_classes} classes have an example; "
+            f"allowed are 0 to classes - 1 without such gaps, see docs/datasets.md"
+        )
     mean, std = _normalisation(where, train.inputs, arrays.get("mean"), arrays.get("std"))
     ids = arrays.get("client_ids")
     client_ids = None if ids is None else _client_ids(f"{where}: client_ids", ids, len(train.labels))

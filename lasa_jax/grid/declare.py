@@ -2,8 +2,9 @@
 
 import dataclasses
 import itertools
+import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -68,11 +69,13 @@ def points(declared: Grid) -> list[Point]:
         raise GridError(faults)
     found: dict[str, Point] = {}
     refused: dict[str, None] = {}  # a set that keeps its order
+    on_axes = {field for axis in declared.axes for field in axis}
     for settings in [*_product(declared.axes), *declared.points]:
         try:
             config = configs.resolve(configs.updated(declared.base, settings), list(settings))
         except InputError as error:
-            refused[str(error)] = None
+            way_out = "; points= sets it where it has an effect" if _of_what_is_not_selected(error, on_axes) else ""
+            refused[f"{error}{way_out}"] = None
             continue
         name = configs.run_name(config)
         if name not in found:
@@ -80,6 +83,12 @@ def points(declared: Grid) -> list[Point]:
     if refused:
         raise GridError(list(refused))
     return list(found.values())
+
+
+def _of_what_is_not_selected(error: InputError, fields: Collection[str]) -> bool:
+    """Whether an error is about the setting of one of these fields, of a method that the point does not select."""
+    field = re.match(r"config\.([\w.]+)", str(error))
+    return field is not None and field[1] in fields and "selected" in str(error)
 
 
 def _check_form(declared: Grid) -> None:

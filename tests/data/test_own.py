@@ -113,6 +113,10 @@ BAD = [
     ({"train_labels": np.where(Y == 1, np.nan, Y)}, "the train labels are not whole numbers, one is nan"),
     ({"train_labels": Y.astype(str)}, "the train labels are <U21, allowed are whole numbers from 0"),
     ({"train_labels": Y[:, None, None]}, r"the train labels have the shape \(60, 1, 1\), allowed are \(examples,\)"),
+    (
+        {"train_labels": np.where(np.arange(60) == 7, 10**6, Y)},
+        "labels go to 1000000, and only 4 of these 1000001 classes have an example",
+    ),
     ({"train_labels": 0 * Y, "test_labels": 0 * TEST_Y}, "all labels are 0, allowed are at least two classes"),
     ({"test_labels": np.eye(3, dtype=int)[TEST_Y]}, r"one of the train labels has the shape \(\), of test \(3,\)"),
     ({"train_inputs": NAN}, "the train inputs are not finite in 1 of 60 examples, first in example 7"),
