@@ -1,5 +1,6 @@
 """From resolved configs to a placed simulation: program, states, numbers and data of runs, see `simulation`."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -129,6 +130,8 @@ def prepare(
     configs.check_sources(config)
     if dataset is None:
         dataset = load(config.dataset, data_dir=config.data_dir, source=config.source)
+    if dataset.padding_label is not None:
+        dataset = dataclasses.replace(dataset, counts_padding=config.get("padding") == "counted")
     shares = partition.divide(
         config.partition, dataset.train.labels, dataset.client_ids, num_clients=config.num_clients, seed=config.seed
     )
