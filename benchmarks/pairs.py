@@ -111,7 +111,7 @@ def simulate(path: str, settings: Mapping[str, Any]) -> dict[tuple[str, str], fl
             began = time.perf_counter()
             _, metrics = executable(states, point, placed, jnp.int32(0))
             finite = bool(np.isfinite(metrics.rounds.update_norm).all())
-            accuracies[rule, attack] = 100 * float(metrics.test_accuracy[0, -1]) if finite else float("nan")
+            accuracies[rule, attack] = 100 * float(metrics.test.reported.accuracy[0, -1]) if finite else float("nan")
             shown = f"{accuracies[rule, attack]:.1f} %" if finite else "diverged"
             print(f"{rule}, {attack}: {shown}, {time.perf_counter() - began:.1f} s", flush=True)
     return accuracies

@@ -3,6 +3,7 @@
 This is where names end. Above it everything is a config; below it, in `federated`, everything is a function or an array.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -134,6 +135,8 @@ def prepare(
     configs.check_sources(config)
     if dataset is None:
         dataset = load(config.dataset, data_dir=config.data_dir, source=config.source)
+    if dataset.padding_label is not None:
+        dataset = dataclasses.replace(dataset, counts_padding=config.get("padding") == "counted")
     shares = partition.divide(
         config.partition, dataset.train.labels, dataset.client_ids, num_clients=config.num_clients, seed=config.seed
     )

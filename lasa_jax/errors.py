@@ -95,6 +95,11 @@ def user_path(label: str, path: str | os.PathLike[str]) -> Path:
     return found
 
 
+def is_mark(name: str) -> bool:
+    """Whether a file or folder of this name is a mark of an operating system, an editor or a network disk, and no data."""
+    return name.startswith((".", "~$")) or name in ("Thumbs.db", "ehthumbs.db", "desktop.ini", "__MACOSX", "@eaDir")
+
+
 def nearest(name: object, names: Iterable[str], prefix: str = "") -> str:
     """`" (did you mean 'krum'?)"` for the name that is most like this one; empty if none is."""
     close = difflib.get_close_matches(str(name), list(names), 1)

@@ -51,6 +51,7 @@ def tensorboard(path: Path) -> Callable[[Mapping[str, Any]], None]:
         writer = opened[0]
         detection = records.detection_rates([line])
         scalars = {name: line[name] for name in ("train_loss", "test_loss", "test_accuracy", "update_norm")}
+        scalars |= {name: line[name] for name in records.PADDING_LINE if name in line}
         scalars |= {name: detection[name] for name in ("malicious_filtered", "benign_kept")}
         for name, value in scalars.items():
             if value is not None:

@@ -7,7 +7,7 @@ import contextlib
 import os
 import socket
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,7 @@ def run(
       How many programs the workers compiled; those of lost workers are not known.
 
     Raises:
-      InputError: if Ray is not installed, there is no cluster, or it has no such GPU.
+      InputError: if Ray is not installed, there is no cluster, or it has no CPU or no such GPU.
     """
     try:
         import ray
@@ -100,17 +100,37 @@ def run(
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise InputError(f"--address={address or 'auto'}: {' '.join(str(error).split())}") from None
     try:
-        total = ray.cluster_resources()
-        gpus = min(1.0, total.get("GPU", 0.0)) if gpus is None else gpus
-        count = int(total.get("GPU", 0) // gpus if gpus else total.get("CPU", 0))
-        if total.get("CPU", 0) < 1:
-            raise InputError(f"--address={address or 'auto'}: the cluster has no CPU, and each worker needs one")
-        largest = max((node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
-        if count < 1 or gpus > largest:
-            raise InputError(f"--gpus={gpus:g}: allowed are 0 to {largest:g}, as many as a machine of the cluster has")
+        gpus, count = _workers([node["Resources"] for node in ray.nodes() if node["Alive"]], gpus, address or "auto")
         return _run(ray, points, path, count, gpus, batch, on_outcome, log)
     finally:
         ray.shutdown()
+
+
+def _workers(machines: Sequence[Mapping[str, float]], gpus: float | None, address: str) -> tuple[float, int]:
+    """GPUs of each worker, and how many workers the machines of a cluster hold; each needs a CPU where its GPU is.
+
+    Args:
+      machines: what each has, `{"CPU": 16.0, "GPU": 1.0}`.
+      gpus: as asked for; 1 if None, or none where no machine has one.
+      address: of the cluster, for messages.
+
+    Raises:
+      InputError: if there is no such machine: a worker would be waited for without an end.
+    """
+    able = [(machine.get("CPU", 0.0), machine.get("GPU", 0.0)) for machine in machines if machine.get("CPU", 0.0) >= 1]
+    if not able:
+        raise InputError(f"--address={address}: the cluster has no CPU, and each worker needs one")
+    largest = max(gpu for _, gpu in able)
+    if gpus is None:
+        gpus = min(1.0, max(machine.get("GPU", 0.0) for machine in machines))
+        if gpus > largest:
+            raise InputError(
+                f"--address={address}: machines with a GPU have no CPU, and each worker needs one beside it"
+            )
+    count = sum(int(min(cpu, gpu // gpus) if gpus else cpu) for cpu, gpu in able)
+    if count < 1:
+        raise InputError(f"--gpus={gpus:g}: allowed are 0 to {largest:g}, as many as a machine of the cluster has")
+    return gpus, count
 
 
 def _check_listening(address: str) -> None:

@@ -15,7 +15,7 @@ from checks.fuzz.mutations import mutate_bytes, mutate_json
 from lasa_jax.workdir import Workdir
 
 
-def fuzz(count: int) -> tuple[int, Failures]:
+def fuzz(count: int, seed: int = 0) -> tuple[int, Failures]:
     """Anything that differs from what was written must not be restored."""
     failures = Failures()
     state = {"params": {"kernel": jnp.arange(4000.0).reshape(40, 100), "bias": jnp.ones(7)}, "step": jnp.int32(3)}
@@ -24,7 +24,7 @@ def fuzz(count: int) -> tuple[int, Failures]:
         folder = workdir.path / "checkpoints"
         shutil.copytree(folder, Path(temporary) / "good")
         for index in range(count):
-            chance = random.Random(index)
+            chance = random.Random(seed * 10**9 + index)
             files = sorted(path for path in folder.rglob("*") if path.is_file())
             target = chance.choice(files)
             content = target.read_bytes()

@@ -57,11 +57,11 @@ def before_compiling(config: Any) -> None:
     configs.to_json(config), configs.run_name(config), configs.program_key(config)
 
 
-def fuzz(count: int) -> tuple[int, Failures]:
+def fuzz(count: int, seed: int = 0) -> tuple[int, Failures]:
     """Command lines and Python values by turns."""
     failures = Failures()
     for index in range(count):
-        chance = random.Random(index)
+        chance = random.Random(seed * 10**9 + index)
         arguments = command_line(chance)
         config, wrong = (
             outcome(lambda a=arguments: read_command_line(a))

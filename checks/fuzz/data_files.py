@@ -35,7 +35,7 @@ def write_sources(folder: Path) -> None:
     (folder / "plays" / "all.txt.gz").write_bytes(gzip.compress(f"== A Play ==\n{speeches}".encode()))
 
 
-def fuzz(count: int) -> tuple[int, Failures]:
+def fuzz(count: int, seed: int = 0) -> tuple[int, Failures]:
     """A third raw sources, a third prepared sets, a third entries of the cache."""
     failures = Failures()
     with tempfile.TemporaryDirectory() as temporary:
@@ -47,7 +47,7 @@ def fuzz(count: int) -> tuple[int, Failures]:
             name: data.load(name, data_dir=str(folder / "prepared"), source=str(path)) for name, path in sources.items()
         }
         for index in range(count):
-            chance = random.Random(index)
+            chance = random.Random(seed * 10**9 + index)
             name = chance.choice(sorted(sources))
             work = folder / "work"
             shutil.copytree(folder / ("good" if index % 3 == 0 else "prepared"), work / "in")

@@ -62,7 +62,7 @@ def damage_directory(path: Path, chance: random.Random) -> str:
     return f"{target.name} mutated"
 
 
-def fuzz(count: int) -> tuple[int, Failures]:
+def fuzz(count: int, seed: int = 0) -> tuple[int, Failures]:
     """Two in three are finished runs, which are read; one in three goes on."""
     failures, config, shared = Failures(), small_config(), Executables()
     quiet: dict[str, Any] = {"executables": shared, "log": lambda text: None}
@@ -70,7 +70,7 @@ def fuzz(count: int) -> tuple[int, Failures]:
         whole = Path(temporary) / "whole"
         wanted = experiment.run(config, whole, **quiet)["parameters_sha256"]
         for index in range(count):
-            chance = random.Random(index)
+            chance = random.Random(seed * 10**9 + index)
             path = Path(temporary) / "run"
             shutil.copytree(whole, path)
             if index % 3 == 0:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lasa_jax import ops
 from lasa_jax.errors import InputError
@@ -98,10 +99,12 @@ class Rows:
         if isinstance(updates, Rows):
             return updates
         n = _num_rows(updates)
-        present = jnp.ones(n, bool) if present is None else jnp.asarray(present)
-        if present.shape != (n,) or present.dtype != bool:
-            raise InputError(f"present: {present.dtype}{list(present.shape)}, allowed is bool[{n}], a value a client")
-        return cls(updates, present)
+        if present is None:
+            return cls(updates, jnp.ones(n, bool))
+        mask = present if isinstance(present, jax.Array) else np.asarray(present)
+        if mask.shape != (n,) or mask.dtype != bool:
+            raise InputError(f"present: {mask.dtype}{list(mask.shape)}, allowed is bool[{n}], a value a client")
+        return cls(updates, jnp.asarray(mask))
 
     @property
     def count(self) -> jax.Array:
@@ -229,13 +232,14 @@ class Rows:
 def _num_rows(updates: PyTree) -> int:
     """n, the length of the leading axis of every leaf of a stack."""
     leaves = jax.tree_util.tree_leaves_with_path(updates)
-    if not any(jnp.size(leaf) for _, leaf in leaves):
+    if not any(np.size(leaf) for _, leaf in leaves):
         raise InputError("updates: no entries, allowed is a pytree of floating-point arrays (n, ...), a row a client")
-    shapes = [jnp.shape(leaf) for _, leaf in leaves]
+    shapes = [np.shape(leaf) for _, leaf in leaves]
     for (path, leaf), shape in zip(leaves, shapes, strict=True):
         name = f"updates{jax.tree_util.keystr(path)}"
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-            raise InputError(f"{name}: {jnp.result_type(leaf)}, allowed are floating-point arrays")
+        kind = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
+        if not jnp.issubdtype(kind, jnp.floating):
+            raise InputError(f"{name}: {kind}, allowed are floating-point arrays")
         if not shape or shape[0] != shapes[0][0]:
             raise InputError(
                 f"{name}: shape {shape}, allowed is (n, ...) with the same n in every leaf, a row a client"

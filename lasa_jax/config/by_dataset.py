@@ -18,6 +18,7 @@ _CLIP_NORM: dict[str, dict[str, float]] = {
     "paper": {},
     "official": {"mnist": 1.0, "fashion_mnist": 1.0, "femnist": 2.0, "shakespeare": 1.0},
 }
+_PADDING = {"paper": "ignored", "official": "counted"}
 _KNOWLEDGE = {"paper": {"otherwise": "benign"}, "official": {"byzmean": "all", "otherwise": "colluders"}}
 _KNOWLEDGE["official"] |= dict.fromkeys(("adaptive", "alie", "ipm", "tailored_krum"), "benign")  # not in that code
 
@@ -68,6 +69,11 @@ def learning_rate_decay(fidelity: str, dataset: str) -> float:
 def clip_norm(fidelity: str, dataset: str, rule: str) -> float | None:
     """`config.client.clip_norm` where it is left open."""
     return _CLIP_NORM[fidelity].get(dataset) if rule in _CLIPPED_RULES else None
+
+
+def padding(fidelity: str) -> str:
+    """`config.padding` where it is left open, of a dataset that has padding."""
+    return _PADDING[fidelity]
 
 
 def knowledge(fidelity: str, attack: str) -> str:

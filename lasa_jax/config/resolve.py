@@ -110,6 +110,10 @@ def resolve(config: ConfigDict, overrides: Iterable[str] = (), *, dataset: str |
     _check_relations(config)
     own = partition.SETTINGS[config.partition.name]
     config.partition = ConfigDict({name: config.partition[name] for name in ("name", *own)})
+    if not data.has_padding(config.dataset):
+        del config.padding  # so that it identifies no run without any
+    elif config.padding == BY_FIDELITY:
+        config.padding = by_dataset.padding(config.fidelity)
     client = config.client
     if client.learning_rate_decay is None:
         client.learning_rate_decay = by_dataset.learning_rate_decay(config.fidelity, config.dataset)
@@ -170,6 +174,8 @@ def _check_relations(config: ConfigDict) -> None:
     """The few relations between settings."""
     if config.source is not None and not data.made_from_source(config.dataset):
         raise InputError(f"config.source = {config.source!r}: dataset {config.dataset!r} is not made from a raw source")
+    if config.padding != BY_FIDELITY and not data.has_padding(config.dataset):
+        raise InputError(f"config.padding = {config.padding!r}: dataset {config.dataset!r} has no padding")
     if config.num_clients is None and config.partition.name != "natural":
         raise InputError(
             f"config.num_clients: must be set for the partition {config.partition.name!r}; only 'natural' has its own number"

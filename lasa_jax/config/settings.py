@@ -86,6 +86,13 @@ SETTINGS: dict[str, Setting] = {
     "fidelity": Setting(
         "the paper, or its authors' code where they differ", "paper", str, PROGRAM, ("paper", "official")
     ),
+    "padding": Setting(
+        "of shakespeare: whether labels that are padding count in losses and accuracies",
+        BY_FIDELITY,
+        str,
+        PROGRAM,
+        (BY_FIDELITY, "counted", "ignored"),
+    ),
     "batch_stats": Setting(
         "separate keeps running statistics from the rule", "aggregate", str, PROGRAM, ("aggregate", "separate")
     ),

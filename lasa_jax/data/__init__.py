@@ -19,6 +19,7 @@ __all__ = [
     "FederatedDataset",
     "Partition",
     "from_arrays",
+    "has_padding",
     "load",
     "made_from_source",
     "names",
@@ -39,6 +40,11 @@ def names() -> list[str]:
 def made_from_source(name: str) -> bool:
     """Whether a dataset is made from raw files that `config.source` names."""
     return name in _FROM_SOURCE
+
+
+def has_padding(name: str) -> bool:
+    """Whether some labels of a dataset are padding, so that losses and accuracies have two forms."""
+    return name == "shakespeare"
 
 
 def load(name: str, *, data_dir: str | None = None, source: str | None = None) -> Dataset:

@@ -41,7 +41,8 @@ class Dataset:
       client_ids: the natural owner of each training example, int `(num_examples,)`, or None.
       source_id: of the raw files that the set was made from, see `by_client.source_id`, or of the arrays of a user's own;
         None for the others.
-      padding_label: the label of positions that are padding and count neither in losses nor in accuracies, or None.
+      padding_label: the label of positions that are padding, or None.
+      counts_padding: whether such positions count in losses and accuracies; False leaves them out of both.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Dataset:
     client_ids: np.ndarray | None = None
     source_id: str | None = None
     padding_label: int | None = None
+    counts_padding: bool = False
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -81,7 +83,9 @@ class Dataset:
     def counted(self, labels: jax.Array, real: jax.Array) -> jax.Array:
         """Which labels of a batch count, bool like `labels`; `real` says which examples do, bool `(batch,)`."""
         counted = jnp.broadcast_to(real.reshape((-1,) + (1,) * (labels.ndim - 1)), labels.shape)
-        return counted if self.padding_label is None else counted & (labels != self.padding_label)
+        return (
+            counted if self.padding_label is None or self.counts_padding else counted & (labels != self.padding_label)
+        )
 
     def augment(self, key: jax.Array, inputs: jax.Array) -> jax.Array:
         """Random crop and flip of each image of a training batch, as stored; the identity where `crop` is None."""

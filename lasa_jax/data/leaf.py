@@ -1,7 +1,7 @@
 """Reads LEAF's JSON (Caldas et al., 2018): `{"users": [...], "user_data": {user: {"x": [...], "y": [...]}}}`.
 
-A source is a folder with `train/*.json[.gz]` and `test/*.json[.gz]`, as LEAF's preprocessing writes them. Files whose names
-begin with a dot are marks of operating systems and editors, and no data.
+A source is a folder with `train/*.json[.gz]` and `test/*.json[.gz]`, as LEAF's preprocessing writes them. Marks of operating
+systems and editors, as files whose names begin with a dot, are no data.
 """
 
 import gzip
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from lasa_jax.data.by_client import ClientExamples
-from lasa_jax.errors import InputError
+from lasa_jax.errors import InputError, is_mark
 
 Convert = Callable[[list[Any], list[Any]], tuple[np.ndarray, np.ndarray]]
 
@@ -44,7 +44,7 @@ def files(source: Path) -> list[Path]:
 
 def _files(folder: Path) -> list[Path]:
     named = (*folder.glob("*.json"), *folder.glob("*.json.gz"))
-    found = sorted(file for file in named if file.is_file() and not file.name.startswith("."))
+    found = sorted(file for file in named if file.is_file() and not is_mark(file.name))
     if not found:
         raise InputError(f"config.source: {folder} holds no *.json or *.json.gz")
     return found

@@ -68,11 +68,19 @@ def _convert(x: list[Any], y: list[Any]) -> tuple[np.ndarray, np.ndarray]:
 def visible(text: str) -> str:
     """A text without what editors leave in it unseen.
 
-    Marks without a width (byte order, joiners, soft hyphens, directions) and the end-of-file of old systems go; spaces that
-    do not break become spaces.
+    Marks without a width (byte order, joiners, soft hyphens, directions, selectors of a glyph) and control characters that
+    are no white space go; spaces of any width become spaces.
     """
-    text = text.translate({0xA0: " ", 0x202F: " ", 0x1A: None})
-    return "".join(character for character in text if unicodedata.category(character) != "Cf")
+    return "".join(
+        " " if unicodedata.category(character) == "Zs" else character
+        for character in text
+        if character.isspace() or not _is_unseen(character)
+    )
+
+
+def _is_unseen(character: str) -> bool:
+    selects_a_glyph = "\ufe00" <= character <= "\ufe0f" or "\U000e0100" <= character <= "\U000e01ef"
+    return unicodedata.category(character) in ("Cf", "Cc") or selects_a_glyph or character == "\u034f"
 
 
 def speeches(text: str) -> dict[str, list[str]]:

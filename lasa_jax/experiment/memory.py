@@ -14,7 +14,7 @@ from lasa_jax.aggregators import Aggregator
 from lasa_jax.attacks import Attack
 from lasa_jax.data import Dataset
 from lasa_jax.errors import InputError
-from lasa_jax.federated import make_mesh
+from lasa_jax.federated import Measures, make_mesh
 from lasa_jax.models import Variables
 from lasa_jax.workdir import records
 
@@ -27,6 +27,8 @@ class History:
       evaluated: int `(evaluations,)`, the rounds after which the model was evaluated, counted from 1.
       test_accuracy: `(evaluations,)`.
       test_loss: `(evaluations,)`.
+      with_padding: test loss and accuracy over every position, `(evaluations,)` each, of a dataset with padding; else None.
+      without_padding: the same over the positions that are no padding.
       train_loss: `(rounds,)`, of every round.
       clients: int `(rounds, n)`, who took part.
       malicious: bool `(rounds, n)`, who of them is malicious.
@@ -42,6 +44,8 @@ class History:
     malicious: np.ndarray
     weights: dict[str, np.ndarray]
     variables: Variables
+    with_padding: Measures | None = None
+    without_padding: Measures | None = None
 
 
 def simulate(
@@ -100,13 +104,16 @@ def simulate(
     whole = jax.tree.map(lambda *parts: np.concatenate(parts)[: config.rounds], *blocks)
     filtering, count = whole.rounds.filtering, config.clients_per_round
     evaluated = np.array(simulation.evaluated_rounds())
+    test = jax.tree.map(lambda x: x[evaluated - 1], whole.test)
     return History(
         evaluated=evaluated,
-        test_accuracy=whole.test_accuracy[evaluated - 1],
-        test_loss=whole.test_loss[evaluated - 1],
+        test_accuracy=test.reported.accuracy,
+        test_loss=test.reported.loss,
         train_loss=whole.rounds.train_loss,
         clients=filtering.client[:, :count],
         malicious=filtering.malicious[:, :count],
         weights={name: filtering.fields["weight"][:, at, :count] for at, name in enumerate(layers)},
         variables=jax.tree.map(lambda x: x[0], jax.device_get(states.variables)),
+        with_padding=test.with_padding,
+        without_padding=test.without_padding,
     )

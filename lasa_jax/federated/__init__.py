@@ -2,6 +2,7 @@
 
 from lasa_jax.federated.client import LocalTraining
 from lasa_jax.federated.contract import check_aggregator, check_attack
+from lasa_jax.federated.evaluation import Evaluation, Measures
 from lasa_jax.federated.executables import Executables
 from lasa_jax.federated.memory import DoesNotFit
 from lasa_jax.federated.round import one_round
@@ -11,8 +12,10 @@ from lasa_jax.federated.types import Numbers, Point, Program, RoundMetrics, Stat
 __all__ = [
     "BlockMetrics",
     "DoesNotFit",
+    "Evaluation",
     "Executables",
     "LocalTraining",
+    "Measures",
     "Numbers",
     "Point",
     "Program",

@@ -1,12 +1,13 @@
 """The global model on the test examples, in as few batches as memory allows."""
 
-from typing import Any
+import dataclasses
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from lasa_jax import ops
-from lasa_jax.data import Examples
+from lasa_jax.data import Dataset, Examples
 from lasa_jax.federated.types import Program, State
 from lasa_jax.models import Variables
 
@@ -14,10 +15,31 @@ _IN_CACHE = 250  # examples at a time on a CPU
 _ACTIVATIONS = 2**32  # bytes on an accelerator: a quarter of the smallest memory that is planned for
 
 
+class Measures(NamedTuple):
+    """Of the global model. loss: mean over labels. accuracy: the share of them that it predicts; NaN where the loss is."""
+
+    loss: jax.Array
+    accuracy: jax.Array
+
+
+class Evaluation(NamedTuple):
+    """The global model on all test labels.
+
+    Attributes:
+      reported: over the labels that count, see `Dataset.counted`.
+      with_padding: over every position of a dataset that has padding, else None.
+      without_padding: over every position that is no padding, else None.
+    """
+
+    reported: Measures
+    with_padding: Measures | None = None
+    without_padding: Measures | None = None
+
+
 def evaluate(
     program: Program, state: State, test: Examples, batch_size: int | None = None, *, runs: int = 1
-) -> tuple[jax.Array, jax.Array]:
-    """Mean loss and accuracy of the global model over all test labels, each device its own share of the batches.
+) -> Evaluation:
+    """The global model on all test labels, each device its own share of the batches.
 
     Args:
       program: what is compiled in.
@@ -39,22 +61,39 @@ def evaluate(
 
     dataset = program.local_training.dataset
 
-    def one(inputs: jax.Array, labels: jax.Array, real: jax.Array, variables: Variables) -> tuple[jax.Array, jax.Array]:
+    # The datasets whose labels are counted: the one that reports, and where there is padding both.
+    kinds = (
+        [dataset]
+        if dataset.padding_label is None
+        else [dataclasses.replace(dataset, counts_padding=counts) for counts in (True, False)]
+    )
+
+    def one(inputs: jax.Array, labels: jax.Array, real: jax.Array, variables: Variables) -> list[tuple[Any, Any]]:
         logits = _logits(program, variables, inputs)
         losses = -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[..., None], axis=-1)[..., 0]
         right = jnp.argmax(logits, axis=-1) == labels
-        counted = dataset.counted(labels, real)
-        return jnp.sum(jnp.where(counted, losses, 0.0)), jnp.sum(right & counted, dtype=jnp.int32)
+
+        def sums(counted: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return jnp.sum(jnp.where(counted, losses, 0.0)), jnp.sum(right & counted, dtype=jnp.int32)
+
+        return [sums(kind.counted(labels, real)) for kind in kinds]
 
     real = batches(jnp.ones(num_examples, bool))
     with jax.default_matmul_precision(program.local_training.matmul_precision):
-        losses, right = ops.map_rows(
+        found = ops.map_rows(
             one, batches(test.inputs), batches(test.labels), real, shared=(state.variables,), at_once=1
         )
-    count = jnp.sum(dataset.counted(test.labels, jnp.ones(num_examples, bool)))
-    loss = jnp.sum(losses) / count
-    # A model of NaN predicts class 0 everywhere: that is no accuracy.
-    return loss, jnp.where(jnp.isnan(loss), jnp.nan, jnp.sum(right) / count)
+
+    def measures(kind: Dataset, losses: jax.Array, right: jax.Array) -> Measures:
+        count = jnp.sum(kind.counted(test.labels, jnp.ones(num_examples, bool)))
+        loss = jnp.sum(losses) / count
+        # A model of NaN predicts class 0 everywhere: that is no accuracy.
+        return Measures(loss, jnp.where(jnp.isnan(loss), jnp.nan, jnp.sum(right) / count))
+
+    measured = [measures(kind, *sums) for kind, sums in zip(kinds, found, strict=True)]
+    if dataset.padding_label is None:
+        return Evaluation(*measured)
+    return Evaluation(measured[0] if dataset.counts_padding else measured[1], *measured)
 
 
 def examples_at_once(program: Program, variables: Variables, test: Examples, runs: int = 1) -> int:

@@ -14,7 +14,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from lasa_jax import ops
 from lasa_jax.data import Examples, FederatedDataset
 from lasa_jax.federated import cards, memory
-from lasa_jax.federated.evaluation import evaluate
+from lasa_jax.federated.evaluation import Evaluation, evaluate
 from lasa_jax.federated.round import one_round
 from lasa_jax.federated.types import Point, Program, RoundMetrics, State
 
@@ -24,13 +24,11 @@ class BlockMetrics(NamedTuple):
 
     Attributes:
       rounds: as each round reported.
-      test_loss: of the rounds that were evaluated, NaN for the others.
-      test_accuracy: the same.
+      test: of the rounds that were evaluated, NaN for the others.
     """
 
     rounds: RoundMetrics
-    test_loss: jax.Array
-    test_accuracy: jax.Array
+    test: Evaluation
 
 
 def is_evaluated(index: int | jax.Array, eval_every: int, rounds: int) -> Any:
@@ -131,7 +129,7 @@ class Simulation:
 
         runs = 1 if ops.one_at_a_time() else jax.tree.leaves(states)[0].shape[0] // self.mesh.shape[ops.RUNS]
 
-        def tested(state: State, test: Examples) -> tuple[jax.Array, jax.Array]:
+        def tested(state: State, test: Examples) -> Evaluation:
             return evaluate(self.program, state, test, self.eval_batch_size, runs=runs)
 
         def one_run(
@@ -142,8 +140,9 @@ class Simulation:
             def step(state: State, index: jax.Array) -> tuple[State, BlockMetrics]:
                 state, metrics = one_round(self.program, state, point, run_data, index)
                 due = is_evaluated(index, self.eval_every, self.rounds)
-                nothing = (jnp.float32(jnp.nan), jnp.float32(jnp.nan))
-                return state, BlockMetrics(metrics, *lax.cond(due, lambda: tested(state, test), lambda: nothing))
+                shapes = jax.eval_shape(tested, state, test)
+                nothing = jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), shapes)
+                return state, BlockMetrics(metrics, lax.cond(due, lambda: tested(state, test), lambda: nothing))
 
             def step_or_skip(state: State, index: jax.Array) -> tuple[State, BlockMetrics]:
                 shapes = jax.eval_shape(step, state, index)[1]

@@ -24,8 +24,8 @@ class Grid:
 
     Attributes:
       base: the config that every point starts from.
-      axes: each a mapping from fields to values. The fields of one axis are tied and change together; the points are the
-        product of the axes.
+      axes: each a mapping from fields to values, in a list or an array with one axis. The fields of one axis are tied and
+        change together; the points are the product of the axes.
       points: settings of single points beside them.
     """
 
@@ -65,6 +65,7 @@ def points(declared: Grid) -> list[Point]:
         that have no effect in a point, as those of a rule that it does not select.
     """
     _check_form(declared)
+    declared = dataclasses.replace(declared, axes=[_as_lists(axis) for axis in declared.axes])
     if faults := list(dict.fromkeys(_faults(declared))):
         raise GridError(faults)
     found: dict[str, Point] = {}
@@ -102,8 +103,19 @@ def _check_form(declared: Grid) -> None:
             raise GridError([f"Grid: {settings!r} is not a dictionary of fields"])
     for axis in declared.axes:
         for field, values in axis.items():
-            if isinstance(values, str) or not isinstance(values, Sequence | np.ndarray):
-                raise GridError([f"axis {field}: {values!r} is not a list of values"])
+            is_list = isinstance(values, Sequence) and not isinstance(values, str | bytes)
+            if not is_list and not (_is_array(values) and np.ndim(values) == 1):
+                raise GridError([f"axis {field}: {' '.join(repr(values).split())[:100]} is not a list of values"])
+
+
+def _is_array(values: Any) -> bool:
+    """Whether this is an array of NumPy, JAX, pandas or the like."""
+    return hasattr(values, "__array__") and not isinstance(values, np.generic)
+
+
+def _as_lists(axis: Axis) -> Axis:
+    """An axis whose values are those of Python, where they were an array."""
+    return {field: np.asarray(values).tolist() if _is_array(values) else values for field, values in axis.items()}
 
 
 def _faults(declared: Grid) -> Iterator[str]:

@@ -20,6 +20,7 @@ _LARGEST_FILE = 2**28  # bytes; a hundred times what a long run writes
 _LARGEST_COUNT = 2**53
 _TEXT = re.compile(r"[\w.:,/~ +-]{0,200}")  # what names of methods, datasets and variants are made of
 _REQUIRED = ("dataset", "model", "fidelity", "aggregator.name", "attack.name", "attack_ratio", "seed", "rounds")
+_BEST = ("best_test_accuracy", "best_test_accuracy_with_padding", "best_test_accuracy_without_padding")
 _LINE_NUMBERS = ("test_accuracy", "test_loss", "train_loss", "seconds_per_round")
 
 
@@ -29,6 +30,7 @@ class Results:
 
     runs: a row a run: `run` (its path below the directory), every field of its config by the config's own name (a parameter
       of the selected method as `aggregator.sparsity_level`), and of its summary `status`, `best_test_accuracy`,
+      `best_test_accuracy_with_padding` and `best_test_accuracy_without_padding` (NaN where a dataset has no padding),
       `final_test_accuracy`, `last_round`, `seconds_per_round`, `device`, `malicious_filtered`, `benign_kept` and, where it
       is known, `num_parameters`. Shares are in [0, 1].
     lines: a row a run and evaluated round: `run`, `round`, `test_accuracy`, `test_loss`, `train_loss`,
@@ -102,7 +104,7 @@ def load(directory: str | os.PathLike[str]) -> Results:
         why = f" ({len(left_out)} left out; the first: {left_out[0]})" if left_out else ""
         raise InputError(f"{root}: has no finished run, which is a directory with config.json and summary.json{why}")
     frame = pd.DataFrame(runs, dtype=object)
-    numbers = ["best_test_accuracy", "final_test_accuracy", "seconds_per_round", "malicious_filtered", "benign_kept"]
+    numbers = [*_BEST, "final_test_accuracy", "seconds_per_round", "malicious_filtered", "benign_kept"]
     frame = frame.astype(dict.fromkeys([*numbers, "num_parameters", "attack_ratio"], float))
     line_columns = ["run", "round", *_LINE_NUMBERS, *_COUNTS]
     return Results(
@@ -212,7 +214,7 @@ def _read_run(path: Path, name: str) -> tuple[dict[str, Any], dict[str, Any], li
         raise InputError(f"summary.json: device = {device!r}: allowed is text")
     result = {
         "status": summary["status"],
-        "best_test_accuracy": _share(summary, "best_test_accuracy"),
+        **{name: _share(summary, name) for name in _BEST},
         "final_test_accuracy": _share(summary, "final_test_accuracy"),
         "last_round": int(_number(summary, "rounds", high=_LARGEST_COUNT, whole=True)),
         "seconds_per_round": _number(summary, "seconds_per_round", optional=True),

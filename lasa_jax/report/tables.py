@@ -16,14 +16,18 @@ _LEVEL = "aggregator.sparsity_level"
 _FEWEST = 3  # sparsity levels or pairs of radii that make a table of their own
 
 
-def cells(group: Group) -> pd.DataFrame:
+def cells(group: Group, accuracy: str = "best_test_accuracy") -> pd.DataFrame:
     """A row for every rule, attack and ratio of a group: best test accuracy over its seeds, in percent.
+
+    Args:
+      group: of runs.
+      accuracy: the column of `Results.runs` that is taken, for datasets whose accuracy is measured in two ways.
 
     Columns: `rule`, `attack`, `attack_ratio`, `mean`, `std` (of the sample, n - 1; NaN for one seed), `min`, `max`, `seeds`,
     `diverged` (how many of them).
     """
     runs = group.runs.assign(
-        accuracy=100 * group.runs["best_test_accuracy"], diverged=(group.runs["status"] == "diverged").astype(int)
+        accuracy=100 * group.runs[accuracy], diverged=(group.runs["status"] == "diverged").astype(int)
     )
     by = runs.groupby(["rule", "attack", "attack_ratio"], sort=False)
     found = by["accuracy"].agg(["mean", "std", "min", "max"])

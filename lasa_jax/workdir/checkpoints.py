@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
+from lasa_jax.errors import is_mark
 from lasa_jax.workdir.files import delete, parse_json, read_file, replace_file, sync
 
 if TYPE_CHECKING:  # who reads a directory restores nothing
@@ -110,11 +111,14 @@ class Checkpoints:
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file below a folder, by relative path; OSError if there is anything else than files and folders."""
+    """SHA-256 of every file below a folder, by relative path; OSError if there is anything else than files and folders.
+
+    Marks of systems are left out, which appear by themselves where somebody looks into a folder.
+    """
     return {
         str(path.relative_to(folder)): hashlib.sha256(read_file(path)).hexdigest()
         for path in sorted(folder.rglob("*"))
-        if path.is_symlink() or not path.is_dir()
+        if (path.is_symlink() or not path.is_dir()) and not any(map(is_mark, path.relative_to(folder).parts))
     }
 
 

@@ -15,8 +15,7 @@ from lasa_jax.workdir.forms import Form, is_count, is_mapping, is_number, is_rec
 if TYPE_CHECKING:  # who reads a directory needs no engine, which takes a second to import
     import pandas as pd
 
-    from lasa_jax.federated import Simulation
-    from lasa_jax.federated.simulation import BlockMetrics
+    from lasa_jax.federated import BlockMetrics, Evaluation, Simulation
 
 PyTree = Any
 
@@ -28,6 +27,12 @@ LINE: Form = {
     **dict.fromkeys(("test_accuracy", "test_loss", "train_loss", "update_norm", "step_waste"), or_null(is_number)),
     "assumed_malicious": or_null(is_count),
     "seconds_per_round": is_number,
+}
+# And of a dataset with padding, which has both forms of what is measured.
+PADDING_LINE: Form = {
+    f"test_{name}_{way}": or_null(is_number)
+    for way in ("with_padding", "without_padding")
+    for name in ("accuracy", "loss")
 }
 _RATES: Form = dict.fromkeys(("malicious_filtered", "benign_kept"), or_null(is_number))
 SUMMARY: Form = {
@@ -70,8 +75,7 @@ def lines(
         written.append(
             {
                 "round": number,
-                "test_accuracy": float(metrics.test_accuracy[index]),
-                "test_loss": float(metrics.test_loss[index]),
+                **_tested(metrics.test, index),
                 "train_loss": float(np.mean(rounds.train_loss[covered])),
                 "update_norm": float(rounds.update_norm[index]),
                 "step_waste": float(np.mean(rounds.step_waste[covered])),
@@ -89,6 +93,17 @@ def lines(
     return written
 
 
+def _tested(test: "Evaluation", index: int) -> dict[str, float]:
+    """What a line says of the global model; of a dataset with padding also by either way of counting."""
+    ways = {"": test.reported, "_with_padding": test.with_padding, "_without_padding": test.without_padding}
+    return {
+        f"test_{name}{way}": float(getattr(measures, name)[index])
+        for way, measures in ways.items()
+        if measures is not None
+        for name in ("accuracy", "loss")
+    }
+
+
 def parse_lines(content: bytes) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl, up to one that is cut off, has another form or other layers, or repeats a round."""
     parsed: list[dict[str, Any]] = []
@@ -98,6 +113,8 @@ def parse_lines(content: bytes) -> list[dict[str, Any]]:
         except ValueError:
             break
         if not isinstance(line, dict) or wrong_fields(line, LINE):
+            break
+        if not PADDING_LINE.keys().isdisjoint(line) and wrong_fields(line, PADDING_LINE):
             break
         if parsed and line["round"] <= parsed[-1]["round"]:
             break
@@ -209,8 +226,13 @@ def summary(
       compile_seconds: of the process that finished.
       total_seconds: of the process that finished.
     """
-    accuracies = [line["test_accuracy"] for line in lines if line["test_accuracy"] is not None]
-    best = max(accuracies, default=None)
+
+    def highest(field: str) -> float | None:
+        return max((line[field] for line in lines if line[field] is not None), default=None)
+
+    best = highest("test_accuracy")
+    measures = ("test_accuracy_with_padding", "test_accuracy_without_padding")
+    by_padding = {f"best_{field}": highest(field) for field in measures if lines and field in lines[0]}
     digest = hashlib.sha256()
     leaves = jax.tree.leaves(variables)
     for leaf in leaves:
@@ -218,6 +240,7 @@ def summary(
     return {
         "status": status,
         "best_test_accuracy": best,
+        **by_padding,
         "final_test_accuracy": lines[-1]["test_accuracy"] if lines else None,
         "best_round": next((line["round"] for line in lines if line["test_accuracy"] == best), None),
         "rounds": lines[-1]["round"] if lines else 0,

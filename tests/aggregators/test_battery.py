@@ -297,6 +297,9 @@ def test_a_rule_that_is_not_robust_hides_nothing(name):
         ({"b": np.ones((4, 3)), "w": np.float32(1)}, None, "updates['w']: shape (), allowed is (n, ...)"),
         ({"w": np.ones((4, 3))}, np.ones(3, bool), "present: bool[3], allowed is bool[4]"),
         ({"w": np.ones((4, 3))}, np.ones(4, np.int32), "present: int32[4], allowed is bool[4]"),
+        ({"w": np.array(["x"] * 4)}, None, "updates['w']: <U1, allowed are floating-point arrays"),
+        ({"w": "x"}, None, "updates['w']: <U1, allowed are floating-point arrays"),
+        ({"w": np.ones((4, 3))}, list("yyyn"), "present: <U1[4], allowed is bool[4]"),
     ],
 )
 def test_what_is_said_of_a_stack_that_is_none(updates, present, line):

@@ -104,6 +104,21 @@ def test_what_fidelity_decides():
     assert decided("cifar100", "paper", attack="lie") == (0.99, None, None, "benign")
 
 
+def test_padding_is_a_setting_of_shakespeare_only():
+    """What identifies a run of another dataset does not know it."""
+    assert resolved("shakespeare").padding == "ignored"
+    assert resolved("shakespeare", fidelity="official").padding == "counted"
+    by_hand = resolved("shakespeare", padding="counted")
+    assert by_hand.padding == "counted"
+    assert configs.identity(by_hand) != configs.identity(resolved("shakespeare"))
+    assert configs.from_json(configs.as_json(by_hand)).padding == "counted"
+    assert "padding" not in resolved("femnist", fidelity="official")
+    with pytest.raises(InputError, match=r"config.padding = 'counted': dataset 'femnist' has no padding"):
+        resolved("femnist", padding="counted")
+    with pytest.raises(InputError, match=r"config.padding = 'count': allowed are by_fidelity, counted, ignored"):
+        resolved("shakespeare", padding="count")
+
+
 def test_what_is_set_by_hand_wins_over_fidelity():
     config = resolved(
         "mnist",

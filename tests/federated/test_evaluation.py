@@ -81,10 +81,10 @@ def test_the_forms_of_an_accelerator_give_the_same_accuracy():
         with ops.compiling_for(platform):
             return jax.device_get(jax.jit(lambda state: evaluate(run.program, state, test))(state))
 
-    loss, accuracy = both("cpu")
-    loss_there, accuracy_there = both("gpu")
-    assert accuracy == accuracy_there
-    np.testing.assert_allclose(loss, loss_there, rtol=1e-6)
+    here, there = both("cpu"), both("gpu")
+    assert here.reported.accuracy == there.reported.accuracy
+    np.testing.assert_allclose(here.reported.loss, there.reported.loss, rtol=1e-6)
+    assert here.with_padding is here.without_padding is None  # digits have none
 
 
 def test_runs_of_a_batch_share_the_memory(monkeypatch):
@@ -95,7 +95,7 @@ def test_runs_of_a_batch_share_the_memory(monkeypatch):
 
     def spy(program, state, test, batch_size, *, runs):
         seen.append(runs)
-        return jnp.float32(0), jnp.float32(0)
+        return evaluation.Evaluation(evaluation.Measures(jnp.float32(0), jnp.float32(0)))
 
     monkeypatch.setattr(simulation, "evaluate", spy)
     monkeypatch.setattr(simulation, "one_round", lambda program, state, *rest: (state, ()))

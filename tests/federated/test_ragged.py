@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lasa_jax import aggregators, attacks, build, models, ops
+from lasa_jax import aggregators, attacks, build, experiment, models, ops
 from lasa_jax import config as configs
 from lasa_jax.data import Dataset, Examples, FederatedDataset, shakespeare
 from lasa_jax.federated import LocalTraining, make_mesh, one_round
@@ -139,13 +139,14 @@ def sequences(length: int, padding: int, seed: int = 0) -> Examples:
 class TestSequences:
     """The character model, whose every position has a label."""
 
-    def local(self, examples: Examples) -> LocalTraining:
-        dataset = Dataset("text", 90, examples, examples, mean=(), std=(), padding_label=shakespeare.PADDING)
+    def local(self, examples: Examples, counts_padding: bool = False) -> LocalTraining:
+        padding = {"padding_label": shakespeare.PADDING, "counts_padding": counts_padding}
+        dataset = Dataset("text", 90, examples, examples, mean=(), std=(), **padding)
         model = models.create("lstm", num_classes=90, input_shape=examples.inputs.shape[1:])
         return LocalTraining(model, dataset, epochs=1, batch_size=3, decay_every=1)
 
-    def train(self, examples: Examples, indices=range(4), size: int = 4):
-        local = self.local(examples)
+    def train(self, examples: Examples, indices=range(4), size: int = 4, counts_padding: bool = False):
+        local = self.local(examples, counts_padding)
         variables = local.model.init(jax.random.key(0))
         return jax.jit(
             lambda v, train, indices: local(
@@ -174,10 +175,25 @@ class TestSequences:
         third, _ = self.train(sequences(7, 2), indices=[0, 1, 2, 3, 0, 0, 0, 0, 0])  # of the client's row of examples
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), first, third)
 
-    def test_loss_and_accuracy_are_over_the_labels_that_count(self):
+    def test_padding_that_counts_is_trained_on(self):
+        """One example, one step: the loss is the mean over all positions, of the model that the server sent."""
+        examples = sequences(7, 3)
+        local = self.local(examples)
+        logits = np.asarray(local.model.apply(local.model.init(jax.random.key(0)), examples.inputs[2:3])[0], np.float64)
+        chances = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        losses = -np.take_along_axis(chances, examples.labels[2:3, :, None], axis=2)[0, :, 0]
+        updates = {}
+        for counts, wanted in ((True, losses.mean()), (False, losses[:7].mean())):
+            updates[counts], loss = self.train(examples, indices=[2], size=1, counts_padding=counts)
+            np.testing.assert_allclose(loss, wanted, rtol=1e-5)
+        biases = [np.asarray(update["params"]["dense"]["bias"])[0] for update in updates.values()]
+        assert biases[0] > 0 > biases[1]  # the token of padding becomes likelier only where it is trained on
+
+    @pytest.mark.parametrize("counts_padding", [False, True])
+    def test_loss_and_accuracy_are_over_the_labels_that_count(self, counts_padding):
         examples = sequences(5, 4)
         examples.labels[2, 1:] = 0  # one sequence with a single label
-        local = self.local(examples)
+        local = self.local(examples, counts_padding)
         variables = local.model.init(jax.random.key(1))
         program, *_ = setup()
         program = dataclasses.replace(program, local_training=local)
@@ -185,12 +201,32 @@ class TestSequences:
         counted = examples.labels != 0
         assert counted.sum() == 5 * 5 + 1
         chances = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-        wanted = -np.take_along_axis(chances, examples.labels[..., None], axis=2)[..., 0][counted].mean()
-        right = (logits.argmax(-1) == examples.labels)[counted].mean()
+        losses = -np.take_along_axis(chances, examples.labels[..., None], axis=2)[..., 0]
+        right = logits.argmax(-1) == examples.labels
         state = program.init(setup()[2])._replace(variables=variables)
-        loss, accuracy = jax.jit(lambda s: evaluate(program, s, jax.tree.map(jnp.asarray, examples), 4))(state)
-        np.testing.assert_allclose(loss, wanted, rtol=1e-5)
-        np.testing.assert_allclose(accuracy, right, rtol=1e-6)
+        found = jax.jit(lambda s: evaluate(program, s, jax.tree.map(jnp.asarray, examples), 4))(state)
+        for measures, where in ((found.with_padding, ...), (found.without_padding, counted)):
+            np.testing.assert_allclose(measures.loss, losses[where].mean(), rtol=1e-5)
+            np.testing.assert_allclose(measures.accuracy, right[where].mean(), rtol=1e-6)
+        assert found.reported == (found.with_padding if counts_padding else found.without_padding)
+
+
+def test_fidelity_decides_which_form_is_trained_on_and_reported():
+    """Both are measured; a run of another dataset has none."""
+    examples = sequences(4, 3)
+    dataset = Dataset(
+        "shakespeare", 90, examples, examples, (), (), client_ids=np.arange(6) // 2, padding_label=shakespeare.PADDING
+    )
+    few = {"rounds": 1, "num_clients": 3, "clients_per_round": 2, "client.epochs": 1, "client.batch_size": 2}
+    few |= {"partition.name": "natural", "partition.min_samples": 1, "model": "lstm", "aggregator.name": "fedavg"}
+    ran = {fidelity: experiment.simulate(dataset, fidelity=fidelity, **few) for fidelity in ("paper", "official")}
+    losses = {}
+    for fidelity, own in (("paper", "without_padding"), ("official", "with_padding")):
+        history = ran[fidelity]
+        assert (history.test_loss, history.test_accuracy) == getattr(history, own)
+        assert history.with_padding.loss != history.without_padding.loss
+        losses[fidelity] = float(history.with_padding.loss[0])
+    assert losses["official"] < losses["paper"]  # it was trained on
 
 
 class TestBatchStatistics:

@@ -12,7 +12,9 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 
 from lasa_jax import build, experiment, grid, ops
@@ -549,11 +551,21 @@ def test_killed_and_started_again(tmp_path, seeds, kills):
         (["seed"], "'seed' is not a dictionary of fields"),
         ([{"aggregator.name": "lasa"}], "axis aggregator.name: 'lasa' is not a list of values"),
         ([{"seed": 1}], "axis seed: 1 is not a list of values"),
+        ([{"seed": b"12"}], "axis seed: b'12' is not a list of values"),
+        ([{"seed": np.array([[1], [2]])}], r"axis seed: array\(\[\[1\], \[2\]\]\) is not a list of values$"),
+        ([{"seed": np.array(1)}], r"axis seed: array\(1\) is not a list of values"),
     ],
 )
 def test_what_is_no_grid(axes, message):
     with pytest.raises(grid.GridError, match=message):
         grid.points(grid.Grid(base(), axes))
+
+
+@pytest.mark.parametrize("holder", [np.array, jnp.array, pd.Series, pd.Index, tuple])
+def test_an_axis_may_be_any_array(holder):
+    """Its values are Python's in the configs."""
+    points = grid.points(grid.Grid(base(), [{"seed": holder([3, 4])}]))
+    assert [(type(point.config.seed), point.config.seed) for point in points] == [(int, 3), (int, 4)]
 
 
 def test_a_size_that_nothing_was_made_with_can_be_changed(tmp_path):

@@ -29,6 +29,13 @@ def counted(path: Path) -> int:
 def test_a_lost_node_loses_no_point(small, tmp_path, monkeypatch):
     cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:
+        refused = command(
+            f"--config={small}", f"--workdir={tmp_path / 'none'}", "--backend=ray", f"--address={cluster.address}"
+        )
+        _, error = refused.communicate(timeout=300)
+        assert refused.returncode == 2
+        line = error.strip().splitlines()[-1]
+        assert line == f"error: --address={cluster.address}: the cluster has no CPU, and each worker needs one"
         first, second = (cluster.add_node(num_cpus=1) for _ in range(2))
         assert first is not second
         arguments = (f"--config={small}", f"--workdir={tmp_path / 'out'}")
@@ -95,6 +102,28 @@ def test_what_is_wrong_with_a_cluster_is_one_line(small, tmp_path):
                 points, tmp_path, address=address, gpus=None, batch=None, on_outcome=lambda _: None, log=lambda _: None
             )
     assert not list(tmp_path.glob("*/config.json"))
+
+
+@pytest.mark.parametrize(
+    ("machines", "gpus", "wanted"),
+    [
+        ([{}, {"CPU": 2.0}, {"CPU": 1.0}], None, (0, 3)),
+        ([{"CPU": 0.0}, {"CPU": 16.0, "GPU": 4.0}, {"CPU": 1.0, "GPU": 2.0}], None, (1, 5)),
+        ([{"CPU": 16.0, "GPU": 4.0}], 2.0, (2, 2)),
+        ([{"CPU": 0.5}], None, "--address=here: the cluster has no CPU"),
+        ([], 0.0, "--address=here: the cluster has no CPU"),
+        ([{"CPU": 4.0}, {"GPU": 1.0}], None, "--address=here: machines with a GPU have no CPU"),
+        ([{"CPU": 4.0}, {"GPU": 1.0}], 1.0, "--gpus=1: allowed are 0 to 0"),
+        ([{"CPU": 4.0, "GPU": 1.0}] * 2, 2.0, "--gpus=2: allowed are 0 to 1"),
+    ],
+)
+def test_workers_of_a_cluster(machines, gpus, wanted):
+    """A worker that no machine can hold would be waited for without an end."""
+    if isinstance(wanted, str):
+        with pytest.raises(InputError, match=wanted):
+            ray_cluster._workers(machines, gpus, "here")
+    else:
+        assert ray_cluster._workers(machines, gpus, "here") == wanted
 
 
 def test_a_directory_that_is_not_shared(tmp_path):

@@ -104,6 +104,25 @@ def test_runs_that_are_not_the_papers_say_so_and_do_not_count(tmp_path):
     )
 
 
+def test_on_shakespeare_the_papers_accuracy_counts_padding(tmp_path):
+    """Whatever a run reports; one that did not measure it is no number, and does not count."""
+    both = {"best_test_accuracy_with_padding": 0.5, "best_test_accuracy_without_padding": 0.6}
+    for rule, summary in (("signguard", both), ("fedavg", {})):
+        write_run(tmp_path / "paper", of(rule, "byzmean"), [0.6], dataset="shakespeare", summary=summary)
+    official = {**of("dnc", "lie"), "fidelity": "official"}
+    write_run(tmp_path / "official", official, [0.5], dataset="shakespeare", summary=both)
+    group = group_of(tmp_path / "paper")
+    compared = compare.compare(group).set_index("rule")
+    assert compared.loc["signguard", "ours"] == 50
+    assert "padding ignored (counted)" in compared.loc["signguard", "differs"]
+    assert pd.isna(compared.loc["fedavg", "ours"])
+    table = compare.as_table(group, compare.compare(group))
+    assert [cell.text for cell in table.rows[0]][5:7] == ["-", "-"]
+    assert "count padding" in table.notes[1]
+    (cell,) = compare.compare(group_of(tmp_path / "official")).itertuples()
+    assert (cell.ours, cell.differs) == (50, "rounds 1 (1000)")
+
+
 def test_no_difference_has_no_minus(tmp_path):
     run_on_mnist(tmp_path, of("signguard", "byzmean"), 0.97629)
     group = group_of(tmp_path)

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from lasa_jax.federated import Evaluation, Measures
 from lasa_jax.workdir import records
 from lasa_jax.workdir.files import to_json
 from lasa_jax.workdir.forms import wrong_fields
@@ -28,6 +29,44 @@ def line(number: int, **other) -> dict:
 
 def parsed(*lines: dict) -> list[int]:
     return [found["round"] for found in records.parse_lines("".join(map(to_json, lines)).encode())]
+
+
+PADDED = dict(zip(records.PADDING_LINE, (0.6, 1.5, 0.4, None), strict=True))
+
+
+def test_a_line_of_a_dataset_with_padding_has_both_forms_or_is_wrong():
+    assert parsed(line(1, **PADDED), line(2, **PADDED)) == [1, 2]
+    for name in PADDED:
+        without = {field: value for field, value in PADDED.items() if field != name}
+        assert parsed(line(1, **PADDED), line(2, **without)) == [1]
+        assert parsed(line(1, **PADDED), line(2, **{**PADDED, name: "0.5"})) == [1]
+
+
+def test_lines_and_summary_have_both_forms_of_a_dataset_with_padding():
+    """In rounds 1 and 2: with padding 0.5 and 0.7, without 0.4 and 0.3, which is reported."""
+    forms = {"with_padding": [0.5, 0.7], "without_padding": [0.4, 0.3]}
+    measures = {way: Measures(np.array([2.0, 1.0]), np.array(accuracy)) for way, accuracy in forms.items()}
+    test = Evaluation(measures["without_padding"], **measures)
+    told = [records._tested(test, index) for index in range(2)]
+    assert told[1] == {
+        "test_accuracy": 0.3,
+        "test_loss": 1.0,
+        "test_accuracy_with_padding": 0.7,
+        "test_loss_with_padding": 1.0,
+        "test_accuracy_without_padding": 0.3,
+        "test_loss_without_padding": 1.0,
+    }
+    assert records._tested(Evaluation(measures["with_padding"]), 0) == {"test_accuracy": 0.5, "test_loss": 2.0}
+    about = {"status": "finished", "seed": 1, "config_id": "", "compile_seconds": 0.0, "total_seconds": 0.0}
+    made = records.summary([line(at + 1, **one) for at, one in enumerate(told)], {"w": np.zeros(2)}, **about)
+    best = {name: value for name, value in made.items() if name.startswith("best_")}
+    assert best == {
+        "best_test_accuracy": 0.4,
+        "best_test_accuracy_with_padding": 0.7,
+        "best_test_accuracy_without_padding": 0.4,
+        "best_round": 1,
+    }
+    assert "best_test_accuracy_with_padding" not in records.summary([line(1)], {"w": np.zeros(2)}, **about)
 
 
 def test_lines_are_read_as_they_were_written():
