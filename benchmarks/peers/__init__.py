@@ -1,1 +1,1 @@
-"""The same FedAvg round in other simulators, see `python -m benchmarks.peers --help`. One file for each, and no code of theirs."""
+"""The same FedAvg round in other simulators, one file for each: see `python -m benchmarks.peers --help`."""

@@ -1,15 +1,16 @@
 """Rounds per second of one FedAvg round in other simulators: `python -m benchmarks.peers --environments=FOLDER`.
 
-100 clients with 50 images of MNIST train the paper's CNN for five steps of 10 images by SGD, and the server averages: in Flower,
-pfl-research, BlazeFL, ByzFL, a plain loop in PyTorch and lasa_jax, each as its documentation says. Each has an environment of its
-own in FOLDER, which is made the first time (several GB; PyTorch is large). Runs alternate: every simulator once, then all of
-them again. Without `TFDS_DATA_DIR` the images are drawn from a seed. `--output=docs/results/peers.md` writes the page, and a
-file of JSON beside it.
+100 clients with 50 images of MNIST train the paper's CNN for five steps of 10 images by SGD, and the server averages: in
+Flower, pfl-research, BlazeFL, ByzFL, a plain loop in PyTorch and lasa_jax, each as its documentation says. Each has an
+environment of its own in FOLDER, which is made the first time (several GB each). Runs alternate: every simulator once, then
+all of them again. Without `TFDS_DATA_DIR` the images are drawn from a seed. `--output=docs/results/peers.md` writes the page,
+and a file of JSON beside it.
 """
 
 import argparse
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -29,41 +30,37 @@ from lasa_jax import data
 
 ROOT = Path(__file__).parents[2]
 LONGEST = 300  # seconds of one run
-TESTED = 1000  # test images
+NOT_PASSED_ON = ("JAX_NUM_CPU_DEVICES", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "XLA_FLAGS")  # they say how a peer is run
+EVALUATED = 1000  # training images, at most
 
 
-class Failed(Exception):
+class RunFailedError(Exception):
     """Why a run gave no result, in one line."""
 
 
 def write_examples(path: Path, clients: int, each: int) -> str:
     """Writes the .npz file that `given.examples` and lasa_jax read; returns what it holds, in words.
 
-    MNIST where `TFDS_DATA_DIR` is set, its first images in a random order; else images of a random pattern for each class.
+    MNIST where `TFDS_DATA_DIR` is set, in a random order; else images of a random pattern for each class. In place of a test
+    set are the first training images: even one step on few of them lowers their loss.
     """
     count, draw = clients * each, np.random.default_rng(0)
     if os.environ.get("TFDS_DATA_DIR"):
         mnist, words = data.load("mnist"), "MNIST"
         order = draw.permutation(len(mnist.train.labels))[:count]
-        train = mnist.train.inputs[order], mnist.train.labels[order]
-        test = mnist.test.inputs[:TESTED], mnist.test.labels[:TESTED]
+        inputs, labels = mnist.train.inputs[order], mnist.train.labels[order]
         mean, std = mnist.mean, mnist.std
     else:
         words = "images of MNIST's shape, drawn from a seed"
-        patterns = draw.integers(0, 256, (10, 28, 28, 1))
-
-        def images(count: int) -> tuple[np.ndarray, np.ndarray]:
-            labels = draw.integers(0, 10, count)
-            return ((patterns[labels] + draw.integers(0, 256, (count, 28, 28, 1))) // 2).astype(np.uint8), labels
-
-        train, test = images(count), images(TESTED)
-        mean, std = (train[0].mean(),), (train[0].std(),)
+        labels, patterns = draw.integers(0, 10, count), draw.integers(0, 256, (10, 28, 28, 1))
+        inputs = ((patterns[labels] + draw.integers(0, 256, (count, 28, 28, 1))) // 2).astype(np.uint8)
+        mean, std = (inputs.mean(),), (inputs.std(),)
     np.savez(
         path,
-        train_inputs=train[0],
-        train_labels=train[1],
-        test_inputs=test[0],
-        test_labels=test[1],
+        train_inputs=inputs,
+        train_labels=labels,
+        test_inputs=inputs[:EVALUATED],
+        test_labels=labels[:EVALUATED],
         client_ids=np.repeat(np.arange(clients), each),
         mean=np.asarray(mean, np.float32),
         std=np.asarray(std, np.float32),
@@ -75,23 +72,30 @@ def result_of(printed: str) -> dict[str, Any]:
     """The line of `given.report` among what a runner printed.
 
     Raises:
-      Failed: if there is none.
+      RunFailedError: if there is none.
     """
     for line in reversed(printed.splitlines()):
         if line.startswith('{"seconds"'):
             return json.loads(line)
-    raise Failed("it printed no result")
+    raise RunFailedError("it printed no result")
+
+
+def why(errors: str) -> str:
+    """The line of a traceback that names the first exception, else the last line that is not empty."""
+    lines = [line.strip() for line in errors.splitlines() if line.strip()]
+    return next((line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)), lines[-1] if lines else "")
 
 
 def run(peer: Peer, python: str, work: Round) -> dict[str, Any]:
     """One run of a peer in a process of its own; what it reports, see `given.report`.
 
     Raises:
-      Failed: with the last line of its errors, or if it takes too long.
+      RunFailedError: with the line of its errors that says why, or if it takes too long.
     """
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
+    environment = {name: value for name, value in os.environ.items() if name not in NOT_PASSED_ON}
+    environment |= {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
     if peer.threads is not None:
-        environment |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(peer.threads))
+        environment |= {"OMP_NUM_THREADS": str(peer.threads)}
     command = [python, *(part.format(workers=work.workers) for part in peer.command), *work.arguments()]
     process = subprocess.Popen(
         command,
@@ -107,10 +111,9 @@ def run(peer: Peer, python: str, work: Round) -> dict[str, Any]:
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-        raise Failed(f"it took more than {LONGEST} s") from None
+        raise RunFailedError(f"it took more than {LONGEST} s") from None
     if process.returncode:
-        lines = [line.strip() for line in errors.splitlines() if line.strip()]
-        raise Failed(lines[-1] if lines else f"it ended with code {process.returncode}")
+        raise RunFailedError(why(errors) or f"it ended with code {process.returncode}")
     return result_of(printed)
 
 
@@ -144,7 +147,7 @@ def measure(
         rows[peer.name] = {"name": peer.name, "requirements": peer.requirements, "how": peer.how, "seconds": []}
         try:
             ready.append((peer, environments.python_of(peer, folder, pythons)))
-        except environments.CannotBeInstalled as refused:
+        except environments.RefusedError as refused:
             rows[peer.name]["reason"] = f"cannot be installed: {refused}"
     others = []
     for repeat in range(repeats):
@@ -156,8 +159,8 @@ def measure(
             began = time.perf_counter()
             try:
                 result = run(peer, python, work)
-            except Failed as why:
-                row["reason"] = f"failed: {why}"
+            except RunFailedError as failure:
+                row["reason"] = f"failed: {failure}"
             else:
                 row["seconds"].append(result.pop("seconds"))
                 row |= result
@@ -201,6 +204,7 @@ def found(given: argparse.Namespace) -> Mapping[str, Any]:
         "date": time.strftime("%Y-%m-%d"),
         "minutes": round((time.perf_counter() - began) / 60, 1),
         "images": images,
+        "evaluated": min(EVALUATED, given.clients * given.steps * given.batch),
         "repeats": given.repeats,
         "work": {name: value for name, value in work._asdict().items() if name != "data"},
         "busy_cores": [round(share, 2) for share in others],

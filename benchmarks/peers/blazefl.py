@@ -77,7 +77,7 @@ def main() -> None:
         else:
             files = {"share_dir": Path(folder) / "share", "state_dir": Path(folder) / "state"}
             trainer = FedAvgProcessPoolClientTrainer(**training, **files, ipc_mode=IPCMode.SHARED_MEMORY)
-        before = network.loss(server.model, data.test_inputs, data.test_labels)
+        before = network.loss(server.model, *data.evaluated)
         clock = given.Clock()
         clock.note()
         for _ in range(given.WARM_UP + work.rounds):
@@ -86,7 +86,7 @@ def main() -> None:
             for package in trainer.uplink_package():
                 server.load(package)
             clock.note()
-        after = network.loss(server.model, data.test_inputs, data.test_labels)
+        after = network.loss(server.model, *data.evaluated)
     given.report(work, clock, before, after, ["blazefl", "torch"])
 
 

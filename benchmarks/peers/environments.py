@@ -12,7 +12,7 @@ from benchmarks.peers.plan import Peer
 NEWEST = 15  # minor version of Python up to which interpreters are looked for
 
 
-class CannotBeInstalled(Exception):
+class RefusedError(Exception):
     """What pip says about it, in one line."""
 
 
@@ -55,7 +55,7 @@ def python_of(peer: Peer, folder: Path, more: Sequence[str] = ()) -> str:
       more: interpreters beside this one and those on PATH.
 
     Raises:
-      CannotBeInstalled: with pip's reason.
+      RefusedError: with pip's reason.
     """
     if not peer.environment:
         return sys.executable
@@ -69,6 +69,6 @@ def python_of(peer: Peer, folder: Path, more: Sequence[str] = ()) -> str:
     command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *peer.requirements]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
-        raise CannotBeInstalled(reason(result.stderr, peer.requirements))
+        raise RefusedError(reason(result.stderr, peer.requirements))
     done.write_text(wanted)
     return str(python)

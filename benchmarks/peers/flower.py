@@ -1,13 +1,14 @@
 """The round in Flower's simulation: a `ClientApp` and a `ServerApp` with `FedAvg`, clients in workers of Ray.
 
-https://flower.ai/docs/framework/how-to-run-simulations.html. A client gets one core (the default is two), so that as many train
-side by side as there are cores.
+https://flower.ai/docs/framework/how-to-run-simulations.html. A client gets one core (the default is two), so that as many
+train side by side as there are cores. `run_simulation` is what its guide shows for a program; `flwr run` starts the same
+simulation from a project's folder.
 """
 
-import functools
 import os
 
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+os.environ["RAY_worker_niceness"] = "0"  # else they wait for whatever else the machine does, unlike the others
 
 import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
@@ -18,8 +19,6 @@ from flwr.simulation import run_simulation
 
 from benchmarks.peers import given, network
 
-examples = functools.cache(given.examples)  # read once in each worker
-
 
 def client_app(work: given.Round) -> ClientApp:
     """What a client does with a message."""
@@ -28,7 +27,7 @@ def client_app(work: given.Round) -> ClientApp:
     @app.train()
     def train(message: Message, context: Context) -> Message:
         client = int(context.node_config["partition-id"])
-        data = examples(work)
+        data = given.examples(work)  # read once in each worker
         model = network.CNN()
         model.load_state_dict(message.content["arrays"].to_torch_state_dict())
         network.train(model, torch.from_numpy(data.inputs[client]), torch.from_numpy(data.labels[client]), work.batch)
@@ -54,7 +53,7 @@ def main() -> None:
         if server_round in (0, rounds):
             model = network.CNN()
             model.load_state_dict(arrays.to_torch_state_dict())
-            losses.append(network.loss(model, data.test_inputs, data.test_labels))
+            losses.append(network.loss(model, *data.evaluated))
         if not server_round:
             clock.note()
         return MetricRecord({})

@@ -4,6 +4,7 @@ NumPy only: a runner has the packages of its own environment.
 """
 
 import argparse
+import functools
 import json
 import math
 import platform
@@ -58,16 +59,15 @@ class Examples(NamedTuple):
     Attributes:
       inputs: float32, `(clients, steps * batch, 1, 28, 28)`.
       labels: int64, `(clients, steps * batch)`.
-      test_inputs: float32, `(examples, 1, 28, 28)`.
-      test_labels: int64, `(examples,)`.
+      evaluated: the first of them, float32 `(images, 1, 28, 28)` and int64 `(images,)`, on which the model is evaluated.
     """
 
     inputs: np.ndarray
     labels: np.ndarray
-    test_inputs: np.ndarray
-    test_labels: np.ndarray
+    evaluated: tuple[np.ndarray, np.ndarray]
 
 
+@functools.cache
 def examples(work: Round) -> Examples:
     """Reads the .npz file: uint8 images `(examples, 28, 28, 1)`, those of a client one after another."""
     with np.load(work.data) as arrays:
@@ -83,8 +83,7 @@ def examples(work: Round) -> Examples:
         return Examples(
             inputs.reshape(work.clients, each, 1, 28, 28),
             labels.reshape(work.clients, each),
-            images("test_inputs"),
-            arrays["test_labels"].astype(np.int64),
+            (images("test_inputs"), arrays["test_labels"].astype(np.int64)),
         )
 
 
@@ -104,7 +103,7 @@ class Clock:
 
 
 def report(work: Round, clock: Clock, before: float, after: float, packages: Sequence[str]) -> None:
-    """Prints the line of a runner: seconds of rounds, test loss before and after, versions.
+    """Prints the line of a runner: seconds of rounds, loss before and after, versions.
 
     Raises:
       SystemExit: if another number of rounds was done, or the global model did not learn.
@@ -113,6 +112,8 @@ def report(work: Round, clock: Clock, before: float, after: float, packages: Seq
     if len(seconds) != work.rounds:
         raise SystemExit(f"{len(seconds)} rounds were timed, {work.rounds} were asked for")
     if not (math.isfinite(after) and after < before):
-        raise SystemExit(f"the test loss of the global model did not fall: {before:.4f} before, {after:.4f} after")
+        raise SystemExit(f"the loss of the global model did not fall: {before:.4f} before, {after:.4f} after")
     versions = {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}}
-    print(json.dumps({"seconds": seconds, "loss_before": before, "loss_after": after, "versions": versions}), flush=True)
+    print(
+        json.dumps({"seconds": seconds, "loss_before": before, "loss_after": after, "versions": versions}), flush=True
+    )

@@ -1,4 +1,4 @@
-"""The paper's CNN for MNIST in PyTorch, and what runners on PyTorch do with it: 1,663,370 parameters, as `lasa_jax.models.cnn`."""
+"""The paper's CNN for MNIST in PyTorch, 1,663,370 parameters as `lasa_jax.models.cnn`, and what runners do with it."""
 
 import numpy as np
 import torch
@@ -42,7 +42,7 @@ def train(model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, batch: i
 
 @torch.no_grad()
 def loss(model: nn.Module, inputs: np.ndarray, labels: np.ndarray) -> float:
-    """Mean cross-entropy on test examples."""
+    """Mean cross-entropy, without dropout."""
     model.eval()
     pairs = zip(torch.from_numpy(inputs).split(250), torch.from_numpy(labels).split(250), strict=True)
     return sum(float(nn.functional.cross_entropy(model(x), y, reduction="sum")) for x, y in pairs) / len(labels)

@@ -1,4 +1,4 @@
-"""The round in lasa_jax: the compiled round of `python -m lasa_jax.main`, with a device for each core, one round a dispatch."""
+"""The round in lasa_jax: the compiled block of `python -m lasa_jax.main`, of one round, with a device for each core."""
 
 import dataclasses
 

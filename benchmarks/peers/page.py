@@ -8,7 +8,7 @@ import numpy as np
 ABOUT = """
 ## What the table does not show
 
-- Evaluation, checkpoints and metrics: no round is evaluated, and a process starts, compiles and warms up outside of the time.
+- Evaluation, checkpoints and metrics: no round is evaluated, and processes start, compile and warm up outside of the time.
 - Accelerators. On one GPU clients of lasa_jax are vectorised, and the others keep a GPU busy in ways of their own.
 - Attacks and rules. All average; a robust rule is where stacks of updates are read many times, see
   [the performance page](../performance.md).
@@ -36,7 +36,7 @@ def table(rows: list[Mapping[str, Any]]) -> str:
     timed = sorted((row for row in rows if not row.get("reason")), key=middle)
     ours = next((row for row in timed if row["name"] == "lasa_jax"), None)
     lines = [
-        "| simulator | rounds per second | seconds per round (medians of runs) | seconds, lasa_jax = 1 | test loss | versions |",
+        "| simulator | rounds per second | seconds per round (medians of runs) | seconds, lasa_jax = 1 | loss | versions |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for row in timed:
@@ -83,12 +83,13 @@ def page(result: Mapping[str, Any]) -> str:
         f"environments were made. {result['machine']}.",
         f"{beside(result['busy_cores'])}",
         "",
-        f"One round of FedAvg: {work['clients']} clients with {images} images each ({result['images']}) train the paper's CNN "
-        f"(1,663,370 parameters) for {work['steps']} steps of {work['batch']} images by SGD without momentum at a learning "
+        f"One round of FedAvg: {work['clients']} clients with {images} images each ({result['images']}) train the paper's "
+        f"CNN (1,663,370 parameters) for {work['steps']} steps of {work['batch']} images by SGD without momentum at a learning "
         "rate of 0.01, and the server averages. All clients take part in every round. "
         f"A run has one round that is not timed and {work['rounds']} that are; {result['repeats']} runs of each simulator "
-        "alternate with those of the others. The test loss is that of the global model before the first round and after "
-        f"the last, {work['rounds'] + 1} rounds later: equal falls are equal work.",
+        "alternate with those of the others. The loss is that of the global model on the first "
+        f"{result['evaluated']:,} training images, before the first round and {work['rounds'] + 1} rounds later: equal falls "
+        "are equal work.",
         "",
         table(result["rows"]),
         "",

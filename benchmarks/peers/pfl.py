@@ -11,7 +11,7 @@ import torch
 from pfl.aggregate.simulate import SimulatedBackend
 from pfl.algorithm.base import NNAlgorithmParams
 from pfl.algorithm.federated_averaging import FederatedAveraging
-from pfl.callback import TrainingProcessCallback
+from pfl.callback.base import TrainingProcessCallback
 from pfl.data.dataset import Dataset
 from pfl.data.federated_dataset import FederatedDataset
 from pfl.data.sampling import get_user_sampler
@@ -20,6 +20,8 @@ from pfl.metrics import Metrics, Weighted
 from pfl.model.pytorch import PyTorchModel
 
 from benchmarks.peers import given, network
+
+NEVER = 1_000_000  # rounds between evaluations
 
 
 class Trained(network.CNN):
@@ -62,7 +64,7 @@ def main() -> None:
     users = FederatedDataset(client, get_user_sampler("minimize_reuse", list(range(work.clients))))
     module = Trained()
     module.load_state_dict(network.first().state_dict())
-    before = network.loss(module, data.test_inputs, data.test_labels)
+    before = network.loss(module, *data.evaluated)
     model = PyTorchModel(
         model=module,
         local_optimizer_create=torch.optim.SGD,
@@ -74,7 +76,7 @@ def main() -> None:
         model=model,
         algorithm_params=NNAlgorithmParams(
             central_num_iterations=given.WARM_UP + work.rounds,
-            evaluation_frequency=0,
+            evaluation_frequency=NEVER,
             train_cohort_size=work.clients,
             val_cohort_size=0,
         ),
@@ -84,7 +86,7 @@ def main() -> None:
         model_eval_params=NNEvalHyperParams(local_batch_size=None),
         callbacks=[Timer(clock)],
     )
-    after = network.loss(module, data.test_inputs, data.test_labels)
+    after = network.loss(module, *data.evaluated)
     if os.environ.get("RANK", "0") == "0":
         given.report(work, clock, before, after, ["pfl", "torch"])
 

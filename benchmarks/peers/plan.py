@@ -92,8 +92,8 @@ PEERS = (
         "pfl",
         ("pfl[pytorch]==0.6.0", TORCH),
         ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node={workers}", *_module("pfl")),
-        "Its `SimulatedBackend` in as many processes as there are cores, started by `torchrun`, each with one thread and its "
-        "share of the cohort. Clients of a process follow one another.",
+        "Its `SimulatedBackend` in as many processes as there are cores, started by `torchrun`, each with one thread and "
+        "its share of the cohort. Clients of a process follow one another.",
         threads=1,
     ),
     Peer(
@@ -101,8 +101,8 @@ PEERS = (
         "flower",
         ("flwr[simulation]==1.42.0", TORCH),
         _module("flower"),
-        "Its simulation in Ray, one core for a client (the default is two), so that a worker for each core trains one client "
-        "after another. Ray gives a worker one thread, and messages with parameters go through its store.",
+        "Its simulation in Ray, one core for a client (the default is two), so that a worker for each core trains one "
+        "client after another. Ray gives a worker one thread, and messages with parameters go through its store.",
         threads=1,
     ),
 )

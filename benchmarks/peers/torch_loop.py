@@ -11,7 +11,7 @@ def main() -> None:
     data = given.examples(work)
     inputs, labels = torch.from_numpy(data.inputs), torch.from_numpy(data.labels)
     model, local = network.first(), network.first()
-    before = network.loss(model, data.test_inputs, data.test_labels)
+    before = network.loss(model, *data.evaluated)
     clock = given.Clock()
     clock.note()
     for _ in range(given.WARM_UP + work.rounds):
@@ -24,7 +24,7 @@ def main() -> None:
                 total[name] += x
         model.load_state_dict({name: x / work.clients for name, x in total.items()})
         clock.note()
-    after = network.loss(model, data.test_inputs, data.test_labels)
+    after = network.loss(model, *data.evaluated)
     given.report(work, clock, before, after, ["torch"])
 
 
