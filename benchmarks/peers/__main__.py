@@ -3,8 +3,8 @@
 100 clients with 50 images of MNIST train the paper's CNN for five steps of 10 images by SGD, and the server averages: in
 Flower, pfl-research, BlazeFL, ByzFL, a plain loop in PyTorch and lasa_jax, each as its documentation says. Each has an
 environment of its own in FOLDER, which is made the first time (several GB each). Runs alternate: every simulator once, then
-all of them again. Without `TFDS_DATA_DIR` the images are drawn from a seed. `--output=docs/results/peers.md` writes the page,
-and a file of JSON beside it.
+all of them again. Without `TFDS_DATA_DIR` the images are drawn from a seed. `--output=docs/results/peers.md` writes the
+page, and a file of JSON beside it.
 """
 
 import argparse

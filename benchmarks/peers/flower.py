@@ -8,7 +8,8 @@ simulation from a project's folder.
 import os
 
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
-os.environ["RAY_worker_niceness"] = "0"  # else they wait for whatever else the machine does, unlike the others
+# Ray's workers are nice: beside other work they would wait for it, unlike the other simulators.
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
 
 import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict

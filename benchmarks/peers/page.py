@@ -84,12 +84,12 @@ def page(result: Mapping[str, Any]) -> str:
         f"{beside(result['busy_cores'])}",
         "",
         f"One round of FedAvg: {work['clients']} clients with {images} images each ({result['images']}) train the paper's "
-        f"CNN (1,663,370 parameters) for {work['steps']} steps of {work['batch']} images by SGD without momentum at a learning "
-        "rate of 0.01, and the server averages. All clients take part in every round. "
+        f"CNN (1,663,370 parameters) for {work['steps']} steps of {work['batch']} images by SGD without momentum at a "
+        "learning rate of 0.01, and the server averages. All clients take part in every round. "
         f"A run has one round that is not timed and {work['rounds']} that are; {result['repeats']} runs of each simulator "
         "alternate with those of the others. The loss is that of the global model on the first "
-        f"{result['evaluated']:,} training images, before the first round and {work['rounds'] + 1} rounds later: equal falls "
-        "are equal work.",
+        f"{result['evaluated']:,} training images, before the first round and {work['rounds'] + 1} rounds later: equal "
+        "falls are equal work.",
         "",
         table(result["rows"]),
         "",
