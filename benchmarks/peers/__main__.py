@@ -109,9 +109,11 @@ def run(peer: Peer, python: str, work: Round) -> dict[str, Any]:
     try:
         printed, errors = process.communicate(timeout=LONGEST)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
         raise RunFailedError(f"it took more than {LONGEST} s") from None
+    finally:
+        if process.poll() is None:  # too long, or Ctrl-C
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
     if process.returncode:
         raise RunFailedError(why(errors) or f"it ended with code {process.returncode}")
     return result_of(printed)

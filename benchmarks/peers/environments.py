@@ -69,6 +69,7 @@ def python_of(peer: Peer, folder: Path, more: Sequence[str] = ()) -> str:
     command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *peer.requirements]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
+        shutil.rmtree(place)
         raise RefusedError(reason(result.stderr, peer.requirements))
     done.write_text(wanted)
     return str(python)

@@ -96,6 +96,13 @@ def test_a_missing_package_becomes_a_row_that_names_it(work, tmp_path):
     assert "| nowhere | - | failed: ModuleNotFoundError" in page.table(rows)
 
 
+def test_a_run_that_hangs_is_ended(work, monkeypatch):
+    monkeypatch.setattr(command, "LONGEST", 0.5)
+    hangs = plan.Peer("hangs", "", (), ("-c", "import time; time.sleep(600)"), "")
+    with pytest.raises(command.RunFailedError, match=r"more than 0\.5 s"):
+        command.run(hangs, sys.executable, work)
+
+
 def test_what_pip_refuses_becomes_a_row_with_its_reason(work, tmp_path, monkeypatch):
     said = (
         "ERROR: Ignored the following versions that require a different python version: 2.0.3 Requires-Python >=3.12; "
@@ -122,6 +129,7 @@ def test_pip_is_asked_in_an_environment_of_its_own(tmp_path, monkeypatch):
     for _ in range(2):  # a failed environment is not taken for a finished one
         with pytest.raises(environments.RefusedError, match="No matching distribution found for no-such-simulator"):
             environments.python_of(peer, tmp_path)
+    (tmp_path / "nowhere").mkdir()
     (tmp_path / "nowhere" / "requirements.txt").write_text("no-such-simulator==1.0\n")
     assert environments.python_of(peer, tmp_path) == str(tmp_path / "nowhere" / "bin" / "python")
 
