@@ -17,6 +17,12 @@ from typing import NamedTuple
 import numpy as np
 
 LEARNING_RATE = 0.01  # of SGD without momentum, the same in every runner
+LAYERS = {
+    "conv1": (32, 1, 5, 5),
+    "conv2": (64, 32, 5, 5),
+    "dense1": (512, 64 * 7 * 7),
+    "dense2": (10, 512),
+}  # outputs first
 WARM_UP = 1  # rounds that are not timed: they compile, start workers and fill caches
 
 
@@ -85,6 +91,19 @@ def examples(work: Round) -> Examples:
             labels.reshape(work.clients, each),
             (images("test_inputs"), arrays["test_labels"].astype(np.int64)),
         )
+
+
+def first_weights() -> dict[str, np.ndarray]:
+    """Of the paper's CNN before the first round, by name, as PyTorch lays them out; the same for every runner.
+
+    Uniform within 1 / sqrt(inputs of a unit), as PyTorch draws them, and as lasa_jax does.
+    """
+    draw, weights = np.random.default_rng(1), {}
+    for name, shape in LAYERS.items():
+        bound = 1 / math.sqrt(math.prod(shape[1:]))
+        weights[f"{name}.weight"] = draw.uniform(-bound, bound, shape).astype(np.float32)
+        weights[f"{name}.bias"] = draw.uniform(-bound, bound, shape[0]).astype(np.float32)
+    return weights
 
 
 class Clock:

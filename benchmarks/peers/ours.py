@@ -1,6 +1,7 @@
 """The round in lasa_jax: the compiled block of `python -m lasa_jax.main`, of one round, with a device for each core."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,17 @@ from lasa_jax.federated.evaluation import evaluate
 from lasa_jax.main import use_all_cores
 
 NEVER = 1_000_000  # rounds between evaluations
+
+
+def first_params(like: Any) -> Any:
+    """The weights that all begin with in our layout, channels last and inputs first; placed as `like`, with a runs axis."""
+    weights = given.first_weights()
+    conv = lambda name: weights[name].transpose(2, 3, 1, 0)  # noqa: E731
+    flat = weights["dense1.weight"].reshape(512, 64, 7, 7).transpose(2, 3, 1, 0).reshape(-1, 512)
+    kernels = {"conv1": conv("conv1.weight"), "conv2": conv("conv2.weight"), "dense1": flat}
+    kernels |= {"dense2": weights["dense2.weight"].T}
+    params = {name: {"kernel": kernel, "bias": weights[f"{name}.bias"]} for name, kernel in kernels.items()}
+    return jax.tree.map(lambda old, new: jax.device_put(new[None], old.sharding), like, params)
 
 
 def main() -> None:
@@ -36,7 +48,9 @@ def main() -> None:
     )
     placed = build.simulation([configs.resolve(config)])
     simulation = dataclasses.replace(placed.simulation, rounds=NEVER, eval_every=NEVER, block_rounds=1)
-    states, points, data = placed.states, placed.points, placed.data
+    points, data = placed.points, placed.data
+    variables = placed.states.variables
+    states = placed.states._replace(variables={**variables, "params": first_params(variables["params"])})
     executable, _ = simulation.compile(states, points, data)
 
     @jax.jit

@@ -46,7 +46,7 @@ def table(rows: list[Mapping[str, Any]]) -> str:
             f"{1 / middle(row):.3f}",
             f"{middle(row):.2f} ({min(runs):.2f} to {max(runs):.2f})",
             times_ours(row, ours),
-            f"{row['loss_before']:.3f} to {row['loss_after']:.3f}",
+            f"{row['loss_before']:.4f} to {row['loss_after']:.4f}",
             ", ".join(f"{name} {version}" for name, version in row["versions"].items()),
         )
         lines.append(f"| {' | '.join(cells)} |")
@@ -65,7 +65,10 @@ def beside(busy: list[float]) -> str:
     numbers = f"{np.median(busy):.2f} cores at the median, {max(busy):.2f} at most"
     if np.median(busy) < 0.1:
         return f"Between the runs other work took {numbers}."
-    return f"**Other work ran beside it**: between the runs it took {numbers}. Ratios carry over, seconds do not."
+    return (
+        f"**Other work ran beside it**: between the runs it took {numbers}. It slows simulators that wait for all of their "
+        "threads in every operation most, so that neither seconds nor ratios are those of a quiet machine."
+    )
 
 
 def page(result: Mapping[str, Any]) -> str:
@@ -88,8 +91,8 @@ def page(result: Mapping[str, Any]) -> str:
         "learning rate of 0.01, and the server averages. All clients take part in every round. "
         f"A run has one round that is not timed and {work['rounds']} that are; {result['repeats']} runs of each simulator "
         "alternate with those of the others. The loss is that of the global model on the first "
-        f"{result['evaluated']:,} training images, before the first round and {work['rounds'] + 1} rounds later: equal "
-        "falls are equal work.",
+        f"{result['evaluated']:,} training images, before the first round and {work['rounds'] + 1} rounds later. All begin "
+        "with the same weights, so that equal falls are equal work; they draw batches and dropout differently.",
         "",
         table(result["rows"]),
         "",

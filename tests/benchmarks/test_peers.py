@@ -3,12 +3,14 @@
 import json
 import sys
 
+import jax
 import numpy as np
 import pytest
 
 from benchmarks.peers import __main__ as command
 from benchmarks.peers import environments, page, plan
 from benchmarks.peers.given import WARM_UP, Clock, Round, examples, parse, report
+from lasa_jax import models
 
 NOT_THERE = plan.Peer("nowhere", "", (), ("-c", "import no_such_simulator"), "It is not there.")
 
@@ -149,13 +151,30 @@ def test_the_page_takes_ratios_within_a_repeat():
     for row in rows:
         row |= {"versions": {"python": "3"}, "how": "As it is.", "requirements": []}
     first, second = page.table(rows).splitlines()[2:]
-    assert first.startswith("| lasa_jax | 0.667 | 1.50 (1.00 to 2.00) | 1.00 | 2.300 to 2.200 |")
+    assert first.startswith("| lasa_jax | 0.667 | 1.50 (1.00 to 2.00) | 1.00 | 2.3000 to 2.2000 |")
     assert second.startswith("| other | 0.222 | 4.50 (3.00 to 6.00) | 3.00 |")
 
 
 def test_the_page_says_whether_other_work_ran():
     assert "Other work ran beside it" in page.beside([0.0, 1.5, 2.0])
     assert "Other work ran" not in page.beside([0.0, 0.02, 0.01])
+
+
+def test_all_begin_with_the_same_model(work):
+    torch = pytest.importorskip("torch")
+    from benchmarks.peers import network, ours
+
+    given = examples(work)
+    theirs = network.first()
+    assert sum(x.numel() for x in theirs.parameters()) == 1_663_370
+    model = models.create("cnn", num_classes=10, input_shape=(28, 28, 1))
+    like = jax.tree.map(lambda x: x[None], model.init(jax.random.key(0))["params"])
+    params = jax.tree.map(lambda x: x[0], ours.first_params(like))
+    inputs = given.evaluated[0]
+    logits, _ = model.apply({"params": params}, inputs.transpose(0, 2, 3, 1))
+    with torch.no_grad():
+        expected = theirs.eval()(torch.from_numpy(inputs)).numpy()
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
 
 
 def test_lasa_jax_is_timed_and_learns(tmp_path, monkeypatch):
