@@ -30,8 +30,8 @@ def best_of(fn: Callable[..., Any], *arguments: Any, repeat: int = 3) -> float:
     return min(seconds)
 
 
-def machine() -> str:
-    """One line: processor, cores, devices, versions."""
+def processor() -> str:
+    """Processor and cores."""
     name = platform.processor() or "processor"
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -39,8 +39,13 @@ def machine() -> str:
         name = lines[0] if lines else name
         wide = "AVX-512" if "avx512f" in info.read_text() else "AVX2"
         name = f"{name}, {wide}"
+    return f"{name}, {os.cpu_count()} cores"
+
+
+def machine() -> str:
+    """One line: processor, cores, devices, versions."""
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-    return f"{name}, {os.cpu_count()} cores; {device}; JAX {jax.__version__}; {time.strftime('%Y-%m-%d')}"
+    return f"{processor()}; {device}; JAX {jax.__version__}; {time.strftime('%Y-%m-%d')}"
 
 
 def matrix_product() -> float:

@@ -23,6 +23,7 @@ THOROUGH = (
     r"tests/aggregators/test_preaggregators.py::test_(a_link_may_come|eight_devices|granularity|mixing_before|rules_on_mixed)",
     r"tests/aggregators/test_rules.py::test_(largest_cluster|the_assumed_number)",
     r"tests/attacks/test_battery.py::test_(adaptive|law\[(devices|vmap|keeps_dtypes)|one_trace)",
+    r"tests/benchmarks/test_peers.py::test_(lasa_jax_is_timed|pip_is_asked)",
     r"tests/checks/test_(causes|faults|fuzz)",
     r"tests/data/test_by_client.py::TestRealFiles",
     r"tests/federated/test_(ragged|simulation)",
