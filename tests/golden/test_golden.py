@@ -276,6 +276,7 @@ def crafted(recording: Recording, attack: attacks.Attack) -> np.ndarray:
     """What the malicious clients send, `(f, d)`."""
     malicious = np.arange(recording.n) < recording.f
     updates, _ = jax.jit(lambda u: attack.craft(u, (), malicious, key=KEY))(recording.tree(recording["honest"]))
+    updates = jax.device_get(updates)
     return np.stack([recording.flat(jax.tree.map(lambda x, i=i: x[i], updates)) for i in range(recording.f)])
 
 
