@@ -91,7 +91,7 @@ def items(small: bool) -> list[Item]:
 
 
 def layer(shape: Shape, form: str) -> jax.stages.Wrapped:
-    """`(images, kernels, gradients of the results) -> (results, gradients of images and kernels)`, leaves `(clients, ...)`."""
+    """`(images, kernels, gradients of results) -> (results, gradients of images and of kernels)`, each `(clients, ...)`."""
 
     def one(images: jax.Array, kernel: jax.Array, grad: jax.Array) -> tuple[jax.Array, ...]:
         result, pull = jax.vjp(

@@ -14,7 +14,7 @@ from benchmarks.card.items import Facts, Item, Prepared, memory_of, once, second
 from lasa_jax import build, data
 from lasa_jax import config as configs
 from lasa_jax.data import Dataset
-from lasa_jax.federated import Simulation, make_mesh
+from lasa_jax.federated import make_mesh
 
 PRECISIONS = ("tf32", "float32")
 # Of a step alone: nothing but local training costs time.
@@ -31,7 +31,7 @@ class Rounds(NamedTuple):
       small: settings of the small size.
       runs: of one program.
       block: rounds of one dispatch.
-      evaluated: whether the last round of a block is evaluated, as every round is where the dataset's config says so.
+      evaluated: whether rounds are evaluated, as often as the dataset's config says.
     """
 
     dataset: str
@@ -86,34 +86,27 @@ def _placed(rounds: Rounds, dataset: Dataset, precision: str, small: bool) -> bu
     config = configs.updated(configs.paper(rounds.dataset), {**settings, "client.precision": precision})
     run = build.prepare(configs.resolve(config), dataset=dataset)
     placed = build.place(seeds(run, rounds.runs), make_mesh(jax.devices()[:1]))
-    last = placed.simulation.rounds  # rounds from `last - block` on are taken again and again
-    every = placed.simulation.eval_every if rounds.evaluated else last + 1
-    simulation = dataclasses.replace(
-        placed.simulation,
-        block_rounds=rounds.block,
-        eval_every=every,
-        rounds=last if rounds.evaluated else last + rounds.block,
-    )
+    never = 1_000_000  # no round of the block: neither the last, nor one that is evaluated
+    every = placed.simulation.eval_every if rounds.evaluated else never
+    simulation = dataclasses.replace(placed.simulation, rounds=never + 1, eval_every=every, block_rounds=rounds.block)
     return placed._replace(simulation=simulation)
 
 
 def _prepare(rounds: Rounds, load: Callable[[], Dataset], precision: str, small: bool) -> Prepared:
-    """Compiles a block of rounds, which goes on from where the block before it ended when it is timed."""
+    """Compiles a block of rounds; the next one goes on from its model, as rounds of the same numbers."""
     simulation, states, points, fed = _placed(rounds, load(), precision, small)
     executable, compile_seconds = simulation.compile(states, points, fed)
     count = rounds.block * rounds.runs
     facts = {"compile_seconds": compile_seconds, **memory_of(executable), "rounds": rounds.block, "runs": rounds.runs}
-    return Prepared(facts, lambda: with_peak(lambda: _measure(simulation, executable, states, points, fed, count)))
+    return Prepared(facts, lambda: with_peak(lambda: _measure(executable, states, points, fed, count)))
 
 
-def _measure(
-    simulation: Simulation, executable: jax.stages.Compiled, states: Any, points: Any, fed: Any, count: int
-) -> Facts:
-    kept = {"states": states}
-    done = np.int32(0)
+def _measure(executable: jax.stages.Compiled, states: Any, points: Any, fed: Any, count: int) -> Facts:
+    start = np.int32(0)
 
     def block() -> Any:
-        kept["states"], metrics = executable(kept["states"], points, fed, done)
+        nonlocal states
+        states, metrics = executable(states, points, fed, start)
         return metrics
 
     found = seconds(block, most_calls=1, most_seconds=20)
