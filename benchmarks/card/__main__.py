@@ -54,9 +54,11 @@ def _run(argv: Sequence[str] | None) -> int:
     print(f"{head['machine']}; {len(items)} items; {path}", flush=True)
     failed, missed = running.run(items, kept, minutes=given.minutes, log=lambda text: print(text, flush=True))
     _print(part, kept)
+    wrong = [f"{item.name}: {line}" for item in items for line in kept.items.get(item.name, {}).get("wrong", [])]
+    print("\n".join(["", *wrong]), end="")
     if failed or missed:
         print(f"\n{failed} items failed and {missed} were not reached: the same command goes on with them")
-    return 1 if failed or missed else 0
+    return 1 if failed or missed or wrong else 0
 
 
 def _print(part: ModuleType, kept: results.Results) -> int:
@@ -67,7 +69,7 @@ def _print(part: ModuleType, kept: results.Results) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns the exit code: 1 if an item failed or was not reached."""
+    """The command; returns the exit code: 1 if an item failed, was not reached, or is not as recorded."""
     return commandline.exit_code(lambda: _run(argv), stopped="stopped; the same command goes on")
 
 

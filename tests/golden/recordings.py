@@ -69,10 +69,9 @@ class Recording:
         return mask
 
 
-def recordings(folder: Path | None = None) -> list[Recording]:
-    """All recordings of a folder; of the full set if None, or of the copy where that is not at hand."""
-    if folder is None:
-        folder = FULL if FULL.is_dir() else COPY
+def recordings() -> list[Recording]:
+    """All recordings at hand."""
+    folder = FULL if FULL.is_dir() else COPY
     return [Recording(path) for path in sorted(folder.glob("*.npz"))]
 
 
