@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from benchmarks.card import tables
-from benchmarks.card.items import Item, Prepared, compiled, seconds
+from benchmarks.card.items import Facts, Item, Prepared, accelerator, compiled, seconds
 from lasa_jax import ops
 from lasa_jax.federated.client import matmul_precision
 
@@ -104,21 +104,28 @@ def layer(shape: Shape, form: str) -> jax.stages.Wrapped:
     return jax.jit(jax.vmap(one))
 
 
-def _prepare(shape: Shape, form: str) -> Prepared:
+def lowered(shape: Shape, form: str) -> jax.stages.Lowered:
+    """The same before it is compiled, in the forms of an accelerator: a CPU, which has its own, tries those too."""
+    given = [jax.ShapeDtypeStruct(size, jnp.float32) for size in _sizes(shape)]
+    forms = ops.convolving_by("auto" if form == ONE_BY_ONE else form)
+    with ops.compiling_for(accelerator()), forms, jax.default_matmul_precision(matmul_precision("tf32")):
+        return layer(shape, form).lower(*given)
+
+
+def _sizes(shape: Shape) -> tuple[tuple[int, ...], ...]:
     out = (shape.size - 1) // shape.stride + 1
-    sizes = (
+    return (
         (shape.clients, shape.batch, shape.size, shape.size, shape.channels),
         (shape.clients, shape.kernel, shape.kernel, shape.channels, shape.features),
         (shape.clients, shape.batch, out, out, shape.features),
     )
-    given = [jax.ShapeDtypeStruct(size, jnp.float32) for size in sizes]
-    forms = ops.convolving_by("auto" if form == ONE_BY_ONE else form)
-    # A CPU has forms of its own: there, those of a card are tried.
-    platform = "gpu" if ops.platform() == "cpu" else ops.platform()
-    with ops.compiling_for(platform), forms, jax.default_matmul_precision(matmul_precision("tf32")):
-        executable, facts = compiled(lambda: layer(shape, form).lower(*given))
 
-    def measure() -> dict[str, float]:
+
+def _prepare(shape: Shape, form: str) -> Prepared:
+    executable, facts = compiled(lambda: lowered(shape, form))
+
+    def measure() -> Facts:
+        sizes = _sizes(shape)
         keys = jax.random.split(jax.random.key(0), len(sizes))
         arrays = [jax.random.normal(key, size) / math.sqrt(size[-2]) for key, size in zip(keys, sizes, strict=True)]
         return seconds(lambda: executable(*arrays), most_calls=4, most_seconds=2)

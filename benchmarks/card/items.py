@@ -51,6 +51,11 @@ def once(make: Callable[[], T]) -> Callable[[], T]:
     return get
 
 
+def accelerator() -> str:
+    """The platform of this process; `gpu` on a CPU, where the forms of a card can be tried."""
+    return "gpu" if jax.default_backend() == "cpu" else jax.default_backend()
+
+
 def compiled(lower: Callable[[], jax.stages.Lowered]) -> tuple[jax.stages.Compiled, Facts]:
     """The executable of what is lowered, the seconds that tracing and compiling took, and what it says of its memory."""
     began = time.perf_counter()

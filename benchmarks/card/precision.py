@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks import rules as aggregating
 from benchmarks.card import made, tables
-from benchmarks.card.items import Facts, Item, Prepared, compiled, once, seconds
+from benchmarks.card.items import Facts, Item, Prepared, accelerator, compiled, once, seconds
 from benchmarks.card.rules import stack
 from benchmarks.round import local_training
 from lasa_jax import aggregators, build, ops
@@ -156,8 +156,7 @@ def _training(name: str, load: Callable[[], Dataset], small: bool, precision: st
 def _rule(make: Callable[[], aggregators.Aggregator], get: Callable[[], Any], precision: str) -> tuple[Run, Facts]:
     whole, rule = get(), make()
     n = len(jax.tree.leaves(whole)[0])
-    # A CPU's own forms add up in float32: there, those of a card are tried.
-    with _rounding_as(precision), ops.compiling_for("gpu" if ops.platform() == "cpu" else ops.platform()):
+    with _rounding_as(precision), ops.compiling_for(accelerator()):  # a CPU's own forms add up in float32
         if precision == EXACT:
             whole = jax.tree.map(lambda x: x.astype(EXACT), whole)
         state = aggregating.start(rule, whole)

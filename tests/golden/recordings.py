@@ -91,7 +91,7 @@ class Difference(NamedTuple):
         """Of the tolerance: at most 1 is within it."""
         if not self.largest:
             return 0.0
-        return self.largest / self.allowed if self.allowed else math.inf
+        return self.largest / self.allowed if self.allowed and math.isfinite(self.largest) else math.inf
 
 
 _noted: ContextVar[list[Difference] | None] = ContextVar("noted", default=None)
@@ -121,7 +121,7 @@ def _difference(actual: np.ndarray, wanted: np.ndarray, rtol: float, atol: float
         off = np.where(same, 0.0, np.abs(actual - wanted))
         off = np.where(np.isnan(off), np.inf, off)  # a number where none is recorded, or the reverse
         allowed = np.broadcast_to(atol + rtol * np.abs(wanted), off.shape)
-        used = np.where(off > 0, off / allowed, 0.0)
+        used = np.where(np.isinf(off), np.inf, np.where(off > 0, off / allowed, 0.0))
     if not used.size:
         return Difference(0.0, atol)
     at = np.unravel_index(np.argmax(used), used.shape)
