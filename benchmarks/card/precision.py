@@ -77,7 +77,7 @@ def _flat(tree: Any) -> np.ndarray:
 
 def items(small: bool) -> list[Item]:
     """Every product, training and rule in every precision."""
-    get = once(lambda: stack(small))
+    stacks = _stacks(small)
     works = {
         f"product, {name}": Work(functools.partial(_product, shape))
         for name, shape in (SMALL_PRODUCTS if small else PRODUCTS).items()
@@ -86,7 +86,7 @@ def items(small: bool) -> list[Item]:
         f"training, {name}": Work(functools.partial(_training, name, once(functools.partial(load, small)), small))
         for name, load in TRAININGS.items()
     }
-    works |= {f"rule {name}": Work(functools.partial(_rule, make, get)) for name, make in RULES.items()}
+    works |= {f"rule {name}": Work(functools.partial(_rule, make, stacks)) for name, make in RULES.items()}
     return [
         Item(f"{name}; {precision}", functools.partial(work.prepare, precision))
         for name, work in works.items()
@@ -153,15 +153,27 @@ def _training(name: str, load: Callable[[], Dataset], small: bool, precision: st
     return lambda: executable(*given)[0], facts
 
 
-def _rule(make: Callable[[], aggregators.Aggregator], get: Callable[[], Any], precision: str) -> tuple[Run, Facts]:
-    whole, rule = get(), make()
-    n = len(jax.tree.leaves(whole)[0])
+def _rule(
+    make: Callable[[], aggregators.Aggregator], stacks: Callable[[str], Any], precision: str
+) -> tuple[Run, Facts]:
+    rule, updates = make(), stacks(precision)
+    n = len(jax.tree.leaves(updates)[0])
     with _rounding_as(precision), ops.compiling_for(accelerator()):  # a CPU's own forms add up in float32
-        if precision == EXACT:
-            whole = jax.tree.map(lambda x: x.astype(EXACT), whole)
-        state = aggregating.start(rule, whole)
-        executable, facts = compiled(lambda: aggregating.lowered(rule, whole, n // 5))
-    return lambda: executable(whole, state), facts
+        state = aggregating.start(rule, updates)
+        executable, facts = compiled(lambda: aggregating.lowered(rule, updates, n // 5))
+    return lambda: executable(updates, state), facts
+
+
+def _stacks(small: bool) -> Callable[[str], Any]:
+    """The stack for a precision, made once in float32 and once in float64."""
+    plain = once(lambda: stack(small))
+
+    def widened() -> Any:
+        with jax.enable_x64(True):
+            return jax.tree.map(lambda x: x.astype(EXACT), plain())
+
+    wide = once(widened)
+    return lambda precision: wide() if precision == EXACT else plain()
 
 
 def table(found: tables.Items) -> list[str]:
