@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -18,7 +19,7 @@ from benchmarks.card.items import Facts, Item, Prepared
 from configs.digits import get_config
 from lasa_jax import build
 from lasa_jax import config as configs
-from lasa_jax.federated import make_mesh
+from lasa_jax.federated import Simulation, make_mesh
 from lasa_jax.workdir import records
 from tests.golden import test_golden
 from tests.golden.recordings import Difference, noting
@@ -96,23 +97,21 @@ def _compare(group: Mapping[str, Case]) -> Prepared:
 def _digits(deterministic: bool, small: bool) -> Prepared:
     """The whole run of `configs/digits.py`, by a program and by the same one compiled again, twice each."""
     config = configs.updated(get_config(), {"deterministic": deterministic, **({"rounds": 2} if small else {})})
-    run, mesh = build.prepare(configs.resolve(config)), make_mesh(jax.devices()[:1])
-    found = []
-    for _ in range(2):
-        simulation, *placed = build.place([run], mesh)
-        executable, _ = simulation.compile(*placed)
-        found.append([_parameters(executable, run) for _ in range(2)])
-    (first, again), (other, other_again) = found
+    simulation, *start = build.simulation([configs.resolve(config)], make_mesh(jax.devices()[:1]))
+    programs = [simulation.compile(*start)[0] for _ in range(2)]
+    (first, again), (other, other_again) = found = [
+        [_parameters(program, simulation, *start) for _ in range(2)] for program in programs
+    ]
     same = {"run_again": first == again and other == other_again, "compiled_again": first == other}
     wrong = [f"not the same bits: {what}" for what, is_same in same.items() if deterministic and not is_same]
     return Prepared({"sha256": found, **same, "wrong": wrong}, None)
 
 
-def _parameters(executable: jax.stages.Compiled, run: build.Run) -> str:
+def _parameters(program: jax.stages.Compiled, simulation: Simulation, states: Any, points: Any, fed: Any) -> str:
     """The SHA-256 of the final parameters of a whole run."""
-    simulation, states, points, fed = build.place([run], make_mesh(jax.devices()[:1]))
-    for done in range(0, run.config.rounds, simulation.block_rounds):
-        states, _ = executable(states, points, fed, np.int32(done))
+    states = jax.tree.map(jnp.copy, states)  # they are given away
+    for done in range(0, simulation.rounds, simulation.block_rounds):
+        states, _ = program(states, points, fed, np.int32(done))
     return records.parameters_sha256(jax.tree.map(lambda x: x[0], jax.device_get(states.variables)))
 
 
