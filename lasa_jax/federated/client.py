@@ -55,6 +55,11 @@ def _repeat(step: Callable[[Any, Any], Any], carry: Any, steps: jax.Array, most:
     return jax.lax.fori_loop(0, most, or_nothing, carry)
 
 
+def matmul_precision(precision: str) -> str:
+    """What `jax.default_matmul_precision` takes for a word of `LocalTraining.precision`."""
+    return {"tf32": "tensorfloat32", "bfloat16": "default"}.get(precision, "highest")
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class LocalTraining:
     """Local training as a pure function of one client. What is fixed at compile time is an attribute.
@@ -86,7 +91,7 @@ class LocalTraining:
     @property
     def matmul_precision(self) -> str:
         """Of products and convolutions in training and evaluation, as `jax.default_matmul_precision` takes it."""
-        return {"tf32": "tensorfloat32", "bfloat16": "default"}.get(self.precision, "highest")
+        return matmul_precision(self.precision)
 
     def __call__(
         self,

@@ -205,6 +205,14 @@ def device() -> str:
     return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
 
 
+def parameters_sha256(variables: PyTree) -> str:
+    """The SHA-256 of the bytes of a model's variables, leaf by leaf: the same for the same bits."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(variables):
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()
+
+
 def summary(
     lines: Sequence[Mapping[str, Any]],
     variables: PyTree,
@@ -233,10 +241,6 @@ def summary(
     best = highest("test_accuracy")
     measures = ("test_accuracy_with_padding", "test_accuracy_without_padding")
     by_padding = {f"best_{field}": highest(field) for field in measures if lines and field in lines[0]}
-    digest = hashlib.sha256()
-    leaves = jax.tree.leaves(variables)
-    for leaf in leaves:
-        digest.update(np.ascontiguousarray(leaf).tobytes())
     return {
         "status": status,
         "best_test_accuracy": best,
@@ -248,10 +252,10 @@ def summary(
         "detection": detection_rates(lines),
         "assumed_malicious": lines[-1]["assumed_malicious"] if lines else None,
         "seconds_per_round": float(np.mean([line["seconds_per_round"] for line in lines])) if lines else None,
-        "num_parameters": sum(leaf.size for leaf in leaves),  # entries of an update, d
+        "num_parameters": sum(leaf.size for leaf in jax.tree.leaves(variables)),  # entries of an update, d
         "compile_seconds": compile_seconds,
         "total_seconds": total_seconds,
-        "parameters_sha256": digest.hexdigest(),
+        "parameters_sha256": parameters_sha256(variables),
         "config_id": config_id,
         "device": device(),
         "versions": versions(),
