@@ -23,7 +23,7 @@ THOROUGH = (
     r"tests/aggregators/test_preaggregators.py::test_(a_link_may_come|eight_devices|granularity|mixing_before|rules_on_mixed)",
     r"tests/aggregators/test_rules.py::test_(largest_cluster|the_assumed_number)",
     r"tests/attacks/test_battery.py::test_(adaptive|law\[(devices|vmap|keeps_dtypes)|one_trace)",
-    r"tests/checks/test_(causes|faults|fuzz)",
+    r"tests/checks/test_(causes|faults|forms.py::test_(models|no_form)|fuzz)",
     r"tests/data/test_by_client.py::TestRealFiles",
     r"tests/federated/test_(ragged|simulation)",
     r"tests/federated/test_client.py::test_(every_model|clients_of_different|.*precision)",
