@@ -36,7 +36,7 @@ THOROUGH = (
     r"tests/ops/test_convolution.py::test_(gradients|many_kernels)",
     r"tests/ops/test_statistics.py::.*11_million",
     r"tests/report/test_command.py::test_a_true_run",
-    r"tests/test_(build|distributed|notebooks)",
+    r"tests/test_(build|distributed|forms_of_a_gpu|notebooks)",
     r"tests/test_commandline.py::test_the_command_in_an_empty",
     r"tests/test_docs.py::(TestSkeletons|test_the_guides)",
     r"tests/test_experiment.py::test_(a_deterministic|damaged|goes_on|natural|seeds|three_kills|without_attack)",

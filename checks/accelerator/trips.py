@@ -61,7 +61,7 @@ def _run(jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Any], found: Fou
             results = _run(branch.jaxpr, branch.consts, given[1:], found)
         else:
             free = [x for x in one.invars if not isinstance(x, Literal)]
-            alone = jaxpr.replace(constvars=[], invars=free, outvars=one.outvars, eqns=[one], debug_info=None)
+            alone = jaxpr.replace(constvars=[], invars=free, outvars=one.outvars, eqns=[one])
             results = jaxpr_as_fun(ClosedJaxpr(alone, ()))(*[values[x] for x in free])
         values.update(zip(one.outvars, results, strict=True))
     return [x.val if isinstance(x, Literal) else values[x] for x in jaxpr.outvars]
