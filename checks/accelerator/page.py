@@ -11,14 +11,7 @@ from checks.accelerator.targets import TARGETS, Target
 
 PAGE = ROOT / "docs" / "results" / "accelerator.md"
 _INTRODUCTION = Path(__file__).parent / "introduction.md"
-# Programs whose largest kernels the page lists, each with what was tried to make them smaller.
-_TRIED = {
-    "mnist": "",
-    "resnet18, step of 25 x 64": "",
-    "lstm, step of 100 x 4": "",
-    "rule lasa": "",
-    "digits, 16 runs": "",
-}
+_TRIED = Path(__file__).parent / "tried.md"  # by program, what was tried to make its largest kernels smaller
 
 
 def _ms(seconds: float | None) -> str:
@@ -56,7 +49,8 @@ def text(table: Mapping[str, Mapping[str, Row]]) -> str:
     if trips := table.get("trips"):
         parts += ["## Loops of unknown length", _trips(trips)]
     parts.append("## Largest kernels, H100")
-    for name, tried in _TRIED.items():
+    for section in _TRIED.read_text().split("\n## ")[1:]:
+        name, tried = (part.strip() for part in section.split("\n", 1))
         if largest := table.get("h100", {}).get(name, {}).get("largest"):
             parts += [f"### {name}", tried, _kernels(largest)]
     return "\n\n".join(parts) + "\n"

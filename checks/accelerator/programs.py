@@ -132,8 +132,10 @@ def block(name: str, devices: Sequence[jax.Device], *, runs: int = 1, rows: int 
     return Made(compiled, models_of_all // len(devices))
 
 
-def step(name: str, shape: tuple[int, ...], classes: int, clients: int, batch: int, place: Any) -> Program:
-    """The gradient of one batch of many clients together, at the precision and in the form of local training."""
+def step(
+    name: str, shape: tuple[int, ...], classes: int, clients: int, batch: int, place: Any, *, form: str = "auto"
+) -> Program:
+    """The gradient of one batch of clients together, at training's precision; `form` as `ops.convolving_by` takes it."""
     model = models.create(name, num_classes=classes, input_shape=shape)
     variables = jax.eval_shape(model.init, jax.random.key(0))
 
@@ -143,7 +145,7 @@ def step(name: str, shape: tuple[int, ...], classes: int, clients: int, batch: i
             logits, _ = model.apply({**variables, "params": params}, inputs, train=True, key=key, mask=seen)
             return jnp.mean(jax.nn.log_softmax(logits)[..., 0])
 
-        with jax.default_matmul_precision("tensorfloat32"), ops.convolving_by("auto"):
+        with jax.default_matmul_precision("tensorfloat32"), ops.convolving_by(form):
             return jax.grad(loss)(variables["params"])
 
     stacked = _shapes(variables, place, (clients,))
@@ -210,6 +212,7 @@ def items() -> dict[str, Item]:
         "mnist, 4 devices": rounds("mnist", 4),
         "digits, 4 runs, mesh 2 x 2": rounds("digits", 4, runs=4, rows=2),
         "resnet18, step of 25 x 64": alone(functools.partial(step, *STEPS["resnet18"])),
+        "resnet18, grouped": alone(functools.partial(step, *STEPS["resnet18"], form="grouped")),
         "lstm, step of 100 x 4": alone(functools.partial(step, *STEPS["lstm"])),
         "cifar10": rounds("cifar10"),
     }
