@@ -152,7 +152,8 @@ def of(
 
     def loop(one: hlo.Instruction) -> Bound:
         body, condition = whole(one.called("body") or ""), whole(one.called("condition") or "")
-        known, given, where = one.trips, trips(module.source(one)), module.source(one)
+        where = module.source(one)
+        known, given = _length(module, one), trips(where)
         count = known if known is not None else given if given is not None else 1
         total = body.times(count, 1 if known is None else known)
         checks = 0
@@ -162,3 +163,13 @@ def of(
         return total._replace(loops=(*total.loops, Loop(where, 1, count, says, checks)))
 
     return whole(module.entry)
+
+
+def _length(module: hlo.Module, loop: hlo.Instruction) -> int | None:
+    """Trips of a loop: as the compiler notes them, or what its condition compares a counter with."""
+    inside = module.computations[loop.called("condition") or ""]
+    root = next(one for one in inside.values() if one.is_root)
+    if loop.trips is not None or root.op != "compare" or "direction=LT" not in root.rest:
+        return loop.trips
+    limit = inside[root.operands[1]]
+    return int(limit.value) if limit.op == "constant" and limit.shape.startswith("s32[]") else None

@@ -52,8 +52,11 @@ def of(module: hlo.Module, inside: hlo.Computation, one: hlo.Instruction, platfo
         return Charge(_moved(one.shape), _moved(one.shape), {})
     if one.op == "dynamic-update-slice":
         return Charge(operands[1], operands[1], {})
-    if one.op == "copy-start":  # its shape has the source, the copy and a token
-        return Charge(operands[0], operands[0], {})
+    if one.op == "copy-start":  # its shape has the copy, the source and a token
+        return Charge(_moved(one.shape) - operands[0], operands[0], {})
+    if one.op == "slice-start":  # of a TPU: its shape has the source, the slice and a token
+        part = _moved(one.shape) - operands[0]
+        return Charge(part, hlo.bytes_of(one.shape) - hlo.bytes_of(inside[one.operands[0]].shape), {})
     if one.op == "sort" and platform == "gpu":
         return _sort(inside, one)
     return Charge(_moved(one.shape), sum(operands), {})
@@ -76,7 +79,7 @@ def _uses(inside: hlo.Computation, name: str) -> list[tuple[hlo.Instruction, int
 
 def _read(module: hlo.Module, inside: hlo.Computation, index: int) -> float:
     """Bytes of a parameter that a fused computation reads: a part of it where all that it does is to slice."""
-    name = next((one.name for one in inside.values() if one.parameter == index), None)
+    name = next((x.name for x in inside.values() if x.op == "parameter" and x.value == str(index)), None)
     if name is None:
         return math.inf
     total = 0.0

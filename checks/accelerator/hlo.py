@@ -21,7 +21,7 @@ class Instruction(NamedTuple):
       operands: names in the same computation.
       rest: what stands behind the operands.
       is_root: whether it is the result of its computation.
-      parameter: which one it is, -1 if it is none.
+      value: of a constant, or which parameter it is; empty for all others.
     """
 
     name: str
@@ -30,7 +30,7 @@ class Instruction(NamedTuple):
     operands: tuple[str, ...]
     rest: str
     is_root: bool
-    parameter: int = -1
+    value: str = ""
 
     def called(self, word: str) -> str | None:
         """The computation that an attribute names, as `calls`, `to_apply`, `body` or `condition`."""
@@ -121,9 +121,9 @@ def parse(text: str) -> Module:
             continue
         root, name, shape, op, behind = match.groups()
         inside, rest = _split(behind)
-        place = int(inside) if op == "parameter" else -1
+        value = inside if op in ("parameter", "constant") else ""
         operands = tuple(re.findall(r"%([\w.\-]+)", inside))
-        current[name] = Instruction(name, op, shape, operands, rest, bool(root), place)
+        current[name] = Instruction(name, op, shape, operands, rest, bool(root), value)
     return Module(computations, entry, _frames(text))
 
 

@@ -102,6 +102,22 @@ def test_a_loop_of_unknown_length_counts_once_and_the_host_looks():
     assert measured.seconds == pytest.approx((5 + 6) * H100.launch + 6 * H100.check)
 
 
+def test_a_counter_that_is_compared_with_a_number_is_a_known_length():
+    """A TPU's compiler does not note it."""
+    counter = """%body (c: s32[]) -> s32[] {
+  %c = s32[] parameter(0)
+  ROOT %n = s32[] negate(%c)
+}
+%goes_on (c: s32[]) -> pred[] {
+  %c = s32[] parameter(0)
+  %most = s32[]{:T(128)} constant(9)
+  ROOT %b = pred[] compare(%c, %most), direction=LT
+}
+"""
+    found = of("%x = s32[] parameter(0)\nROOT %w = s32[] while(%x), condition=%goes_on, body=%body", counter, V5E)
+    assert (found.launches, found.loops[0].trips, found.loops[0].known) == (9, 9, "compiler")
+
+
 def test_of_a_condition_the_longest_branch_counts():
     branches = """%short (c: f32[4]) -> f32[4] {
   ROOT %c = f32[4]{0} parameter(0)
@@ -183,6 +199,14 @@ ROOT %d = f32[1000]{0:T(1024)} all-reduce-done(%s)"""
     found = of(text, target=V5E)
     assert found.collectives == {"all-reduce": 1}
     assert [kernel.charge[:2] for kernel in found.kernels] == [(0, 4000), (4000, 0)]
+    moving = of(
+        """%x = f32[1000]{0:T(1024)} parameter(0)
+%c = (f32[1000]{0:T(1024)S(1)}, f32[1000]{0:T(1024)}, u32[]{:S(2)}) copy-start(%x)
+%s = ((f32[1000]{0:T(1024)}), f32[100]{0:T(1024)S(1)}, u32[]{:S(2)}) slice-start(%x), slice={[0:100]}""",
+        target=V5E,
+    )
+    assert [kernel.charge.written for kernel in moving.kernels] == [0, 0]
+    assert moving.bytes == pytest.approx(4000 + 400, abs=8)
 
 
 def test_a_large_sort_takes_several_kernels():
