@@ -22,6 +22,10 @@ def _ratio(row: Row) -> str:
     return f"{row['temporaries'] / row['stack']:.2f}"
 
 
+def _collectives(row: Row) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in row["collectives"].items()) or "-"
+
+
 def line(name: str, row: Row) -> str:
     """One row in words, for the terminal."""
     if "refused" in row:
@@ -80,6 +84,7 @@ def _against(now: Mapping[str, Row], before: Mapping[str, Row]) -> str:
         "GB moved": lambda row: f"{row['bytes'] / 1e9:.2f}",
         "temporaries, GB": lambda row: f"{row['temporaries'] / 1e9:.2f}",
         "in stacks": _ratio,
+        "collectives": _collectives,
     }
     head = ["program", *(f"{name}: {which}" for name in measures for which in ("887551a", "now"))]
     lines = []
@@ -103,12 +108,11 @@ def _details(now: Mapping[str, Row]) -> str:
         if "refused" in row:
             lines.append([name, f"does not fit: {row['refused']}", *[""] * (len(head) - 2)])
             continue
-        collectives = ", ".join(f"{count} {kind}" for kind, count in row["collectives"].items())
         products = ", ".join(f"{count / 1e12:.3g} {kind}" for kind, count in row["products"].items() if count)
         bounds = [row[f"bound s{kind}"] for kind in ("", ", open loops once", ", products in float32")]
         calls = f" ({', '.join(row['unknown'])})" if row["unknown"] else ""
         moved = f"{row['bytes'] / row['stack']:.1f}"
-        cells = [name, f"{row['peak'] / 1e9:.2f}", _ratio(row), f"{row['launches']:,}", moved, collectives or "-"]
+        cells = [name, f"{row['peak'] / 1e9:.2f}", _ratio(row), f"{row['launches']:,}", moved, _collectives(row)]
         lines.append([*cells, products or "-", _ms(bounds[0]) + calls, *map(_ms, bounds[1:])])
     return _table(head, lines)
 
