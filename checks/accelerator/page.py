@@ -61,9 +61,8 @@ def text(table: Mapping[str, Mapping[str, Row]]) -> str:
 
 
 def _made_with(rows: Mapping[str, Row]) -> str:
-    commits = sorted({row["commit"] for row in rows.values()})
     versions = sorted({row["jax"] for row in rows.values() if "jax" in row})
-    return f"Commit {', '.join(commits)}; JAX {', '.join(versions)}."
+    return f"JAX {', '.join(versions)}."
 
 
 def _target(now: Mapping[str, Row], before: Mapping[str, Row], target: Target) -> list[str]:
@@ -102,18 +101,18 @@ def _cell(row: Row | None, measure: Any) -> str:
 
 def _details(now: Mapping[str, Row]) -> str:
     head = ["program", "peak, GB", "temporaries / stack", "launches", "readings of the stack", "collectives", "TFLOP"]
-    head += ["bound, ms", "open loops once", "products in float32"]
+    head += ["bound, ms", "open loops once", "products in float32", "commit"]
     lines = []
     for name, row in now.items():
         if "refused" in row:
-            lines.append([name, f"does not fit: {row['refused']}", *[""] * (len(head) - 2)])
+            lines.append([name, f"does not fit: {row['refused']}", *[""] * (len(head) - 3), row["commit"]])
             continue
         products = ", ".join(f"{count / 1e12:.3g} {kind}" for kind, count in row["products"].items() if count)
         bounds = [row[f"bound s{kind}"] for kind in ("", ", open loops once", ", products in float32")]
         calls = f" ({', '.join(row['unknown'])})" if row["unknown"] else ""
         moved = f"{row['bytes'] / row['stack']:.1f}"
         cells = [name, f"{row['peak'] / 1e9:.2f}", _ratio(row), f"{row['launches']:,}", moved, _collectives(row)]
-        lines.append([*cells, products or "-", _ms(bounds[0]) + calls, *map(_ms, bounds[1:])])
+        lines.append([*cells, products or "-", _ms(bounds[0]) + calls, *map(_ms, bounds[1:]), row["commit"]])
     return _table(head, lines)
 
 
