@@ -242,6 +242,20 @@ def sometimes(say: Callable[[str], None], *, every: float = 10.0) -> Callable[[s
     return say_sometimes
 
 
+def count(text: str) -> int:
+    """A whole number from 1 on, as the type of a flag."""
+    with contextlib.suppress(ValueError, OverflowError):
+        if (number := whole_number(text)) >= 1:
+            return number
+    raise argparse.ArgumentTypeError(f"{text!r}: allowed is a whole number from 1 on")
+
+
+def duration(seconds: float) -> str:
+    """`"12 min"`: seconds in words, for a line."""
+    minutes = seconds / 60
+    return f"{minutes / 60:.1f} h" if minutes >= 90 else f"{minutes:.0f} min" if minutes >= 1 else f"{seconds:.0f} s"
+
+
 def located(config: str, kind: str) -> str:
     """`FILE:ARGUMENT` with the whole path of the file, here or in the package.
 

@@ -32,7 +32,7 @@ THOROUGH = (
     r"tests/federated/test_(ragged|simulation)",
     r"tests/federated/test_client.py::test_(every_model|clients_of_different|.*precision)",
     r"tests/golden/.*\[(a[234]_|a5_n8_f[23]|[12]-)",  # what is left has every method
-    r"tests/grid/test_grid.py::test_(a_(batch|failed|damaged|point_alone|worker)|divergence|killed|one_bad|only_missing|outcomes)",
+    r"tests/grid/test_grid.py::test_(a_(batch|failed|damaged|point_alone|worker)|divergence|killed|metrics_are|one_bad|only_missing|outcomes)",
     r"tests/grid/test_grid.py::test_(plan_counts|programs_that|runs_of|the_(papers|time_of)|threads)",
     r"tests/inspection/test_(coefficient|command|recorded|replay|variances)",
     r"tests/launch/test_(cluster|outside)",
@@ -44,6 +44,7 @@ THOROUGH = (
     r"tests/test_commandline.py::test_the_command_in_an_empty",
     r"tests/test_docs.py::(TestSkeletons|test_the_guides)",
     r"tests/test_experiment.py::test_(a_deterministic|damaged|goes_on|natural|seeds|three_kills|without_attack)",
+    r"tests/test_extending.py::test_(?!a_setting|a_sweep_refuses|points_of|the_directory)",
     r"tests/test_main.py::test_(stopped|tensorboard)",
     r"tests/test_methods.py::TestRuns",
     r"tests/test_tiers",
