@@ -59,7 +59,7 @@ def geometric_median(
         usable = jnp.isfinite(jnp.diagonal(rows.gram))
         gram = jnp.where(usable[:, None] & usable[None, :], rows.gram, 0.0)
         apart = ops.squared_distances(rows.gram) > 0
-        norms = jnp.sqrt(jnp.diagonal(gram))
+        norms = ops.root(jnp.diagonal(gram))
         radius = ops.masked_median(norms, usable, lower=True)
         # In distances of the nearer half; of the next client where that half is one point. Where most clients are, what is
         # finer than the smoothing does not count. Without a unit a far client's weight of 1e-8 would pass for none.
@@ -75,7 +75,7 @@ def geometric_median(
             product = ops.product(others, gram)
             share = jnp.sum(others, axis=1, keepdims=True)
             inner = product - jnp.diagonal(product)[:, None] - share * (gram - jnp.diagonal(gram)[:, None])
-            return jnp.sqrt(jnp.maximum(jnp.sum(others * inner, axis=1), 0.0))
+            return ops.root(jnp.maximum(jnp.sum(others * inner, axis=1), 0.0))
 
         def normalised(w: jax.Array) -> jax.Array:
             w = jnp.where(usable, w, 0.0)
@@ -92,7 +92,7 @@ def geometric_median(
             start = (normalised(a / jnp.maximum(outwards / 4, 1.0)), jnp.asarray(True), jnp.int32(0))
             return jax.lax.while_loop(lambda c: c[1] & (c[2] < max_iterations), step, start)[0]
 
-        a = normalised(jnp.ones(len(usable)))
+        a = normalised(jnp.ones(len(usable), rows.dtype))
         w = weiszfeld(a)
         for _ in range(repeats):
             scaled = normalised(a * jnp.exp(-distances(w)))

@@ -114,13 +114,13 @@ def simulated_copies(knowledge: str, malicious: jax.Array, present: jax.Array) -
 
     f if it knows the benign rows or all; else `max(1, f^2 // n)`, the same share of its own f rows (FIDELITY.md, section 4).
     """
-    f, n = jnp.sum(malicious), jnp.sum(present)
+    f, n = jnp.sum(malicious, dtype=jnp.int32), jnp.sum(present, dtype=jnp.int32)
     return jnp.maximum(f**2 // jnp.maximum(n, 1), 1) if knowledge == "colluders" else jnp.maximum(f, 1)
 
 
 def row_keys(key: jax.Array, n: int) -> jax.Array:
     """One key a row that does not depend on how many rows there are, `(n,)`."""
-    return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(n))
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(n, dtype=jnp.int32))
 
 
 def normal_like(key: jax.Array, row: PyTree) -> PyTree:

@@ -1,5 +1,6 @@
 """Mimic (Karimireddy, He and Jaggi, ICLR 2022, section 3): malicious clients all copy one honest client."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -45,9 +46,14 @@ def mimic() -> Attack:
     ) -> tuple[PyTree, MimicState]:
         present = all_present(updates, present)
         known = known_rows("benign", malicious, present)
-        seen = state.rounds / (1.0 + state.rounds)
-        share = known / jnp.maximum(jnp.sum(known), 1).astype(jnp.float32)
-        mean = jax.tree.map(lambda m, x: seen * m + (1 - seen) * x, state.mean, ops.weighted_sum(share, updates))
+        kind = ops.wide(updates)
+        rounds = state.rounds.astype(kind)
+        seen = rounds / (1.0 + rounds)
+        share = known.astype(kind) / jnp.maximum(jnp.sum(known, dtype=jnp.int32), 1).astype(kind)
+        wide = functools.partial(jax.tree.map, lambda x: x.astype(kind))
+        mean = jax.tree.map(
+            lambda m, x: seen * m + (1 - seen) * x, wide(state.mean), wide(ops.weighted_sum(share, updates))
+        )
         only_first = (jnp.arange(len(known)) == jnp.argmax(known)).astype(jnp.float32)
         first = jax.tree.map(jnp.subtract, ops.weighted_sum(only_first, updates), mean)
         direction = jax.tree.map(lambda v, x: jnp.where(state.rounds == 0, x, v), state.direction, first)

@@ -42,7 +42,7 @@ def evaluate(
     def one(inputs: jax.Array, labels: jax.Array, real: jax.Array, variables: Variables) -> tuple[jax.Array, jax.Array]:
         logits = _logits(program, variables, inputs)
         losses = -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[..., None], axis=-1)[..., 0]
-        right = jnp.argmax(logits, axis=-1) == labels
+        right = jnp.argmax(logits, axis=-1).astype(jnp.int32) == labels
         counted = dataset.counted(labels, real)
         return jnp.sum(jnp.where(counted, losses, 0.0)), jnp.sum(right & counted, dtype=jnp.int32)
 
@@ -51,10 +51,10 @@ def evaluate(
         losses, right = ops.map_rows(
             one, batches(test.inputs), batches(test.labels), real, shared=(state.variables,), at_once=1
         )
-    count = jnp.sum(dataset.counted(test.labels, jnp.ones(num_examples, bool)))
+    count = jnp.sum(dataset.counted(test.labels, jnp.ones(num_examples, bool)), dtype=jnp.int32).astype(jnp.float32)
     loss = jnp.sum(losses) / count
     # A model of NaN predicts class 0 everywhere: that is no accuracy.
-    return loss, jnp.where(jnp.isnan(loss), jnp.nan, jnp.sum(right) / count)
+    return loss, jnp.where(jnp.isnan(loss), jnp.nan, jnp.sum(right, dtype=jnp.int32).astype(jnp.float32) / count)
 
 
 def examples_at_once(program: Program, variables: Variables, test: Examples, runs: int = 1) -> int:
