@@ -126,6 +126,7 @@ def iterated_selection(distances: jax.Array, present: jax.Array, count: Count, f
     With r remaining, the r - f - 2 - `fewer` nearest others count; at least one where `fewer` is 0, and of equal scores the
     smaller sum of all distances wins: else the order of the clients would decide.
     """
+    distances = jax.lax.stop_gradient(distances)  # who is picked has no derivative
     usable = jnp.isfinite(jnp.diagonal(distances))
     others = jnp.where(jnp.eye(len(distances), dtype=bool), jnp.inf, distances)
     nearest = jnp.argsort(others, axis=1)  # sorted once: what remains of a sorted row is sorted

@@ -36,10 +36,20 @@ def clip_to_median_norm() -> PreAggregator:
     return step
 
 
+@jax.custom_jvp
 def clip_factors(norms: jax.Array, limit: jax.Array) -> jax.Array:
-    """min(1, limit / norm), `(n,)`; 1 for a norm that is NaN, and a constant in derivatives for one that is infinite."""
+    """min(1, limit / norm), `(n,)`, and 1 for a norm that is NaN. Those of norms that are not finite are constants."""
     longer = norms > limit
-    return jnp.where(jnp.isinf(norms) & longer, 0.0, jnp.where(longer, limit / jnp.where(longer, norms, 1.0), 1.0))
+    return jnp.where(longer, limit / jnp.where(longer, norms, 1.0), 1.0)
+
+
+@clip_factors.defjvp
+def _clip_factors_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+    (norms, limit), (of_norms, of_limit) = primals, tangents
+    factors = clip_factors(norms, limit)
+    # In this form no square of a small norm is divided by.
+    moves = (norms > limit) & jnp.isfinite(norms) & (norms >= jnp.finfo(norms.dtype).tiny)
+    return factors, jnp.where(moves, of_limit - factors * of_norms, 0) / jnp.where(moves, norms, 1)
 
 
 def clip_to_norm(clip_norm: Scalar = 1.0) -> PreAggregator:

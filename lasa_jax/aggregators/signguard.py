@@ -135,7 +135,7 @@ def largest_cluster(points: jax.Array, present: jax.Array) -> jax.Array:
     Source: Comaniciu and Meer, IEEE PAMI 2002; the choices are those of scikit-learn's `MeanShift(cluster_all=False)`
     and `estimate_bandwidth(quantile=0.5)`, which the tests compare with.
     """
-    n = len(points)
+    points, n = jax.lax.stop_gradient(points), len(points)  # who belongs to a cluster has no derivative
     count = jnp.sum(present, dtype=jnp.int32)
 
     def apart(a: jax.Array, b: jax.Array) -> jax.Array:

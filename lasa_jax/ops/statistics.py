@@ -93,8 +93,8 @@ def tree_norm(row: object) -> jax.Array:
 def tree_size(row: Any) -> tuple[jax.Array, jax.Array]:
     """Largest magnitude, NaN if any entry is, and Euclidean norm over all leaves of one update: scalars of type `wide`.
 
-    The largest magnitude is differentiated as a constant. The derivative of the norm is `row / norm`, and 0 for a row of
-    zeros and for one whose norm is not finite.
+    The largest magnitude is differentiated as a constant. The derivative of the norm is `row / norm`, and 0 for a row
+    whose norm is zero, or not finite.
     """
     kind = wide(row)
     leaves = [x.astype(kind) for x in jax.tree.leaves(row)]
@@ -119,7 +119,7 @@ def tree_size(row: Any) -> tuple[jax.Array, jax.Array]:
 def _tree_size_jvp(primals: tuple[Any], tangents: tuple[Any]) -> tuple[tuple, tuple]:
     (row,), (change,) = primals, tangents
     largest, norm = tree_size(row)
-    has_direction = jnp.isfinite(norm) & (norm > 0)
+    has_direction = jnp.isfinite(norm) & (norm >= jnp.finfo(norm.dtype).tiny)
     divisor = jnp.where(has_direction, norm, 1)
     unit = jax.tree.map(lambda x: jnp.where(has_direction, x.astype(norm.dtype), 0) / divisor, row)
     slope = jnp.where(has_direction, tree_dot(unit, change), 0)
