@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from lasa_jax import ops
-from lasa_jax.attacks.base import Attack, PyTree, all_present, honest_labels, known_rows, stateless
+from lasa_jax.attacks.base import Attack, PyTree, checked, honest_labels, known_rows, stateless
 from lasa_jax.errors import check_choice, check_number
 
 _SMALLEST, _LARGEST = 0.1, 10.0  # magnitudes tried first, in units of the spread of a layer
@@ -59,8 +59,8 @@ def adaptive(
     ) -> tuple[PyTree, PyTree]:
         if aggregate is None:
             raise ValueError("attack 'adaptive' needs the rule it attacks: craft(..., aggregate=updates -> update)")
-        present = all_present(updates, present)
-        malicious, kind = malicious & present, ops.wide(updates)
+        malicious, present = checked(updates, malicious, present)
+        kind = ops.wide(updates)
         mean, std = ops.mean_and_std(updates, known_rows(knowledge, malicious, present))
         means, structure = jax.tree.flatten(jax.tree.map(lambda x: x.astype(kind), mean))
         stds = [x.astype(kind) for x in jax.tree.leaves(std)]

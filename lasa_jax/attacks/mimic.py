@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from lasa_jax import ops
-from lasa_jax.attacks.base import Attack, PyTree, all_present, honest_labels, known_rows
+from lasa_jax.attacks.base import Attack, PyTree, checked, honest_labels, known_rows
 
 
 class MimicState(NamedTuple):
@@ -44,7 +44,7 @@ def mimic() -> Attack:
         present: jax.Array | None = None,
         aggregate: object = None,
     ) -> tuple[PyTree, MimicState]:
-        present = all_present(updates, present)
+        malicious, present = checked(updates, malicious, present)
         known = known_rows("benign", malicious, present)
         kind = ops.wide(updates)
         rounds = state.rounds.astype(kind)
@@ -80,7 +80,7 @@ def mimic() -> Attack:
         direction = jax.tree.map(lambda v, x: seen * v + (1 - seen) * x, direction, pulled)
         target = jnp.argmax(jnp.where(known, jnp.abs(along(direction)), -jnp.inf)).astype(jnp.int32)
         row = of_client(target)
-        crafted = ops.replace_rows(lambda _: row, updates, malicious & present)
+        crafted = ops.replace_rows(lambda _: row, updates, malicious)
         mean, direction = (
             jax.tree.map(lambda x, like: x.astype(like.dtype), new, old)
             for new, old in ((mean, state.mean), (direction, state.direction))

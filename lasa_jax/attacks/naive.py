@@ -8,6 +8,7 @@ from lasa_jax.attacks.base import (
     PyTree,
     Scalar,
     changed_row,
+    checked,
     honest_labels,
     normal_like,
     same_row,
@@ -42,6 +43,7 @@ def _honest_updates(
     present: jax.Array | None = None,
     aggregate: object = None,
 ) -> tuple[PyTree, PyTree]:
+    checked(updates, malicious, present)
     return updates, state
 
 

@@ -12,7 +12,7 @@ from lasa_jax.attacks.base import (
     Attack,
     PyTree,
     Scalar,
-    all_present,
+    checked,
     honest_labels,
     known_rows,
     same_row,
@@ -105,8 +105,7 @@ def byzmean(z: Scalar = 0.5, variant: str = "paper", knowledge: str = "benign") 
         present: jax.Array | None = None,
         aggregate: object = None,
     ) -> tuple[PyTree, PyTree]:
-        present = all_present(updates, present)
-        malicious = malicious & present
+        malicious, present = checked(updates, malicious, present)
         n, f = jnp.sum(present, dtype=jnp.int32), jnp.sum(malicious, dtype=jnp.int32)
         m1 = f // 2
         m2 = jnp.maximum(f - m1, 1)

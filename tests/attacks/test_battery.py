@@ -1,6 +1,7 @@
 """Every attack of ours obeys the laws of `lasa_jax.testing`, and has the property that defines it."""
 
 import functools
+import re
 from statistics import NormalDist
 
 import jax
@@ -374,6 +375,23 @@ def test_adaptive_works_with_every_rule(rule):
     # The search is coarse, and what is honest is not among what it tries.
     assert moved(crafted) >= 0.8 * moved(honest())
     assert np.isfinite(flat(crafted)).all()
+
+
+@pytest.mark.parametrize(
+    ("updates", "malicious", "line"),
+    [
+        (
+            {"w": np.ones((4, 2), np.float32)},
+            np.ones(3, bool),
+            "malicious: bool[3], allowed is bool[4], a value a client",
+        ),
+        ({"w": np.ones((4, 2), np.float32)}, [1, 0, 0, 0], "malicious: int32[4], allowed is bool[4], a value a client"),
+        ({"w": np.ones((4, 2), np.int32)}, np.ones(4, bool), "updates['w']: int32, allowed are floating-point arrays"),
+    ],
+)
+def test_what_is_said_of_a_mask_that_is_none(updates, malicious, line):
+    with pytest.raises(ValueError, match=re.escape(line)):
+        attacks.lie().craft(updates, (), malicious, key=KEY)
 
 
 def test_adaptive_must_be_given_the_rule():
