@@ -80,6 +80,6 @@ def devices(name: str, count: int) -> list[jax.Device]:
     except (jax.errors.JaxRuntimeError, NotImplementedError, RuntimeError, ValueError) as error:
         said = str(error).strip().splitlines()[0][:160]
         raise InputError(
-            f"target {name!r}: its compiler is not installed here, pip install '{target.install}' brings it ({said})"
+            f"target {name!r}: cannot be compiled for here, pip install '{target.install}' brings its compiler ({said})"
         ) from error
     return list(described.devices)[:count]
