@@ -15,7 +15,7 @@ from lasa_jax import grid, methods
 from lasa_jax.data import cache
 from lasa_jax.errors import InputError
 from lasa_jax.federated import Executables
-from lasa_jax.workdir import is_finished, read_batch_sizes, write_batch_sizes
+from lasa_jax.workdir import is_finished, read_batch_sizes, write_batch_sizes, write_failure
 
 _LOSSES = 3  # of its worker, after which a batch counts as failed: perhaps it is what kills them
 _PASSED_ON = ("TFDS_DATA_DIR", "XDG_CACHE_HOME", "JAX_", "XLA_", "LASA_JAX_")
@@ -156,6 +156,7 @@ def _run(
         on_outcome(outcome)
     if all(is_finished(workdir / point.name) for point in points):
         return 0
+    grid.begin(points, workdir, points)
     log("waiting for the first worker")
     actor = ray.remote(num_cpus=1, num_gpus=gpus)(Worker)
     first = actor.remote(workdir, methods.searched())
@@ -176,6 +177,7 @@ def _run(
 
     def fail(lost: grid.Batch, error: str) -> None:
         for point in lost.points:
+            write_failure(workdir, point.name, error)
             on_outcome(grid.Outcome(point, workdir / point.name, None, error))
 
     start(first)

@@ -16,7 +16,6 @@ from typing import Any
 from lasa_jax import grid, methods
 from lasa_jax.data import cache
 from lasa_jax.errors import InputError, nearest, whole_number
-from lasa_jax.workdir import write_batch_sizes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,10 +41,7 @@ class Task:
         cache.keep_compiled_programs()
         methods.search_also(*self.search)
         points = grid.points(grid.load(self.config))
-        # By all points of the sweep, so that every task takes the same sizes.
-        write_batch_sizes(self.workdir, grid.batch_sizes(points, self.workdir, batch=self.batch))
-        mine = [point for point in points if point.name in set(self.names)]
-        outcomes = grid.run(mine, self.workdir, batch=self.batch, on_outcome=_say)
+        outcomes = grid.run(points, self.workdir, only=set(self.names), batch=self.batch, on_outcome=_say)
         return {outcome.point.name: outcome.error for outcome in outcomes}
 
     def checkpoint(self) -> Any:
@@ -91,10 +87,12 @@ def submit(
     submitit, given = _submitit(), read_parameters(parameters)
     path = Path(workdir).absolute()
     todo = grid.batches(points, path, dict.fromkeys(grid.programs(points), 1))
-    names = [point.name for batch_of_one in todo for point in batch_of_one.points]
-    tasks = [Task(config, path, share, batch, methods.searched()) for share in _shares(names, jobs)]
+    left = [point for batch_of_one in todo for point in batch_of_one.points]
+    shares = _shares([point.name for point in left], jobs)
+    tasks = [Task(config, path, share, batch, methods.searched()) for share in shares]
     if not tasks:
         return []
+    grid.begin(points, path, left)
     try:
         of_making = {name: value for name, value in given.items() if name in _made_with(submitit)}
         executor = submitit.AutoExecutor(folder=path / "slurm", cluster=cluster, **of_making)

@@ -80,7 +80,7 @@ def sweep(given: argparse.Namespace, console: Console) -> int:
             if not console.is_terminal and done > plan.finished and outcome.summary is not None:
                 left = (time.monotonic() - began) / (done - plan.finished) * (len(points) - done)
                 console.print(
-                    f"{done}/{len(points)} {last}, {grid.duration(left)} left", highlight=False, soft_wrap=True
+                    f"{done}/{len(points)} {last}, {commandline.duration(left)} left", highlight=False, soft_wrap=True
                 )
 
         if given.backend == "ray":

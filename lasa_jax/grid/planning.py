@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lasa_jax import commandline, methods
 from lasa_jax import config as configs
-from lasa_jax import methods
 from lasa_jax.errors import InputError, user_path
 from lasa_jax.grid import cost
 from lasa_jax.grid.declare import Grid, Point, points, programs
@@ -56,7 +56,7 @@ class Plan:
         ] + here * [
             f"runs in a batch: {between(*self.runs_in_a_batch)}",
             f"memory a program: {self.bytes_a_program / 2**20:,.0f} MiB",
-            f"estimated time: {duration(self.seconds)}, compiling included",
+            f"estimated time: {commandline.duration(self.seconds)}, compiling included",
         ]
 
 
@@ -186,9 +186,3 @@ def _recorded(run: Path) -> tuple[float | None, float]:
     if not lines:
         return None, 0.0
     return sum(line["seconds_per_round"] for line in lines) / len(lines), 0.0
-
-
-def duration(seconds: float) -> str:
-    """`"12 min"`: seconds in words, for a line."""
-    minutes = seconds / 60
-    return f"{minutes / 60:.1f} h" if minutes >= 90 else f"{minutes:.0f} min" if minutes >= 1 else f"{seconds:.0f} s"

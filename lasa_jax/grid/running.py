@@ -8,7 +8,7 @@ import dataclasses
 import math
 import queue
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from lasa_jax.federated import DoesNotFit, Executables, make_mesh
 from lasa_jax.grid import cost
 from lasa_jax.grid.declare import Grid, Point, points, programs
 from lasa_jax.grid.planning import batch_sizes, is_begun
-from lasa_jax.workdir import Workdir, is_finished, read_batch_sizes, write_batch_sizes
+from lasa_jax.grid.recording import begin
+from lasa_jax.workdir import Workdir, is_finished, read_batch_sizes, write_batch_sizes, write_failure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +46,7 @@ def run(
     declared: Grid | Sequence[Point],
     workdir: str | Path,
     *,
+    only: Collection[str] | None = None,
     batch: int | None = None,
     threads: int | None = None,
     on_outcome: Callable[[Outcome], None] | None = None,
@@ -60,6 +62,7 @@ def run(
     Args:
       declared: a grid, or points from `points`.
       workdir: the directory of the sweep; each run is in `workdir / point.name`.
+      only: names of the points to run, where others of the sweep run elsewhere; all if None.
       batch: runs in a batch; if None, see `cost.fitting`.
       threads: batches side by side. If None, one on accelerators and where a CPU is several devices, else the cores.
       on_outcome: called after each point, finished ones included. A point that fails is an outcome too.
@@ -67,7 +70,7 @@ def run(
       log: as in `experiment.run`.
 
     Returns:
-      The outcomes, in the order of the points.
+      The outcomes of the points that it was to run, in their order.
 
     Raises:
       GridError: for a grid that `points` refuses.
@@ -75,7 +78,10 @@ def run(
     """
     path = user_path(f"workdir = {str(workdir)!r}", workdir)
     found = points(declared) if isinstance(declared, Grid) else declared
+    # By all points of the sweep, so that every task of a cluster takes the same sizes.
     sizes = write_batch_sizes(path, batch_sizes(found, path, batch=batch))
+    mine = [point for point in found if only is None or point.name in only]
+    begin(found, path, mine)
     shared = Executables() if executables is None else executables
     outcomes: dict[str, Outcome] = {}
 
@@ -84,15 +90,15 @@ def run(
         if on_outcome is not None:
             on_outcome(outcome)
 
-    for outcome in finished(found, path, log=log):
+    for outcome in finished(mine, path, log=log):
         note(outcome)
     todo = [
-        batch for batch in batches(found, path, sizes) if not {point.name for point in batch.points} <= outcomes.keys()
+        batch for batch in batches(mine, path, sizes) if not {point.name for point in batch.points} <= outcomes.keys()
     ]
     if todo:
         count = min(len(todo), cost.threads(todo[0].points[0].config) if threads is None else threads)
         _run_in_threads(Queue(todo), path, count, shared, note, log)
-    return [outcomes[point.name] for point in found]
+    return [outcomes[point.name] for point in mine]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,7 +231,7 @@ def finished(found: Sequence[Point], workdir: str | Path, *, log: Callable[[str]
             try:
                 outcomes.append(Outcome(point, path, experiment.finished(point.config, path, log), None))
             except InputError as error:
-                outcomes.append(_failed(point, path, error))
+                outcomes.append(Outcome(point, path, None, _one_line(error)))
     return outcomes
 
 
@@ -267,13 +273,15 @@ def run_together(
             log(f"{path}: {size} runs go together from here on: {too_much[0]}")
             write_batch_sizes(path, {batch.program: size})
             continue
-        outcomes += [
-            _failed(point, at, end) if isinstance(end, Exception) else Outcome(point, at, end, None)
-            for (point, at), end in zip(runs, ended, strict=True)
-        ]
+        for (point, at), end in zip(runs, ended, strict=True):
+            if isinstance(end, Exception):
+                write_failure(path, point.name, _one_line(end))
+                outcomes.append(Outcome(point, at, None, _one_line(end)))
+            else:
+                outcomes.append(Outcome(point, at, end, None))
         left = left[size:]
     return outcomes
 
 
-def _failed(point: Point, path: Path, error: Exception) -> Outcome:
-    return Outcome(point, path, None, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

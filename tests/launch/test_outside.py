@@ -212,6 +212,10 @@ def test_an_axis_of_a_sweep_here(world):
     assert done.returncode == 0, done.stderr
     assert "results: 4 of 4" in done.stdout
     assert "using stranger.robust:gate from " in done.stderr
+    (world / "broken").mkdir(exist_ok=True)  # where there is no such package
+    done = lasa_jax(world / "broken", "status", "../sweeps/here")
+    assert done.returncode == 0, done.stderr
+    assert "finished: 4" in done.stdout
 
 
 def test_a_sweep_on_ray(world):
