@@ -1,9 +1,12 @@
 """What a run records: one line for each evaluated round, what was filtered, and its summary; made and checked here."""
 
+import functools
 import hashlib
 import platform
+import subprocess
 from collections.abc import Mapping, Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -190,14 +193,28 @@ def detection_rates(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide a result's bits."""
+    """Versions of Python and of the packages that decide a result's bits; in a checkout also the commit of this one."""
     found = {"python": platform.python_version()}
     for name in ("lasa_jax", "jax", "jaxlib", "flax", "optax", "numpy"):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:  # run from a folder that was not installed
             found[name] = "unknown"
-    return found
+    return found | _commit()
+
+
+@functools.cache
+def _commit() -> dict[str, str]:
+    """The commit of the checkout that this package lies in, with `-dirty` where files differ; empty outside of one."""
+    checkout = Path(__file__).parents[2]
+    if not (checkout / ".git").exists():
+        return {}
+    command = ("git", "--no-optional-locks", "-C", str(checkout), "describe", "--always", "--abbrev=40", "--exclude=*")
+    try:
+        told = subprocess.run([*command, "--dirty"], capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):  # no git here, or it does not answer
+        return {}
+    return {"commit": told.stdout.strip()}
 
 
 def device() -> str:

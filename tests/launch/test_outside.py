@@ -4,6 +4,7 @@ Each trains from the command line, as an axis of a sweep here, on a Ray cluster 
 and appears in reports and inspection.
 """
 
+import csv
 import json
 import os
 import signal
@@ -216,6 +217,12 @@ def test_an_axis_of_a_sweep_here(world):
     done = lasa_jax(world / "broken", "status", "../sweeps/here")
     assert done.returncode == 0, done.stderr
     assert "finished: 4" in done.stdout
+    done = lasa_jax(world / "broken", "export", "../sweeps/here", "--out=runs.csv")
+    assert done.returncode == 0, done.stderr
+    rows = list(csv.DictReader((world / "broken" / "runs.csv").open()))
+    assert [row["aggregator.name"] for row in rows] == ["stranger.robust:gate"] * 4
+    assert [row["aggregator.gate.factor"] for row in rows] == ["2.0"] * 4
+    assert [row["preaggregators.shrink.by"] for row in rows] == ["0.9"] * 4
 
 
 def test_a_sweep_on_ray(world):
