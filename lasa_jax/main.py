@@ -92,7 +92,7 @@ def run(config: ConfigDict, workdir: Path | None, *, with_tensorboard: bool = Fa
     )  # Orbax and the rest take a second, which bad input need not wait for
 
     path = default_workdir(config) if workdir is None else workdir
-    watch = track.tensorboard(path / "tb") if with_tensorboard else None
+    watch = track.Board(path / "tb") if with_tensorboard else None
     if jax.process_index() > 0:  # the first process owns the directory and the terminal
         experiment.run(config, path, log=lambda text: None)
         return
@@ -112,21 +112,23 @@ def run(config: ConfigDict, workdir: Path | None, *, with_tensorboard: bool = Fa
 
     say_sometimes = commandline.sometimes(say)
 
-    def show(line: Mapping[str, Any]) -> None:
+    def show(_: str, index: int, line: Mapping[str, Any]) -> None:
         loss, accuracy = f"{line['train_loss']:.3f}", f"{100 * line['test_accuracy']:.1f} %"
         if console.is_terminal:
             progress.start()
-            progress.update(task, completed=line["round"], loss=loss, accuracy=accuracy)
+            progress.update(task, completed=index, loss=loss, accuracy=accuracy)
         else:
-            say_sometimes(f"round {line['round']}/{config.rounds}  loss {loss}  accuracy {accuracy}")
+            say_sometimes(f"round {index}/{config.rounds}  loss {loss}  accuracy {accuracy}")
         if watch is not None:
             watch(line)
 
     try:
-        summary = experiment.run(config, path, on_line=show, log=say)
+        summary = experiment.run(config, path, on_metrics=show, log=say)
     finally:
         if progress.live.is_started:
             progress.stop()
+        if watch is not None:
+            watch.close()
     try:
         report.accuracy_curve(path)
     except OSError as error:

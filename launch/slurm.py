@@ -28,6 +28,7 @@ class Task:
       names: of the points.
       batch: as in `grid.run`.
       search: folders in which modules of users may lie.
+      tensorboard: as in `grid.run`.
     """
 
     config: str
@@ -35,13 +36,21 @@ class Task:
     names: Sequence[str]
     batch: int | None
     search: Sequence[str]
+    tensorboard: bool = False
 
     def __call__(self) -> dict[str, str | None]:
         """Runs the points; the error of each by its name, None where it has a result."""
         cache.keep_compiled_programs()
         methods.search_also(*self.search)
         points = grid.points(grid.load(self.config))
-        outcomes = grid.run(points, self.workdir, only=set(self.names), batch=self.batch, on_outcome=_say)
+        outcomes = grid.run(
+            points,
+            self.workdir,
+            only=set(self.names),
+            batch=self.batch,
+            tensorboard=self.tensorboard,
+            on_outcome=_say,
+        )
         return {outcome.point.name: outcome.error for outcome in outcomes}
 
     def checkpoint(self) -> Any:
@@ -64,6 +73,7 @@ def submit(
     batch: int | None,
     parameters: str,
     cluster: str = "slurm",
+    tensorboard: bool = False,
 ) -> list[Any]:
     """Submits the points that have no result as an array job.
 
@@ -77,6 +87,7 @@ def submit(
       batch: as in `grid.run`.
       parameters: see `read_parameters`. Without a time limit that of the cluster applies.
       cluster: of submitit: `"slurm"`; `"local"` starts processes here, `"debug"` runs in this one.
+      tensorboard: as in `grid.run`.
 
     Returns:
       submitit's jobs; none if there is nothing to do.
@@ -89,7 +100,7 @@ def submit(
     todo = grid.batches(points, path, dict.fromkeys(grid.programs(points), 1))
     left = [point for batch_of_one in todo for point in batch_of_one.points]
     shares = _shares([point.name for point in left], jobs)
-    tasks = [Task(config, path, share, batch, methods.searched()) for share in shares]
+    tasks = [Task(config, path, share, batch, methods.searched(), tensorboard) for share in shares]
     if not tasks:
         return []
     grid.begin(points, path, left)

@@ -18,7 +18,7 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from lasa_jax import commandline, grid
+from lasa_jax import commandline, grid, track
 from lasa_jax import config as configs
 from lasa_jax.data import cache
 from lasa_jax.errors import InputError
@@ -39,6 +39,8 @@ def sweep(given: argparse.Namespace, console: Console) -> int:
         for flag, default in flags.items():
             if backend != given.backend and getattr(given, flag) != default:
                 raise InputError(f"--{flag}={getattr(given, flag)}: is for --backend={backend}, not {given.backend}")
+    if given.tensorboard:
+        track.check_installed()
     points, workdir = grid.points(grid.load(given.config)), given.workdir
     commandline.tell_user_functions(path for point in points for path in configs.user_functions(point.config))
     if given.backend == "ray":
@@ -54,7 +56,15 @@ def sweep(given: argparse.Namespace, console: Console) -> int:
         return 0
     if given.backend == "slurm":
         config = commandline.located(given.config, "get_grid")
-        jobs = slurm.submit(config, points, workdir, jobs=given.jobs, batch=given.batch, parameters=given.slurm)
+        jobs = slurm.submit(
+            config,
+            points,
+            workdir,
+            jobs=given.jobs,
+            batch=given.batch,
+            parameters=given.slurm,
+            tensorboard=given.tensorboard,
+        )
         submitted = (
             f"{', '.join(job.job_id for job in jobs)}; logs in {workdir / 'slurm'}" if jobs else "nothing is left"
         )
@@ -92,6 +102,7 @@ def sweep(given: argparse.Namespace, console: Console) -> int:
                 batch=given.batch,
                 on_outcome=show,
                 log=lambda text: progress.console.print(text, highlight=False, soft_wrap=True),
+                tensorboard=given.tensorboard,
             )
         else:
             executables = Executables()
@@ -100,6 +111,7 @@ def sweep(given: argparse.Namespace, console: Console) -> int:
                 workdir,
                 batch=given.batch,
                 threads=given.threads,
+                tensorboard=given.tensorboard,
                 on_outcome=show,
                 executables=executables,
                 log=lambda text: None,
@@ -130,6 +142,11 @@ def parser() -> commandline.Parser:
         "--batch", metavar="RUNS", type=_count, help="in one dispatch; 1 on a CPU, else what fits and speeds up"
     )
     made.add_argument("--threads", metavar="N", type=_count, help="dispatches side by side; on a CPU the cores, else 1")
+    made.add_argument(
+        "--tensorboard",
+        action="store_true",
+        help="each run writes scalars and filtering images to tb/ in its directory",
+    )
     made.add_argument("--backend", choices=("local", "ray", "slurm"), default="local", help="see launch/README.md")
     made.add_argument("--address", help="of a Ray cluster; the one of this machine's environment if not given")
     made.add_argument("--gpus", metavar="N", type=float, help="of a Ray worker; 1, or 0 where the cluster has none")

@@ -4,6 +4,7 @@ On an accelerator a batch is as many runs as its memory holds and keep it at wor
 threads as there are cores take one each: small programs do not keep two cores busy.
 """
 
+import contextlib
 import dataclasses
 import math
 import queue
@@ -15,7 +16,7 @@ from typing import Any
 
 import jax
 
-from lasa_jax import experiment
+from lasa_jax import experiment, track
 from lasa_jax.errors import InputError, user_path
 from lasa_jax.federated import DoesNotFit, Executables, make_mesh
 from lasa_jax.grid import cost
@@ -23,6 +24,9 @@ from lasa_jax.grid.declare import Grid, Point, points, programs
 from lasa_jax.grid.planning import batch_sizes, is_begun
 from lasa_jax.grid.recording import begin
 from lasa_jax.workdir import Workdir, is_finished, read_batch_sizes, write_batch_sizes, write_failure
+
+Metrics = tuple[str, int, Mapping[str, Any]]  # the name of a point, the round, what a line of metrics.jsonl has
+OnMetrics = Callable[[str, int, Mapping[str, Any]], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +53,8 @@ def run(
     only: Collection[str] | None = None,
     batch: int | None = None,
     threads: int | None = None,
+    tensorboard: bool = False,
+    on_metrics: OnMetrics | None = None,
     on_outcome: Callable[[Outcome], None] | None = None,
     executables: Executables | None = None,
     log: Callable[[str], None] = print,
@@ -65,6 +71,10 @@ def run(
       only: names of the points to run, where others of the sweep run elsewhere; all if None.
       batch: runs in a batch; if None, see `cost.fitting`.
       threads: batches side by side. If None, one on accelerators and where a CPU is several devices, else the cores.
+      tensorboard: whether each run writes to `tb/` in its directory too.
+      on_metrics: `on_metrics(point.name, round, metrics)`, called for each evaluated round once its line of metrics.jsonl is
+        on the disk, in the thread of the caller. What it raises ends the sweep: batches stop at the end of their block, and
+        the same call goes on.
       on_outcome: called after each point, finished ones included. A point that fails is an outcome too.
       executables: programs compiled before, to which those compiled now are added; `len` counts them.
       log: as in `experiment.run`.
@@ -76,6 +86,8 @@ def run(
       GridError: for a grid that `points` refuses.
       InputError: if the sweep was begun with another batch, or its directory cannot be used.
     """
+    if tensorboard:
+        track.check_installed()
     path = user_path(f"workdir = {str(workdir)!r}", workdir)
     found = points(declared) if isinstance(declared, Grid) else declared
     # By all points of the sweep, so that every task of a cluster takes the same sizes.
@@ -97,7 +109,7 @@ def run(
     ]
     if todo:
         count = min(len(todo), cost.threads(todo[0].points[0].config) if threads is None else threads)
-        _run_in_threads(Queue(todo), path, count, shared, note, log)
+        _run_in_threads(Queue(todo), path, count, shared, note, log, tensorboard=tensorboard, on_metrics=on_metrics)
     return [outcomes[point.name] for point in mine]
 
 
@@ -184,17 +196,31 @@ def _run_in_threads(
     executables: Executables,
     on_outcome: Callable[[Outcome], None],
     log: Callable[[str], None],
+    *,
+    tensorboard: bool,
+    on_metrics: OnMetrics | None,
 ) -> None:
-    """Empties the queue with so many threads; outcomes are handed on in the thread of the caller."""
+    """Empties the queue with so many threads; outcomes and metrics are handed on in the thread of the caller."""
     stop = threading.Event()
-    ended: queue.Queue[Outcome | None] = queue.Queue()  # None: a thread has nothing left
+    ended: queue.Queue[Outcome | Metrics | None] = queue.Queue()  # None: a thread has nothing left
+
+    def hand_on(run: str, index: int, metrics: Mapping[str, Any]) -> None:
+        ended.put((run, index, metrics))
 
     def work() -> None:
         program = None
         try:
             while not stop.is_set() and (taken := waiting.take(program)) is not None:
                 program = taken.program
-                for outcome in run_together(taken, workdir, executables=executables, log=log, stop=stop):
+                for outcome in run_together(
+                    taken,
+                    workdir,
+                    executables=executables,
+                    tensorboard=tensorboard,
+                    on_metrics=None if on_metrics is None else hand_on,
+                    log=log,
+                    stop=stop,
+                ):
                     ended.put(outcome)
         except experiment.Stopped:
             pass
@@ -205,11 +231,13 @@ def _run_in_threads(
         workers = [pool.submit(work) for _ in range(count)]
         try:
             while count:
-                outcome = ended.get()
-                if outcome is None:
+                told = ended.get()
+                if told is None:
                     count -= 1
-                else:
-                    on_outcome(outcome)
+                elif isinstance(told, Outcome):
+                    on_outcome(told)
+                elif on_metrics is not None:
+                    on_metrics(*told)
         finally:
             stop.set()  # after Ctrl-C, each thread stops at the end of its block
     for worker in workers:
@@ -240,6 +268,8 @@ def run_together(
     workdir: str | Path,
     *,
     executables: Executables,
+    tensorboard: bool = False,
+    on_metrics: OnMetrics | None = None,
     log: Callable[[str], None] = print,
     stop: threading.Event | None = None,
 ) -> list[Outcome]:
@@ -251,9 +281,31 @@ def run_together(
     Args:
       batch: from `batches`.
       workdir: the directory of the sweep.
-      executables, log, stop: as in `experiment.run_batch`.
+      tensorboard: whether each run writes to `tb/` in its directory too.
+      executables, on_metrics, log, stop: as in `experiment.run_batch`.
     """
     path = Path(workdir)
+    with contextlib.ExitStack() as opened:
+        told = [] if on_metrics is None else [on_metrics]
+        if tensorboard:
+            told.append(opened.enter_context(track.boards(path)))
+
+        def tell(run: str, index: int, metrics: Mapping[str, Any]) -> None:
+            for hook in told:
+                hook(run, index, metrics)
+
+        return _run_together(batch, path, executables, tell, log, stop)
+
+
+def _run_together(
+    batch: Batch,
+    path: Path,
+    executables: Executables,
+    on_metrics: OnMetrics,
+    log: Callable[[str], None],
+    stop: threading.Event | None,
+) -> list[Outcome]:
+    """Does what `run_together` says."""
     size = min(batch.size, read_batch_sizes(path).get(batch.program, batch.size))
     left, outcomes = list(batch.points), []
     while left:
@@ -264,6 +316,7 @@ def run_together(
             executables=executables,
             size=size,
             mesh=make_mesh(runs=rows),
+            on_metrics=on_metrics,
             log=log,
             stop=stop,
         )

@@ -56,7 +56,7 @@ def test_a_lost_node_loses_no_point(small, tmp_path, monkeypatch):
         first, second = (cluster.add_node(num_cpus=1) for _ in range(2))
         assert first is not second
         arguments = (f"--config={small}", f"--workdir={tmp_path / 'out'}")
-        process = command(*arguments, "--backend=ray", f"--address={cluster.address}")
+        process = command(*arguments, "--backend=ray", f"--address={cluster.address}", "--tensorboard")
         deadline, seen = time.monotonic() + 300, {}
         while counted(tmp_path / "out") < 2 and process.poll() is None and time.monotonic() < deadline:
             look(tmp_path / "out", seen)
@@ -68,6 +68,9 @@ def test_a_lost_node_loses_no_point(small, tmp_path, monkeypatch):
         assert "results: 8 of 8" in output
         look(tmp_path / "out", seen)
         check_seen(seen)
+        assert {file.parents[1].name for file in tmp_path.glob("out/*/tb/events*")} == {
+            run.name for run in tmp_path.glob("out/digits*")
+        }
     finally:
         process.kill()
         cluster.shutdown()
@@ -80,7 +83,7 @@ def test_a_lost_node_loses_no_point(small, tmp_path, monkeypatch):
 def test_slurm_tasks_share_the_points(small, tmp_path):
     """Two tasks of submitit's local executor, each a process of its own; started again, there is nothing to submit."""
     points = grid.points(grid.load(small))
-    options = {"jobs": 2, "batch": None, "parameters": "timeout_min=10", "cluster": "local"}
+    options = {"jobs": 2, "batch": None, "parameters": "timeout_min=10", "cluster": "local", "tensorboard": True}
     jobs = slurm.submit(small, points, tmp_path / "out", **options)
     seen: dict[str, set[int]] = {}
     while not all(job.done() for job in jobs):
@@ -91,6 +94,7 @@ def test_slurm_tasks_share_the_points(small, tmp_path):
     assert [len(part) for part in errors] == [4, 4]
     assert not any(error for part in errors for error in part.values())
     assert counted(tmp_path / "out") == 8
+    assert len(list(tmp_path.glob("out/*/tb/events*"))) == 8
     assert not slurm.submit(small, points, tmp_path / "out", **options)
     assert json.loads((tmp_path / "out" / "sweep.json").read_text())["batch"].keys() == grid.programs(points).keys()
 
@@ -171,7 +175,7 @@ class Ray:
             def __getattr__(self, name):
                 return type("Method", (), {"remote": staticmethod(lambda *given: lambda: behave(name, given))})
 
-        return lambda cls: type("Actor", (), {"remote": staticmethod(lambda workdir, search: Worker())})
+        return lambda cls: type("Actor", (), {"remote": staticmethod(lambda *given: Worker())})
 
     def get(self, reference):
         return reference()
