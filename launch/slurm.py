@@ -29,6 +29,7 @@ class Task:
       batch: as in `grid.run`.
       search: folders in which modules of users may lie.
       tensorboard: as in `grid.run`.
+      extend: rounds of each point, as in `grid.extended`; as declared if None.
     """
 
     config: str
@@ -37,12 +38,14 @@ class Task:
     batch: int | None
     search: Sequence[str]
     tensorboard: bool = False
+    extend: int | None = None
 
     def __call__(self) -> dict[str, str | None]:
         """Runs the points; the error of each by its name, None where it has a result."""
         cache.keep_compiled_programs()
         methods.search_also(*self.search)
-        points = grid.points(grid.load(self.config))
+        declared = grid.load(self.config)
+        points = grid.points(declared) if self.extend is None else grid.extended(declared, self.extend)
         outcomes = grid.run(
             points,
             self.workdir,
@@ -74,6 +77,7 @@ def submit(
     parameters: str,
     cluster: str = "slurm",
     tensorboard: bool = False,
+    extend: int | None = None,
 ) -> list[Any]:
     """Submits the points that have no result as an array job.
 
@@ -88,6 +92,7 @@ def submit(
       parameters: see `read_parameters`. Without a time limit that of the cluster applies.
       cluster: of submitit: `"slurm"`; `"local"` starts processes here, `"debug"` runs in this one.
       tensorboard: as in `grid.run`.
+      extend: the rounds with which `points` are those of `grid.extended`, if they are.
 
     Returns:
       submitit's jobs; none if there is nothing to do.
@@ -100,7 +105,7 @@ def submit(
     todo = grid.batches(points, path, dict.fromkeys(grid.programs(points), 1))
     left = [point for batch_of_one in todo for point in batch_of_one.points]
     shares = _shares([point.name for point in left], jobs)
-    tasks = [Task(config, path, share, batch, methods.searched(), tensorboard) for share in shares]
+    tasks = [Task(config, path, share, batch, methods.searched(), tensorboard, extend) for share in shares]
     if not tasks:
         return []
     grid.begin(points, path, left)

@@ -2,6 +2,7 @@
 
     lasa-jax sweep figure1:digits --workdir=DIR
     lasa-jax sweep --config=my_sweep.py:mnist --workdir=DIR --backend=ray --address=HEAD:6379
+    lasa-jax sweep figure1:digits --workdir=DIR --extend=100        more rounds for points that are finished
 
 Also `python -m launch.sweep`. Prints the plan first; `--dry_run` stops there. Started again, it runs what is missing. Exit
 code 0 if every point has a result or was submitted, 1 if one failed, 2 for bad input, 130 after Ctrl-C.
@@ -41,7 +42,8 @@ def sweep(given: argparse.Namespace, console: Console) -> int:
                 raise InputError(f"--{flag}={getattr(given, flag)}: is for --backend={backend}, not {given.backend}")
     if given.tensorboard:
         track.check_installed()
-    points, workdir = grid.points(grid.load(given.config)), given.workdir
+    declared, workdir = grid.load(given.config), given.workdir
+    points = grid.points(declared) if given.extend is None else grid.extended(declared, given.extend)
     commandline.tell_user_functions(path for point in points for path in configs.user_functions(point.config))
     if given.backend == "ray":
         jax.config.update("jax_platforms", "cpu")  # the accelerators are the workers'
@@ -64,6 +66,7 @@ def sweep(given: argparse.Namespace, console: Console) -> int:
             batch=given.batch,
             parameters=given.slurm,
             tensorboard=given.tensorboard,
+            extend=given.extend,
         )
         submitted = (
             f"{', '.join(job.job_id for job in jobs)}; logs in {workdir / 'slurm'}" if jobs else "nothing is left"
@@ -121,13 +124,6 @@ def sweep(given: argparse.Namespace, console: Console) -> int:
     return 1 if failed else 0
 
 
-def _count(text: str) -> int:
-    """A whole number from 1 on."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: allowed is a whole number from 1 on")
-    return int(text)
-
-
 def parser() -> commandline.Parser:
     """The flags of a sweep."""
     made = commandline.Parser("sweep", __doc__)
@@ -139,9 +135,20 @@ def parser() -> commandline.Parser:
     made.add_path("--workdir", metavar="DIR", required=True, help="directory of the sweep")
     made.add_argument("--dry_run", action="store_true", help="only print the plan")
     made.add_argument(
-        "--batch", metavar="RUNS", type=_count, help="in one dispatch; 1 on a CPU, else what fits and speeds up"
+        "--batch",
+        metavar="RUNS",
+        type=commandline.count,
+        help="in one dispatch; 1 on a CPU, else what fits and speeds up",
     )
-    made.add_argument("--threads", metavar="N", type=_count, help="dispatches side by side; on a CPU the cores, else 1")
+    made.add_argument(
+        "--threads", metavar="N", type=commandline.count, help="dispatches side by side; on a CPU the cores, else 1"
+    )
+    made.add_argument(
+        "--extend",
+        metavar="ROUNDS",
+        type=commandline.count,
+        help="each point as if it had had so many rounds from the start, from where its finished run in DIR ended",
+    )
     made.add_argument(
         "--tensorboard",
         action="store_true",
@@ -150,7 +157,9 @@ def parser() -> commandline.Parser:
     made.add_argument("--backend", choices=("local", "ray", "slurm"), default="local", help="see launch/README.md")
     made.add_argument("--address", help="of a Ray cluster; the one of this machine's environment if not given")
     made.add_argument("--gpus", metavar="N", type=float, help="of a Ray worker; 1, or 0 where the cluster has none")
-    made.add_argument("--jobs", metavar="N", type=_count, default=1, help="SLURM array tasks that share the points")
+    made.add_argument(
+        "--jobs", metavar="N", type=commandline.count, default=1, help="SLURM array tasks that share the points"
+    )
     made.add_argument(
         "--slurm", metavar="NAME=VALUE", default="", help="for submitit: slurm_partition=gpu,timeout_min=600"
     )

@@ -40,6 +40,7 @@ THOROUGH = (
     r"tests/test_commandline.py::test_the_command_in_an_empty",
     r"tests/test_docs.py::(TestSkeletons|test_the_guides)",
     r"tests/test_experiment.py::test_(a_deterministic|damaged|goes_on|natural|seeds|three_kills|without_attack)",
+    r"tests/test_extending.py::test_(?!a_setting|a_sweep_refuses|points_of|the_directory)",
     r"tests/test_main.py::test_(stopped|tensorboard)",
     r"tests/test_methods.py::TestRuns",
     r"tests/test_tiers",

@@ -7,7 +7,7 @@ has 12 points and 2 programs: rules are compiled in, ratios and seeds are number
 executable in batches.
 """
 
-from lasa_jax.grid.declare import Grid, GridError, Point, load, points, programs, resolve
+from lasa_jax.grid.declare import Grid, GridError, Point, extended, load, points, programs, resolve
 from lasa_jax.grid.planning import Plan, batch_sizes, plan
 from lasa_jax.grid.recording import begin
 from lasa_jax.grid.running import Batch, Outcome, Queue, batches, finished, run, run_together
@@ -23,6 +23,7 @@ __all__ = [
     "batch_sizes",
     "batches",
     "begin",
+    "extended",
     "finished",
     "load",
     "plan",

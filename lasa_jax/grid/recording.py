@@ -25,7 +25,7 @@ def begin(found: Sequence[Point], workdir: Path, mine: Sequence[Point]) -> None:
     stored = {point.name: configs.as_json(point.config) for point in found}
     differs = _differences(found, stored)
     for point in found:
-        costs = " ".join(configs.cost_key(point.config))
+        costs = " ".join(part for part in configs.cost_key(point.config) if not part.startswith("rounds="))
         of = {"program": point.program, "costs": costs, "differs": differs[point.name]}
         told[point.name] = {**of, "config": stored[point.name]}
     write_points(workdir, told)

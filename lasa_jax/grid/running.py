@@ -143,7 +143,7 @@ def batches(found: Sequence[Point], workdir: str | Path, sizes: Mapping[str, int
     cut = []
     for program, group in programs(found).items():
         left: dict[tuple, list[Point]] = {}
-        begun = any(is_begun(Path(workdir) / point.name) for point in group)
+        begun = any(is_begun(Path(workdir), point) for point in group)
         for point in group:
             path = Path(workdir) / point.name
             if not is_finished(path):
@@ -307,7 +307,7 @@ def _run_together(
 ) -> list[Outcome]:
     """Does what `run_together` says."""
     size = min(batch.size, read_batch_sizes(path).get(batch.program, batch.size))
-    left, outcomes = list(batch.points), []
+    left, outcomes = _extended(batch, path, size)
     while left:
         rows = math.gcd(size, jax.device_count())
         runs = [(point, path / point.name) for point in left[:size]]
@@ -327,13 +327,29 @@ def _run_together(
             write_batch_sizes(path, {batch.program: size})
             continue
         for (point, at), end in zip(runs, ended, strict=True):
-            if isinstance(end, Exception):
-                write_failure(path, point.name, _one_line(end))
-                outcomes.append(Outcome(point, at, None, _one_line(end)))
-            else:
-                outcomes.append(Outcome(point, at, end, None))
+            outcomes.append(_failed(point, path, end) if isinstance(end, Exception) else Outcome(point, at, end, None))
         left = left[size:]
     return outcomes
+
+
+def _extended(batch: Batch, workdir: Path, size: int) -> tuple[list[Point], list[Outcome]]:
+    """The points of a batch that can be run, longer ones from where the old run ended; and outcomes of the others."""
+    left: list[Point] = []
+    outcomes: list[Outcome] = []
+    for point in batch.points:
+        try:
+            if point.extends is not None:
+                experiment.extend(workdir / point.extends.name, point.config, workdir / point.name, batch=size)
+            left.append(point)
+        except (InputError, OSError) as error:
+            outcomes.append(_failed(point, workdir, error))
+    return left, outcomes
+
+
+def _failed(point: Point, workdir: Path, error: Exception) -> Outcome:
+    """The outcome of a point that failed, which is also kept for who asks how the sweep is."""
+    write_failure(workdir, point.name, _one_line(error))
+    return Outcome(point, workdir / point.name, None, _one_line(error))
 
 
 def _one_line(error: Exception) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lasa_jax import commandline
-from lasa_jax.errors import InputError, whole_number
+from lasa_jax.errors import InputError
 from lasa_jax.report import standing
 from lasa_jax.report.directories import one_line
 from lasa_jax.report.standing import Standing
@@ -101,13 +101,12 @@ def _run(argv: Sequence[str] | None) -> None:
     parser = commandline.Parser("export", __doc__)
     parser.add_path("directory", metavar="DIR", help="of a sweep, a run, or several")
     parser.add_path("--out", metavar="FILE", help="where to write; DIR/runs.csv by default")
-    parser.add_argument(
-        "--last", metavar="N", default="10", help="evaluated rounds in mean_of_last_test_accuracy; 10 by default"
-    )
+    last = "evaluated rounds in mean_of_last_test_accuracy; 10 by default"
+    parser.add_argument("--last", metavar="N", type=commandline.count, default=10, help=last)
     given = parser.read(argv)
     runs, left_out = standing.load(given.directory)
     path: Path = given.out if given.out is not None else given.directory / "runs.csv"
-    text = table(runs, _last(given.last))
+    text = table(runs, given.last)
     if path.is_dir() or path.is_symlink():
         raise InputError(f"--out={path}: is {'a link' if path.is_symlink() else 'a folder'}, allowed is a file")
     try:
@@ -119,16 +118,6 @@ def _run(argv: Sequence[str] | None) -> None:
         print(line)
     ended = sum(run.state == "finished" for run in runs)
     print(f"export: {path}: {len(runs)} runs, {ended} finished")
-
-
-def _last(text: str) -> int:
-    try:
-        number = whole_number(text)
-    except (ValueError, OverflowError):
-        number = 0
-    if number < 1:
-        raise InputError(f"--last={text}: allowed is a whole number from 1 on")
-    return number
 
 
 def main(argv: Sequence[str] | None = None) -> int:

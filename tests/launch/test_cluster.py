@@ -43,6 +43,14 @@ def check_seen(seen: dict[str, set[int]]) -> None:
     assert seen["failed"] == {0}
 
 
+def check_extended(points: list[grid.Point], path: Path) -> None:
+    """Points with more rounds have the lines of the old runs, times included: they were not computed again."""
+    for point in points:
+        old, new = ((path / name / "metrics.jsonl").read_text() for name in (point.extends.name, point.name))
+        assert new.startswith(old)
+        assert json.loads((path / point.name / "summary.json").read_text())["rounds"] == point.config.rounds
+
+
 def test_a_lost_node_loses_no_point(small, tmp_path, monkeypatch):
     cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:
@@ -96,6 +104,10 @@ def test_slurm_tasks_share_the_points(small, tmp_path):
     assert counted(tmp_path / "out") == 8
     assert len(list(tmp_path.glob("out/*/tb/events*"))) == 8
     assert not slurm.submit(small, points, tmp_path / "out", **options)
+    longer = grid.extended(grid.load(small), 6)[:2]
+    (job,) = slurm.submit(small, longer, tmp_path / "out", **{**options, "jobs": 1}, extend=6)
+    assert list(job.result().values()) == [None, None]
+    check_extended(longer, tmp_path / "out")
     assert json.loads((tmp_path / "out" / "sweep.json").read_text())["batch"].keys() == grid.programs(points).keys()
 
 

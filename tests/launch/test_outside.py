@@ -230,11 +230,20 @@ def test_a_sweep_on_ray(world):
     cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
         address = f"--address={cluster.address}"
-        done = lasa_jax(world, "sweep", "my_sweep.py", "--workdir=sweeps/ray", "--backend=ray", address)
+        arguments = ("sweep", "my_sweep.py", "--workdir=sweeps/ray", "--backend=ray", address)
+        done = lasa_jax(world, *arguments)
+        longer = lasa_jax(world, *arguments, "--extend=4")
     finally:
         cluster.shutdown()
-    assert done.returncode == 0, done.stderr
-    assert "results: 4 of 4" in done.stdout
+    for command in (done, longer):
+        assert command.returncode == 0, command.stderr
+        assert "results: 4 of 4" in command.stdout
+    lines = [path.read_text() for path in (world / "sweeps" / "ray").glob("*/metrics.jsonl")]
+    old, new = ([text for text in lines if text.count("\n") == rounds] for rounds in (3, 4))
+    assert (len(old), len(new)) == (4, 4)
+    assert all(
+        any(longer.startswith(text) for longer in new) for text in old
+    )  # with the same times: not computed again
 
 
 def test_a_sweep_through_submitit(world, monkeypatch):

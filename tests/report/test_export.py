@@ -85,8 +85,8 @@ def test_the_file_is_replaced_whole_and_the_same_again(sweep):
         (["empty"], "empty: holds neither a sweep nor a run"),
         (["sweep", "--out=empty"], "--out=empty: is a folder, allowed is a file"),
         (["sweep", "--out=file/runs.csv"], "--out=file/runs.csv: cannot be used (Not a directory)"),
-        (["sweep", "--last=0"], "--last=0: allowed is a whole number from 1 on"),
-        (["sweep", "--last=x"], "--last=x: allowed is a whole number from 1 on"),
+        (["sweep", "--last=0"], "lasa-jax export: argument --last: '0': allowed is a whole number from 1 on"),
+        (["sweep", "--last=x"], "lasa-jax export: argument --last: 'x': allowed is a whole number from 1 on"),
     ],
 )
 def test_what_is_odd_is_one_line(arguments, message, sweep, monkeypatch, capsys):
