@@ -47,9 +47,6 @@ def table(runs: Sequence[Standing], last: int = 10) -> str:
     Args:
       runs: from `standing.load`.
       last: how many evaluated rounds at the end `mean_of_last_test_accuracy` is the mean of.
-
-    Raises:
-      InputError: if the metrics of a finished run cannot be read.
     """
     settings = [dict(_settings(run.config)) for run in runs]
     names = sorted({name for of in settings for name in of})
@@ -58,8 +55,8 @@ def table(runs: Sequence[Standing], last: int = 10) -> str:
     writer.writerow([*_FIRST, *names, *RESULTS])
     for run, of in zip(runs, settings, strict=True):
         state = run.state if run.summary is None else str(run.summary["status"])
-        results = _results(run, last)
-        cells = [run.name, state, run.note, *(of.get(name, "") for name in names), *map(results.get, RESULTS)]
+        results = {"note": run.note, **_results(run, last)}
+        cells = [run.name, state, results["note"], *(of.get(name, "") for name in names), *map(results.get, RESULTS)]
         writer.writerow(one_line(cell) if isinstance(cell, str) else cell for cell in cells)
     return text.getvalue()
 
@@ -80,11 +77,15 @@ def _settings(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
 
 
 def _results(run: Standing, last: int) -> dict[str, Any]:
-    """What a run brought, by column."""
+    """What a run brought, by column; `note` where its metrics cannot be read."""
     results: dict[str, Any] = {"rounds_done": run.done, "seconds_per_round": run.seconds}
     if run.summary is None:
         return results
-    lines = Workdir(run.path, lock=False).metrics()
+    lines: list[dict[str, Any]] = []
+    try:
+        lines = Workdir(run.path, lock=False).metrics()
+    except InputError as error:
+        results["note"] = str(error)
     accuracies = [line["test_accuracy"] for line in lines if line["test_accuracy"] is not None][-last:]
     results |= {name: run.summary.get(name) for name in _OF_SUMMARY}
     results |= {name: run.summary["detection"][name] for name in ("malicious_filtered", "benign_kept")}

@@ -79,7 +79,7 @@ def load(directory: Path) -> tuple[list[Standing], list[str]]:
     for sweep in run_directories(root, left_out, ("points.json",)):
         sizes = read_batch_sizes(sweep)
         for name, of in read_points(sweep).items():
-            planned[sweep / name] = {**of, "batch": sizes.get(of["program"], 1)}
+            planned[sweep / name] = {**of, "batch": max(1, _count(sizes.get(of["program"])))}
     found = [*planned, *(path for path in run_directories(root, left_out) if path not in planned)]
     if not found:
         raise InputError(f"{directory}: holds neither a sweep nor a run")
@@ -115,7 +115,7 @@ def _of(path: Path, name: str, planned: dict[str, Any] | None) -> Standing:
         )
     if lines:
         seconds = sum(line["seconds_per_round"] for line in lines) / len(lines)
-        known = dataclasses.replace(known, done=lines[-1]["round"], seconds=seconds)
+        known = dataclasses.replace(known, done=_count(lines[-1]["round"]), seconds=seconds)
     state, note = _unfinished(known, workdir)
     return dataclasses.replace(known, state=state, note=one_line(note))
 
@@ -139,8 +139,8 @@ def _unfinished(run: Standing, workdir: Workdir) -> tuple[str, str]:
 
 
 def _count(value: Any) -> int:
-    """A setting that is a count, of a config that may be anybody's."""
-    return value if isinstance(value, int) else 0
+    """A count in a file that may be anybody's: one that is none, or that no float holds, is 0."""
+    return value if isinstance(value, int) and 0 <= value < 2**53 else 0
 
 
 def _silent(path: Path) -> float:

@@ -69,6 +69,16 @@ def test_the_columns_of_settings_are_the_flags(sweep):
     assert configs.run_name(config) == row["run"]
 
 
+def test_a_run_whose_metrics_cannot_be_read_is_noted(sweep):
+    path = next(path for path in sweep.glob("*/metrics.jsonl") if (path.parent / "summary.json").exists())
+    path.unlink()
+    path.mkdir()
+    export.main([str(sweep)])
+    row = rows(sweep / "runs.csv")[0]
+    assert "metrics.jsonl: cannot be read" in row["note"]
+    assert (row["status"], row["final_test_accuracy"], row["final_test_loss"]) == ("finished", "0.125", "")
+
+
 def test_the_file_is_replaced_whole_and_the_same_again(sweep):
     export.main([str(sweep)])
     before = (sweep / "runs.csv").read_bytes()

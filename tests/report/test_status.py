@@ -116,6 +116,18 @@ def test_odd_folders_are_one_line(make, message, tmp_path, capsys):
     assert message in line
 
 
+def test_numbers_that_no_float_holds(sweep):
+    """Of a damaged or hostile folder: the others are shown, and nothing overflows."""
+    huge = int("9" * 400)
+    config = {"rounds": huge, "block_rounds": huge}
+    (sweep / "points.json").write_text(json.dumps({"points": planned("digits_gone_1", {"rounds": 10**299})}))
+    (sweep / "sweep.json").write_text(json.dumps({"batch": {"p": huge}}))
+    (sweep / "digits_gone_1").mkdir()
+    (sweep / "digits_gone_1" / "config.json").write_text(json.dumps(config))
+    (sweep / "digits_gone_1" / ".lock").write_text("process 7 on elsewhere\n")
+    assert "points: 7" in status.lines(standing.load(sweep)[0])
+
+
 def test_links_are_not_followed(tmp_path):
     elsewhere = write_run(tmp_path / "elsewhere", of("lasa", "lie"), [0.5])
     (tmp_path / "sweep").mkdir()
