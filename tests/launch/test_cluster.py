@@ -104,11 +104,11 @@ def test_slurm_tasks_share_the_points(small, tmp_path):
     assert counted(tmp_path / "out") == 8
     assert len(list(tmp_path.glob("out/*/tb/events*"))) == 8
     assert not slurm.submit(small, points, tmp_path / "out", **options)
+    assert json.loads((tmp_path / "out" / "sweep.json").read_text())["batch"].keys() == grid.programs(points).keys()
     longer = grid.extended(grid.load(small), 6)[:2]
     (job,) = slurm.submit(small, longer, tmp_path / "out", **{**options, "jobs": 1}, extend=6)
     assert list(job.result().values()) == [None, None]
     check_extended(longer, tmp_path / "out")
-    assert json.loads((tmp_path / "out" / "sweep.json").read_text())["batch"].keys() == grid.programs(points).keys()
 
 
 def test_a_task_that_is_stopped_is_submitted_again():
