@@ -242,14 +242,6 @@ def sometimes(say: Callable[[str], None], *, every: float = 10.0) -> Callable[[s
     return say_sometimes
 
 
-def count(text: str) -> int:
-    """A whole number from 1 on, as the type of a flag."""
-    with contextlib.suppress(ValueError, OverflowError):
-        if (number := whole_number(text)) >= 1:
-            return number
-    raise argparse.ArgumentTypeError(f"{text!r}: allowed is a whole number from 1 on")
-
-
 def duration(seconds: float) -> str:
     """`"12 min"`: seconds in words, for a line."""
     minutes = seconds / 60

@@ -26,7 +26,7 @@ from rich.table import Table
 from lasa_jax import commandline
 from lasa_jax import config as configs
 from lasa_jax.data import cache
-from lasa_jax.errors import InputError
+from lasa_jax.errors import InputError, count
 
 
 def parser() -> commandline.Parser:
@@ -43,7 +43,7 @@ def parser() -> commandline.Parser:
     made.add_argument(
         "--extend",
         metavar="ROUNDS",
-        type=commandline.count,
+        type=count,
         help="as if the finished run in DIR had had so many rounds from the start: goes on from its last checkpoint, in "
         "DIR_<ROUNDS>_rounds, or in runs/ by default",
     )

@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from lasa_jax import commandline, grid, track
 from lasa_jax import config as configs
 from lasa_jax.data import cache
-from lasa_jax.errors import InputError
+from lasa_jax.errors import InputError, count
 from lasa_jax.federated import Executables
 from lasa_jax.launch import ray_cluster, slurm
 
@@ -137,16 +137,14 @@ def parser() -> commandline.Parser:
     made.add_argument(
         "--batch",
         metavar="RUNS",
-        type=commandline.count,
+        type=count,
         help="in one dispatch; 1 on a CPU, else what fits and speeds up",
     )
-    made.add_argument(
-        "--threads", metavar="N", type=commandline.count, help="dispatches side by side; on a CPU the cores, else 1"
-    )
+    made.add_argument("--threads", metavar="N", type=count, help="dispatches side by side; on a CPU the cores, else 1")
     made.add_argument(
         "--extend",
         metavar="ROUNDS",
-        type=commandline.count,
+        type=count,
         help="each point as if it had had so many rounds from the start, from where its finished run in DIR ended",
     )
     made.add_argument(
@@ -157,9 +155,7 @@ def parser() -> commandline.Parser:
     made.add_argument("--backend", choices=("local", "ray", "slurm"), default="local", help="see launch/README.md")
     made.add_argument("--address", help="of a Ray cluster; the one of this machine's environment if not given")
     made.add_argument("--gpus", metavar="N", type=float, help="of a Ray worker; 1, or 0 where the cluster has none")
-    made.add_argument(
-        "--jobs", metavar="N", type=commandline.count, default=1, help="SLURM array tasks that share the points"
-    )
+    made.add_argument("--jobs", metavar="N", type=count, default=1, help="SLURM array tasks that share the points")
     made.add_argument(
         "--slurm", metavar="NAME=VALUE", default="", help="for submitit: slurm_partition=gpu,timeout_min=600"
     )

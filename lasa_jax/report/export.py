@@ -16,20 +16,23 @@ from pathlib import Path
 from typing import Any
 
 from lasa_jax import commandline
-from lasa_jax.errors import InputError
+from lasa_jax.errors import InputError, count
 from lasa_jax.report import standing
 from lasa_jax.report.directories import one_line
 from lasa_jax.report.standing import Standing
-from lasa_jax.workdir import Workdir, replace_file
+from lasa_jax.workdir import Workdir, records, replace_file
 
 _FIRST = ("run", "status", "note")
 _OF_SUMMARY = (
     *("best_test_accuracy", "best_round", "final_test_accuracy", "assumed_malicious", "num_parameters"),
+    *("best_test_accuracy_with_padding", "best_test_accuracy_without_padding"),
     *("compile_seconds", "total_seconds", "parameters_sha256", "config_id", "device"),
 )
 _VERSIONS = ("python", "lasa_jax", "commit", "jax", "jaxlib", "flax", "optax", "numpy")
 RESULTS = (
     *("rounds_done", "best_test_accuracy", "best_round", "final_test_accuracy", "mean_of_last_test_accuracy"),
+    *("best_test_accuracy_with_padding", "best_test_accuracy_without_padding"),
+    *(f"final_{name}" for name in records.PADDING_LINE),
     *("final_test_loss", "final_train_loss", "malicious_filtered", "benign_kept", "assumed_malicious"),
     *("seconds_per_round", "compile_seconds", "total_seconds", "num_parameters", "parameters_sha256", "config_id"),
     *("device", *(f"version.{name}" for name in _VERSIONS)),
@@ -90,8 +93,8 @@ def _results(run: Standing, last: int) -> dict[str, Any]:
     results |= {name: run.summary.get(name) for name in _OF_SUMMARY}
     results |= {name: run.summary["detection"][name] for name in ("malicious_filtered", "benign_kept")}
     results["mean_of_last_test_accuracy"] = sum(accuracies) / len(accuracies) if accuracies else None
-    for loss in ("test_loss", "train_loss") if lines else ():
-        results[f"final_{loss}"] = lines[-1][loss]
+    for name in ("test_loss", "train_loss", *records.PADDING_LINE) if lines else ():
+        results[f"final_{name}"] = lines[-1].get(name)
     versions = run.summary.get("versions")
     if isinstance(versions, Mapping):
         results |= {f"version.{name}": versions.get(name) for name in _VERSIONS}
@@ -103,7 +106,7 @@ def _run(argv: Sequence[str] | None) -> None:
     parser.add_path("directory", metavar="DIR", help="of a sweep, a run, or several")
     parser.add_path("--out", metavar="FILE", help="where to write; DIR/runs.csv by default")
     last = "evaluated rounds in mean_of_last_test_accuracy; 10 by default"
-    parser.add_argument("--last", metavar="N", type=commandline.count, default=10, help=last)
+    parser.add_argument("--last", metavar="N", type=count, default=10, help=last)
     given = parser.read(argv)
     runs, left_out = standing.load(given.directory)
     path: Path = given.out if given.out is not None else given.directory / "runs.csv"

@@ -5,6 +5,7 @@ however it ends. Locks of another machine may not be seen here: such a run count
 in its directory lately. Points that the sweep was asked for and that are not running, finished or failed are *waiting*.
 """
 
+import contextlib
 import dataclasses
 import re
 import socket
@@ -145,8 +146,11 @@ def _count(value: Any) -> int:
 
 def _silent(path: Path) -> float:
     """Seconds since something was last written in a run's directory, by the clock of this machine."""
-    written = [path / name for name in (".lock", "config.json", "metrics.jsonl", "checkpoints")]
-    return max(0.0, time.time() - max((file.stat().st_mtime for file in written if file.exists()), default=0.0))
+    written = [0.0]
+    for name in (".lock", "config.json", "metrics.jsonl", "checkpoints"):
+        with contextlib.suppress(OSError):  # it may go while it is looked at
+            written.append((path / name).stat().st_mtime)
+    return max(0.0, time.time() - max(written))
 
 
 def seconds_left(runs: Sequence[Standing]) -> float | None:
