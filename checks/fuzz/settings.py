@@ -103,8 +103,11 @@ def wrong_value(config: Any, field: str, setting: Setting, text: str) -> str | N
         return None if found is None else f"{found!r} for inf"
     if says is None or type(found) is not setting.kind or found != says:
         return f"read as {found!r}"
-    low, above = (setting.allowed.get(bound, -math.inf) for bound in ("low", "above")) if _bounded(setting) else (0, -1)
-    if _bounded(setting) and not (low <= found and above < found):
+    if _bounded(setting) and not (
+        setting.allowed.get("low", -math.inf) <= found <= setting.allowed.get("high", math.inf)
+        and not found <= setting.allowed.get("above", math.nan)
+        and not found >= setting.allowed.get("below", math.nan)
+    ):
         return f"{found!r} is out of range"
     return None
 
