@@ -198,10 +198,8 @@ def wrong(environment: Environment, code: int, text: str, place: Path) -> str | 
     if code == 2 and "error: " not in text:
         return f"exit code 2 without a line: {last}"
     summary = place / "out" / "run" / "summary.json"
-    if environment.ends != (2,):
-        if not summary.is_file() or json.loads(summary.read_text())["status"] != "finished":
-            return f"exit code {code} without results: {last}"
-    return None
+    finished = summary.is_file() and json.loads(summary.read_text())["status"] == "finished"
+    return None if finished or environment.ends == (2,) else f"exit code {code} without results: {last}"
 
 
 def fuzz(count: int, seed: int = 0, names: Sequence[str] = tuple(ENVIRONMENTS)) -> tuple[int, Failures]:
@@ -217,7 +215,7 @@ def fuzz(count: int, seed: int = 0, names: Sequence[str] = tuple(ENVIRONMENTS)) 
             try:
                 code, text = _run(python, environment, place)
             except PermissionError:
-                print(f"environments: {name}: needs root, not tried")
+                print(f"environments: {name}: needs root, not tried", file=sys.stderr)
                 continue
             except subprocess.TimeoutExpired:
                 failures.append(f"{name}: still at it after {SECONDS} s")
