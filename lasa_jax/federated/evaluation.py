@@ -71,7 +71,7 @@ def evaluate(
     def one(inputs: jax.Array, labels: jax.Array, real: jax.Array, variables: Variables) -> list[tuple[Any, Any]]:
         logits = _logits(program, variables, inputs)
         losses = -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[..., None], axis=-1)[..., 0]
-        right = jnp.argmax(logits, axis=-1) == labels
+        right = jnp.argmax(logits, axis=-1).astype(jnp.int32) == labels
 
         def sums(counted: jax.Array) -> tuple[jax.Array, jax.Array]:
             return jnp.sum(jnp.where(counted, losses, 0.0)), jnp.sum(right & counted, dtype=jnp.int32)
@@ -85,10 +85,12 @@ def evaluate(
         )
 
     def measures(kind: Dataset, losses: jax.Array, right: jax.Array) -> Measures:
-        count = jnp.sum(kind.counted(test.labels, jnp.ones(num_examples, bool)))
+        counted = kind.counted(test.labels, jnp.ones(num_examples, bool))
+        count = jnp.sum(counted, dtype=jnp.int32).astype(jnp.float32)
         loss = jnp.sum(losses) / count
         # A model of NaN predicts class 0 everywhere: that is no accuracy.
-        return Measures(loss, jnp.where(jnp.isnan(loss), jnp.nan, jnp.sum(right) / count))
+        share = jnp.sum(right, dtype=jnp.int32).astype(jnp.float32) / count
+        return Measures(loss, jnp.where(jnp.isnan(loss), jnp.nan, share))
 
     measured = [measures(kind, *sums) for kind, sums in zip(kinds, found, strict=True)]
     if dataset.padding_label is None:

@@ -24,7 +24,7 @@ class BlockMetrics(NamedTuple):
 
     Attributes:
       rounds: as each round reported.
-      test: of the rounds that were evaluated, NaN for the others.
+      test: of the rounds that were evaluated; those of the others mean nothing.
     """
 
     rounds: RoundMetrics
@@ -141,7 +141,8 @@ class Simulation:
                 state, metrics = one_round(self.program, state, point, run_data, index)
                 due = is_evaluated(index, self.eval_every, self.rounds)
                 shapes = jax.eval_shape(tested, state, test)
-                nothing = jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), shapes)
+                # No NaN, which `jax_debug_nans` would take for a failure.
+                nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
                 return state, BlockMetrics(metrics, lax.cond(due, lambda: tested(state, test), lambda: nothing))
 
             def step_or_skip(state: State, index: jax.Array) -> tuple[State, BlockMetrics]:
