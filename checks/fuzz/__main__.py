@@ -18,7 +18,9 @@ that takes a minute. Prints the commit, the day, and for each kind inputs tried 
 """
 
 import argparse
+import contextlib
 import datetime
+import io
 import subprocess
 import sys
 from collections.abc import Callable
@@ -81,7 +83,8 @@ def main() -> int:
     failed = 0
     for name in given.kinds:
         of_stacks, fuzz = KINDS[name]
-        tried, failures = fuzz(given.stacks if of_stacks else given.mutations, seed=given.seed)
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS tells what it prepares
+            tried, failures = fuzz(given.stacks if of_stacks else given.mutations, seed=given.seed)
         failures.report(name, tried)
         failed += len(failures)
     return int(failed > 0)

@@ -1,6 +1,5 @@
 """Folders and texts with what editors and operating systems leave in them: read as without, or one line that names it."""
 
-import contextlib
 import gzip
 import io
 import os
@@ -181,16 +180,14 @@ def fuzz(count: int, seed: int = 0) -> tuple[int, Failures]:
     """A stray, or a text of another editor, in each kind of place by turns."""
     failures = Failures()
     with tempfile.TemporaryDirectory() as temporary:
-        with contextlib.redirect_stdout(io.StringIO()):
-            places = Places(Path(temporary))
+        places = Places(Path(temporary))
         kinds = (places.source, places.text, places.prepared, places.directory, places.checkpoint)
         for index in range(count):
             chance = random.Random(seed * 10**9 + index)
             kind, work = kinds[index % len(kinds)], Path(temporary) / "work"
             what, use = kind(work, chance)
             before = contents(work)
-            with contextlib.redirect_stdout(io.StringIO()):  # TFDS tells what it prepares
-                result, wrong = outcome(use)
+            result, wrong = outcome(use)
             if isinstance(result, InputError):
                 if Path(what).name not in str(result) and kind != places.text:
                     wrong = wrong or f"refused without its name: {str(result)[:200]}"

@@ -85,10 +85,12 @@ def evaluate(
         )
 
     def measures(kind: Dataset, losses: jax.Array, right: jax.Array) -> Measures:
-        count = jnp.sum(kind.counted(test.labels, jnp.ones(num_examples, bool)), dtype=jnp.int32).astype(jnp.float32)
+        counted = kind.counted(test.labels, jnp.ones(num_examples, bool))
+        count = jnp.sum(counted, dtype=jnp.int32).astype(jnp.float32)
         loss = jnp.sum(losses) / count
         share = jnp.sum(right, dtype=jnp.int32).astype(jnp.float32) / count
         # A model of NaN predicts class 0 everywhere: that is no accuracy.
+        share = jnp.sum(right, dtype=jnp.int32).astype(jnp.float32) / count
         return Measures(loss, jnp.where(jnp.isnan(loss), jnp.nan, share))
 
     measured = [measures(kind, *sums) for kind, sums in zip(kinds, found, strict=True)]

@@ -24,7 +24,7 @@ class BlockMetrics(NamedTuple):
 
     Attributes:
       rounds: as each round reported.
-      test: of the rounds that were evaluated; that of the others means nothing.
+      test: of the rounds that were evaluated; those of the others mean nothing.
     """
 
     rounds: RoundMetrics

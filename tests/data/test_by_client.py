@@ -162,7 +162,7 @@ def test_files_beside_the_data_are_not_read(tmp_path):
     for part, seed in (("train", 1), ("test", 2)):
         write_json(tmp_path / "leaf" / part / "all.json", {"anne": leaf_user(seed, 12)})
     expected = data.load("femnist", data_dir=str(tmp_path / "a"), source=str(tmp_path / "leaf"))
-    for name in ("._all.json", ".all.json.swp", "Thumbs.db", "all.json~", "README"):
+    for name in ("._all.json", ".all.json.swp", "~$all.json", "Thumbs.db", "all.json~", "README"):
         (tmp_path / "leaf" / "train" / name).write_bytes(b"\0not JSON")
     (tmp_path / "leaf" / "train" / "folder.json").mkdir()
     found = data.load("femnist", data_dir=str(tmp_path / "b"), source=str(tmp_path / "leaf"))
@@ -260,6 +260,8 @@ class TestShakespeare:
             self.load(tmp_path, tmp_path / "leaf")
 
     def test_marks_of_editors_are_no_text(self, tmp_path):
+        spaced = PLAYS.replace("To be,", "To\u2003\u034fbe\ufe0f,").replace("A Play", "A\u3000Play\x7f")
+        assert shakespeare.speeches(shakespeare.visible(spaced)) == shakespeare.speeches(PLAYS)
         marked = "\ufeff" + PLAYS.replace("To be,", "To\u200b\u00a0be,").replace("BOB.", "BOB.\u00a0") + "\x1a"
         (tmp_path / "marked.txt").write_text(marked.replace("\n", "\r\n"), newline="")
         (tmp_path / "plain.txt").write_text(PLAYS.replace("To be,", "To be,"))

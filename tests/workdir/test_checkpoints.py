@@ -59,6 +59,16 @@ def test_so_many_are_kept(copy):
     assert names(copy.folder) == pair(4)
 
 
+@pytest.mark.parametrize("name", [".DS_Store", "d/._data", ".nfs000000000001", "Thumbs.db", ".git/all"])
+def test_a_mark_of_a_system_does_no_harm(name, copy):
+    """They appear by themselves where somebody looks into a folder: no reason to lose a checkpoint."""
+    mark = copy.folder / "round_000002" / name
+    mark.parent.mkdir(exist_ok=True)
+    mark.write_bytes(b"\0")
+    restored = copy.restore(2, jax.eval_shape(lambda: STATE))
+    np.testing.assert_array_equal(restored["w"], STATE["w"])
+
+
 def test_later_ones_are_removed(copy):
     copy.remove_after(1)
     assert names(copy.folder) == pair(1)
