@@ -149,15 +149,18 @@ class Rows:
         return dataclasses.replace(self, present=present, mixing=whole, made_of=made_of)
 
     def each(self, fn: Callable[..., PyTree], *shared: PyTree) -> PyTree:
-        """`fn(row, *shared)` of every client, stacked; one pass over the stack. Results of absent rows mean nothing."""
+        """`fn(row, *shared)` of every client, stacked; one pass over the stack. Results of absent rows mean nothing.
+
+        The results should be small: every device gets those of all clients.
+        """
         if self.mixing is not None:
-            return ops.map_rows(fn, self.written, shared=shared)
+            return ops.everywhere(ops.map_rows(fn, self.written, shared=shared))
         count = len(self.maps)
 
         def read(row: PyTree, *operands: PyTree) -> PyTree:
             return fn(self._read(row, *operands[:count]), *operands[count:])
 
-        return ops.map_rows(read, self.stack, *self._numbers, shared=shared)
+        return ops.everywhere(ops.map_rows(read, self.stack, *self._numbers, shared=shared))
 
     def weighted_sum(self, weights: PyTree) -> PyTree:
         """Sum of weight times row over the clients with a weight that is not zero; one pass. See `ops.weighted_sum`.

@@ -82,7 +82,7 @@ def draw_clients(program: Program, point: Point, key: jax.Array) -> Clients:
     padding = -program.clients_per_round % ops.num_shards()
     present = jnp.arange(program.clients_per_round + padding) < program.clients_per_round
     ids = jnp.pad(ids, (0, padding))
-    return Clients(ids, point.malicious[ids] & present, present)
+    return Clients(*ops.everywhere((ids, point.malicious[ids] & present, present)))
 
 
 def train_clients(

@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from lasa_jax.ops.rows import CLIENTS, any_run, num_shards, on_each_shard, one_at_a_time, product
+from lasa_jax.ops.rows import CLIENTS, any_run, everywhere, num_shards, on_each_shard, one_at_a_time, product
 
 PyTree = Any
 
@@ -247,7 +247,7 @@ def mix_rows(mixing: jax.Array, stack: PyTree) -> PyTree:
         return [_mix(by_source.T, x) for x in leaves]
 
     leaves, structure = jax.tree.flatten(stack)
-    done = on_each_shard(local, (mixing.T, leaves), PartitionSpec(CLIENTS), (True, True))
+    done = on_each_shard(local, (everywhere(mixing.T), leaves), PartitionSpec(CLIENTS), (True, True))
     return jax.tree.unflatten(structure, done)
 
 

@@ -55,10 +55,24 @@ def _any_run_of_batch(size: int, batched: list[bool], flag: jax.Array) -> tuple[
     return any_run(jnp.any(flag)), False
 
 
+def everywhere(tree: PyTree) -> PyTree:
+    """The same arrays, whole on every device that shares the clients of a run: for what is small, as a number for each client.
+
+    What is computed from such arrays is computed on every device alike. Left open, the compiler would deal them out over the
+    devices, and exchange them in each sort, median and sum over clients.
+    """
+    if num_shards() == 1:
+        return tree
+    return jax.tree.map(lambda x: lax.with_sharding_constraint(x, PartitionSpec()), tree)
+
+
 def on_each_shard(
     local: Callable[..., PyTree], operands: tuple[PyTree, ...], out_spec: PartitionSpec, sharded: tuple[bool, ...]
 ) -> PyTree:
-    """Runs `local` on each device's own rows of the operands marked `sharded`; directly if nothing is sharded."""
+    """Runs `local` on each device's own rows of the operands marked `sharded`; directly if nothing is sharded.
+
+    Numbers of the clients, `(n,)`, are whole on every device, before and after.
+    """
     shards = num_shards()
     if shards == 1:
         return local(*operands)
@@ -68,8 +82,22 @@ def on_each_shard(
                 raise ValueError(
                     f"{leaf.shape[0]} rows do not divide over {shards} devices: pad the stack with absent rows"
                 )
+    operands = jax.tree.map(lambda x: everywhere(x) if jnp.ndim(x) == 1 else x, operands)
     in_specs = tuple(PartitionSpec(CLIENTS) if is_sharded else PartitionSpec() for is_sharded in sharded)
-    return jax.shard_map(local, in_specs=in_specs, out_specs=out_spec, axis_names={CLIENTS}, check_vma=False)(*operands)
+    mapped = jax.shard_map(local, in_specs=in_specs, out_specs=out_spec, axis_names={CLIENTS}, check_vma=False)
+    result = mapped(*operands)
+    return result if out_spec == PartitionSpec() else _numbers_everywhere(result)
+
+
+def _numbers_everywhere(tree: PyTree) -> PyTree:
+    """Brings the leaves `(n,)` to every device, those of one type in one exchange."""
+    leaves, structure = jax.tree.flatten(tree)
+    numbers = [i for i, x in enumerate(leaves) if x.ndim == 1]
+    for dtype in dict.fromkeys(leaves[i].dtype for i in numbers):
+        alike = [i for i in numbers if leaves[i].dtype == dtype]
+        for i, x in zip(alike, everywhere(jnp.stack([leaves[i] for i in alike])), strict=True):
+            leaves[i] = x
+    return jax.tree.unflatten(structure, leaves)
 
 
 def map_rows(
@@ -91,7 +119,7 @@ def map_rows(
         inside `fn` runs as long as the slowest of them needs; the results stay where they were.
 
     Returns:
-      The results, stacked: leaves `(n, ...)`.
+      The results, stacked: leaves `(n, ...)`, each row on the device of its client; leaves `(n,)` whole on every device.
 
     Raises:
       ValueError: if the rows do not divide over the devices of the mesh.
