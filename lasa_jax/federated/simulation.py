@@ -220,8 +220,9 @@ class Simulation:
     def _over_runs(self, fn: Callable[..., Any]) -> Callable[[tuple, tuple], Any]:
         """Maps `fn(*owned, *shared)` over the runs axis of what is owned, each row of the mesh its own runs.
 
-        Nothing crosses the rows: inside of the `shard_map` no collective can name their axis. Runs of one device follow one another on a CPU and go together on an accelerator. A single one is unwrapped, since
-        a batch axis of one would turn branches into both.
+        Nothing crosses the rows: inside of the `shard_map` no collective has their axis. Devices of a row share the clients
+        of its runs, by the primitives of `ops`. Runs of one row follow one another on a CPU and go together on an
+        accelerator. A single one is unwrapped, since a batch axis of one would turn branches into both.
         """
 
         runs, everywhere = PartitionSpec(ops.RUNS), PartitionSpec()

@@ -56,10 +56,13 @@ def _any_run_of_batch(size: int, batched: list[bool], flag: jax.Array) -> tuple[
 
 
 def everywhere(tree: PyTree) -> PyTree:
-    """The same arrays, whole on every device that shares the clients of a run: for what is small, as a number for each client.
+    """The same arrays, whole on every device that shares the clients of a run: for what is small, as numbers of the clients.
 
-    What is computed from such arrays is computed on every device alike. Left open, the compiler would deal them out over the
+    What is computed from them is then computed on every device alike. Left open, the compiler would deal them out over the
     devices, and exchange them in each sort, median and sum over clients.
+
+    Args:
+      tree: arrays of any shape; given back as they are where the clients lie on one device.
     """
     if num_shards() == 1:
         return tree
@@ -71,7 +74,7 @@ def on_each_shard(
 ) -> PyTree:
     """Runs `local` on each device's own rows of the operands marked `sharded`; directly if nothing is sharded.
 
-    Numbers of the clients, `(n,)`, are whole on every device, before and after.
+    Numbers of the clients, `(n,)`, are whole on every device before and after.
     """
     shards = num_shards()
     if shards == 1:
