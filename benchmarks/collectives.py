@@ -85,7 +85,7 @@ def groups(hlo: str) -> list[tuple[str, list[list[int]]]]:
             elif tiled:
                 shape, dims, order = ([int(x) for x in part.split(",")] if part else None for part in tiled.groups())
                 members = np.arange(np.prod(dims)).reshape(dims).transpose(order).reshape(shape).tolist()
-            elif named and "device_ids" not in line:
+            elif named and "device_ids" not in named[0]:
                 axes = {name.strip(" '"): int(size) for name, size in (x.split("=") for x in named[1].split(","))}
                 within = [name.strip(" '") for name in named[2].split(",")]
                 order = [i for i, name in enumerate(axes) if name not in within]
