@@ -88,7 +88,6 @@ def evaluate(
         counted = kind.counted(test.labels, jnp.ones(num_examples, bool))
         count = jnp.sum(counted, dtype=jnp.int32).astype(jnp.float32)
         loss = jnp.sum(losses) / count
-        share = jnp.sum(right, dtype=jnp.int32).astype(jnp.float32) / count
         # A model of NaN predicts class 0 everywhere: that is no accuracy.
         share = jnp.sum(right, dtype=jnp.int32).astype(jnp.float32) / count
         return Measures(loss, jnp.where(jnp.isnan(loss), jnp.nan, share))

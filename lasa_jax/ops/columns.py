@@ -16,6 +16,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from lasa_jax.ops.rows import CLIENTS, any_run, everywhere, num_shards, on_each_shard, one_at_a_time, product
+from lasa_jax.ops.statistics import wide
 
 PyTree = Any
 

@@ -174,7 +174,7 @@ def test_groups_are_read_in_every_form():
         "all-reduce(%a), replica_groups={{0,1},{2,3}}, to_apply=%add": [[0, 1], [2, 3]],
         "all-reduce(%a), replica_groups=[2,2]<=[4], to_apply=%add": [[0, 1], [2, 3]],
         "all-gather(%a), replica_groups=[2,2]<=[2,2]T(1,0), dimensions={0}": [[0, 2], [1, 3]],
-        "all-gather(%a), replica_groups=mesh['runs'=2,'clients'=2] {'clients'}, use_global_device_ids=true": [[0, 1], [2, 3]],
+        "all-gather(%a), replica_groups=mesh['runs'=2,'clients'=2] {'clients'}, channel_id=1": [[0, 1], [2, 3]],
         "all-to-all(%a), replica_groups=mesh['runs'=2,'clients'=2] {'runs'}, dimensions={0}": [[0, 2], [1, 3]],
         "collective-permute(%a), source_target_pairs={{1,0},{3,2}}": [[1, 0], [3, 2]],
     }
