@@ -22,7 +22,7 @@ THOROUGH = (
     r"tests/aggregators/test_derivatives",
     r"tests/aggregators/test_parameters_only.py::.*(_with_a_state_trains|without_statistics)",
     r"tests/aggregators/test_preaggregators.py::test_(a_link_may_come|eight_devices|granularity|mixing_before|rules_on_mixed)",
-    r"tests/aggregators/test_rules.py::test_(largest_cluster|the_assumed_number)",
+    r"tests/aggregators/test_rules.py::test_(clusters_of|largest_cluster|the_assumed_number)",
     r"tests/attacks/test_battery.py::test_(adaptive|law\[(devices|vmap|keeps_dtypes)|one_trace)",
     r"tests/checks/test_(causes|faults|fuzz)",
     r"tests/data/test_by_client.py::TestRealFiles",
