@@ -96,8 +96,8 @@ def test_rounds_beyond_the_last_change_nothing():
     second, last = executable(copy(first), points, fed, jnp.int32(2))  # round 3, and one that does not exist
     third, _ = executable(copy(second), points, fed, jnp.int32(3))
     jax.tree.map(np.testing.assert_array_equal, second.variables, third.variables)
-    assert np.isfinite(metrics.test.reported.accuracy).all()
-    assert np.isfinite(last.test.reported.accuracy[0, 0])
+    assert np.isfinite(metrics.test_accuracy).all()
+    assert np.isfinite(last.test_accuracy[0, 0])
     # A block is the rounds it says: one round at a time gives the same.
     point, fed_one = jax.tree.map(lambda x: x[0], points), FederatedDataset(*setup(1, rounds=3)[2])
     step = jax.jit(functools.partial(one_round, simulation.program))
@@ -174,7 +174,7 @@ def test_groups_are_read_in_every_form():
         "all-reduce(%a), replica_groups={{0,1},{2,3}}, to_apply=%add": [[0, 1], [2, 3]],
         "all-reduce(%a), replica_groups=[2,2]<=[4], to_apply=%add": [[0, 1], [2, 3]],
         "all-gather(%a), replica_groups=[2,2]<=[2,2]T(1,0), dimensions={0}": [[0, 2], [1, 3]],
-        "all-gather(%a), replica_groups=mesh['runs'=2,'clients'=2] {'clients'}, channel_id=1": [[0, 1], [2, 3]],
+        "all-gather(%a), replica_groups=mesh['a'=2,'b'=2] {'b'}, use_global_device_ids=true": [[0, 1], [2, 3]],
         "all-to-all(%a), replica_groups=mesh['runs'=2,'clients'=2] {'runs'}, dimensions={0}": [[0, 2], [1, 3]],
         "collective-permute(%a), source_target_pairs={{1,0},{3,2}}": [[1, 0], [3, 2]],
     }
