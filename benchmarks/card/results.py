@@ -1,21 +1,18 @@
 """The JSON file of a part: what was measured, item by item, and on what."""
 
-import functools
 import hashlib
 import os
-import platform
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import jaxlib
 
 from benchmarks.card.items import Facts
 from benchmarks.roofline import machine
 from lasa_jax.errors import InputError
 from lasa_jax.federated import cards
+from lasa_jax.workdir import records
 from lasa_jax.workdir.files import parse_json, replace_file, to_json
 
 ROOT = Path(__file__).parents[2]
@@ -83,35 +80,22 @@ def header(part: str, *, small: bool, commit: str | None) -> dict[str, Any]:
     Args:
       part: which.
       small: whether at a small size.
-      commit: as the user says, for a copy without git; asked of git if None.
+      commit: as the user says, for a copy without git; that of the checkout if None.
     """
-    device = jax.devices()[0]
+    device, versions = jax.devices()[0], records.versions()
     return {
         "part": part,
         "small": small,
-        "commit": _commit() if commit is None else commit,
+        "commit": versions.get("commit") if commit is None else commit,
         "sources": sources(),
         "device": device.device_kind,
         "platform": device.platform,
         "runtime": " ".join(device.client.platform_version.split()),
         "memory_limit": cards.memory(device),
         "machine": machine(),
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "jaxlib": jaxlib.__version__,
+        **{name: versions[name] for name in ("python", "jax", "jaxlib", "flax", "optax", "numpy")},
         "flags": os.environ.get("XLA_FLAGS", ""),
     }
-
-
-def _commit() -> str | None:
-    """The commit that is checked out, with a plus if a file that git tracks was changed since; None without git."""
-    try:
-        git = functools.partial(subprocess.run, cwd=ROOT, capture_output=True, text=True, check=True)
-        head = git(["git", "rev-parse", "HEAD"]).stdout.strip()
-        changed = git(["git", "status", "--porcelain", "--untracked-files=no"]).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return head + "+" * bool(changed)
 
 
 def sources() -> str:

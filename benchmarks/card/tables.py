@@ -51,7 +51,7 @@ def compile_seconds(facts: Facts) -> str:
 def heading(head: Mapping[str, Any]) -> str:
     """What was measured, on what, in a line."""
     size = ", at the small size" if head["small"] else ""
-    commit = (head["commit"] or "unknown")[:12]
+    commit = head["commit"] or "unknown"
     return (
         f"{head['part']}{size}: {head['machine']}; Python {head['python']}; commit {commit}, sources {head['sources']}"
     )
