@@ -11,7 +11,7 @@ class Kernel(NamedTuple):
     """An instruction that launches something.
 
     Attributes:
-      op: of the text, with what a custom call calls.
+      op: of the text, with what a custom call calls, or the groups of a collective.
       shape: of its result.
       path: where in the traced program it comes from.
       times: how often it runs.
@@ -87,12 +87,14 @@ class Bound(NamedTuple):
 
     @property
     def collectives(self) -> dict[str, int]:
-        """How many of each kind."""
+        """How many of each kind, by the groups of devices that take part in one."""
         total: dict[str, int] = {}
         for one in self.kernels:
-            kind = one.op.removesuffix("-start")
+            kind, *groups = one.op.split(" ", 1)
+            kind = kind.removesuffix("-start")
             if kind in charges.COLLECTIVES:
-                total[kind] = total.get(kind, 0) + one.times
+                name = " ".join((kind, *groups))
+                total[name] = total.get(name, 0) + one.times
         return total
 
     @property
@@ -132,7 +134,7 @@ def of(
         moved = (charge.read + charge.written) / target.bandwidth
         worked = sum(count / target.products[products_in or kind] for kind, count in charge.products.items())
         seconds = max(moved, worked, charge.launches * target.launch)
-        name = f"{one.op} {one.target}".strip()
+        name = f"{one.op} {one.target or one.groups}".strip()
         return Kernel(name, one.shape, one.path, 1, 1, charge, seconds)
 
     def whole(name: str) -> Bound:

@@ -51,6 +51,13 @@ class Instruction(NamedTuple):
         return match[1] if match else ""
 
     @property
+    def groups(self) -> str:
+        """The groups of devices that a collective is among, as `{{0,1},{2,3}}` or `[2,2]<=[4]`; else an empty string."""
+        forms = r"\{[\d,{}]*\}|\[[\d,]+\]<=\[[\d,]+\](?:T\([\d,]+\))?|mesh\[[^\]]*\] \{[^}]*\}"
+        match = re.search(rf"replica_groups=({forms})", self.rest)
+        return match[1] if match else ""
+
+    @property
     def path(self) -> str:
         """Where in the traced program it comes from."""
         match = re.search(r'op_name="([^"]*)"', self.rest)

@@ -194,10 +194,10 @@ def test_what_cannot_be_counted_is_said():
 def test_collectives_and_the_fast_memory_of_a_tpu():
     text = """%x = f32[1000]{0:T(1024)} parameter(0)
 %fast = f32[1000]{0:T(1024)S(1)} negate(%x)
-%s = f32[1000]{0:T(1024)} all-reduce-start(%fast), to_apply=%add
+%s = f32[1000]{0:T(1024)} all-reduce-start(%fast), replica_groups={{0,1},{2,3}}, to_apply=%add
 ROOT %d = f32[1000]{0:T(1024)} all-reduce-done(%s)"""
     found = of(text, target=V5E)
-    assert found.collectives == {"all-reduce": 1}
+    assert found.collectives == {"all-reduce {{0,1},{2,3}}": 1}
     assert [kernel.charge[:2] for kernel in found.kernels] == [(0, 4000), (4000, 0)]
     moving = of(
         """%x = f32[1000]{0:T(1024)} parameter(0)
