@@ -111,7 +111,7 @@ def run(peer: Peer, python: str, work: Round) -> dict[str, Any]:
     except subprocess.TimeoutExpired:
         raise RunFailedError(f"it took more than {LONGEST} s") from None
     finally:
-        if process.poll() is None:  # too long, or Ctrl-C
+        if process.poll() is None:  # too long, or stopped
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
     if process.returncode:
@@ -229,4 +229,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that a run's workers end with it
     sys.exit(main())

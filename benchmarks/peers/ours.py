@@ -56,7 +56,7 @@ def main() -> None:
     @jax.jit
     def tested(states: object) -> jax.Array:
         state = jax.tree.map(lambda x: x[0], states)
-        return evaluate(simulation.program, state, data.test, simulation.eval_batch_size)[0]
+        return evaluate(simulation.program, state, data.test, simulation.eval_batch_size).reported.loss
 
     with jax.set_mesh(simulation.mesh):
         before = float(tested(states))
