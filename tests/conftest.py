@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 THOROUGH = (
     r"tests/aggregators/test_battery.py::test_(law\[(devices|vmap|jit|keeps_dtypes|reads_through|writes_no)|one_trace|only_the_last)",
     r"tests/aggregators/test_peers.py::test_one_client_far_out",
+    r"tests/aggregators/test_derivatives",
     r"tests/aggregators/test_parameters_only.py::.*(_with_a_state_trains|without_statistics)",
     r"tests/aggregators/test_preaggregators.py::test_(a_link_may_come|eight_devices|granularity|mixing_before|rules_on_mixed)",
     r"tests/aggregators/test_rules.py::test_(largest_cluster|the_assumed_number)",

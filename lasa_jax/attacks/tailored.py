@@ -1,7 +1,7 @@
 """Attacks that know the rule: tailored to the trimmed mean and to Krum.
 
-Source: Shejwalkar and Houmansadr, NDSS 2021, section IV (AGR-tailored); Fang, Cao, Jia and Gong, USENIX Security 2020.
-Both send `mean - step * std`, the attacker foreseeing the rule on the rows it knows and copies of the crafted one.
+Both send `mean - step * std`, the attacker foreseeing the rule on the rows it knows and copies of the crafted one. Source:
+Shejwalkar and Houmansadr, NDSS 2021, section IV (AGR-tailored), with the direction of its inverse standard deviation.
 """
 
 import jax
@@ -59,6 +59,9 @@ def tailored_trmean(variant: str = "paper", knowledge: str = "benign") -> Attack
 
 def tailored_krum(knowledge: str = "benign") -> Attack:
     """The farthest row on the line `mean - step * std` that Krum would still choose.
+
+    The idea is that of Fang, Cao, Jia and Gong (USENIX Security 2020), the direction is not: theirs goes against the sign of
+    the honest step in every coordinate, all of them equally far; this one goes down, farther where honest clients differ more.
 
     The attacker runs Krum on the k rows it knows and its m copies, assuming m malicious: the copies are at distance 0 from
     each other, and their distances to the known rows are quadratics in the step, so nothing is read again. The step is the

@@ -13,11 +13,12 @@ from lasa_jax.testing.stacks import assert_same, first_row
 from tests.aggregators.test_battery import RULES
 from tests.attacks.test_battery import ATTACKS
 
-OFFICIAL = ("bulyan", "dnc", "geometric_median", "krum", "multi_krum", "signguard", "sparsefed", "trimmed_mean")
 VARIANTS = {
     **{name: case.make() for name, case in RULES.items()},
-    **{f"{name}, official": aggregators.create(name, variant="official") for name in OFFICIAL},
-    "lasa, model": aggregators.lasa(granularity="model"),
+    **{
+        f"{name}, official": aggregators.create(name, variant="official")
+        for name in ("bulyan", "signguard", "sparsefed")
+    },
     "lasa, coordinate": aggregators.lasa(granularity="coordinate"),
 }
 FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
@@ -67,7 +68,9 @@ def test_float64_is_what_numpy_says(name):
     with settings.wide():
         updates = {layer: jnp.asarray(x, jnp.float64) for layer, x in honest().items()}
         rule = RULES[name].make()
-        compiled = jax.jit(lambda u: rule.aggregate(u, rule.init(first_row(u)), key=KEY, num_malicious=3)[0])
+        compiled = jax.jit(
+            lambda u: rule.aggregate(u, rule.init(first_row(u)), key=KEY, num_malicious=3)[0], compiler_options=FAST
+        )
         result = jax.tree.map(np.asarray, compiled(updates))
         assert_close(result, RULES[name].definition(honest()), atol=1e-6 if name == "geometric_median" else 1e-13)
 
