@@ -61,7 +61,7 @@ def tailored_krum(knowledge: str = "benign") -> Attack:
     """The farthest row on the line `mean - step * std` that Krum would still choose.
 
     The idea is that of Fang, Cao, Jia and Gong (USENIX Security 2020), the direction is not: theirs goes against the sign of
-    the honest step in every coordinate, all of them equally far; this one goes down, farther where honest clients differ more.
+    the honest step, equally far in every coordinate; this one goes down, farther where honest clients differ more.
 
     The attacker runs Krum on the k rows it knows and its m copies, assuming m malicious: the copies are at distance 0 from
     each other, and their distances to the known rows are quadratics in the step, so nothing is read again. The step is the
