@@ -23,7 +23,7 @@ THOROUGH = (
     r"tests/aggregators/test_derivatives",
     r"tests/aggregators/test_parameters_only.py::.*(_with_a_state_trains|without_statistics)",
     r"tests/aggregators/test_preaggregators.py::test_(a_link_may_come|eight_devices|granularity|mixing_before|rules_on_mixed)",
-    r"tests/aggregators/test_rules.py::test_(largest_cluster|the_assumed_number)",
+    r"tests/aggregators/test_rules.py::test_(clusters_of|largest_cluster|the_assumed_number)",
     r"tests/attacks/test_battery.py::test_(adaptive|law\[(devices|vmap|keeps_dtypes)|one_trace)",
     r"tests/benchmarks/test_peers.py::test_(lasa_jax_is_timed|pip_is_asked)",
     r"tests/attacks/test_peers.py::test_with_nobody_malicious",

@@ -65,7 +65,7 @@ def centered_clipping(clip_radius: Scalar = 10.0, num_iterations: int = 1) -> Ag
         center, radius = state, jnp.asarray(clip_radius, rows.dtype)
         n = jnp.maximum(rows.count, 1).astype(rows.dtype)
         for _ in range(num_iterations):
-            distance = rows.each(lambda row, v: ops.tree_norm(jax.tree.map(jnp.subtract, row, v)), center)
+            distance = rows.each(lambda row, v: ops.tree_norm(jax.tree.map(_less, row, v)), center)
             counted = rows.present & jnp.isfinite(distance)
             share = jnp.where(counted, 1 / jnp.maximum(distance / radius, 1), 0.0) / n
             kept = 1 - jnp.sum(share)
@@ -79,3 +79,9 @@ def centered_clipping(clip_radius: Scalar = 10.0, num_iterations: int = 1) -> Ag
         return center, center, Diagnostics(weight)
 
     return Aggregator(init, aggregate)
+
+
+def _less(x: jax.Array, y: jax.Array) -> jax.Array:
+    """x - y in the type in which it is measured: one of them may come scaled, in float32."""
+    kind = ops.wide((x, y))
+    return x.astype(kind) - y.astype(kind)
