@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.roofline import compare, updates
+from benchmarks.rules import start
 from lasa_jax import aggregators, attacks
 from lasa_jax.federated import make_mesh
 
@@ -19,20 +20,27 @@ from lasa_jax.federated import make_mesh
 OFFICIAL = {"lie": 6, "byzmean": 23, "min_max": 62, "min_sum": 62, "tailored_trmean": 297}
 
 
-def seconds_of(attack: attacks.Attack, stack: Any, malicious: jax.Array) -> float:
-    """Seconds of one crafting, compiled, of a stack that is given away, as in a round; `adaptive` is given LASA."""
+def lowered(attack: attacks.Attack, stack: Any, malicious: jax.Array) -> jax.stages.Lowered:
+    """One crafting as a function of `(stack, state, malicious)`, which need no more than shapes, before it is compiled.
+
+    The stack is given away, as in a round; `adaptive` is given LASA.
+    """
     rule, key = aggregators.lasa(), jax.random.key(0)
-    state = attack.init(jax.tree.map(lambda x: x[0], stack))
 
     def aggregate(updates: Any) -> Any:
-        return rule.aggregate(updates, (), key=key, num_malicious=jnp.sum(malicious))[0]
+        return rule.aggregate(updates, (), key=key, num_malicious=malicious.shape[0] // 4)[0]
 
     @functools.partial(jax.jit, donate_argnums=0)
     def craft(stack: Any, state: Any, malicious: jax.Array) -> Any:
         return attack.craft(stack, state, malicious, key=key, aggregate=aggregate)[0]
 
-    seconds = []
-    for _ in range(4):  # the first compiles
+    return craft.lower(stack, jax.eval_shape(lambda stack: start(attack, stack), stack), malicious)
+
+
+def seconds_of(attack: attacks.Attack, stack: Any, malicious: jax.Array) -> float:
+    """Seconds of one crafting, compiled."""
+    craft, state, seconds = lowered(attack, stack, malicious).compile(), start(attack, stack), []
+    for _ in range(4):  # the first is slower
         given = jax.block_until_ready(jax.tree.map(jnp.copy, stack))
         began = time.perf_counter()
         jax.block_until_ready(craft(given, state, malicious))

@@ -26,6 +26,11 @@ RUNS = (1, 2, 4, 8, 16, 32)
 DEVICES = (1, 2, 4, 8)
 
 
+def seeds(run: build.Run, count: int) -> list[build.Run]:
+    """So many runs of one program that differ in their random keys."""
+    return [run._replace(point=run.point._replace(key=jax.random.key(i))) for i in range(count)]
+
+
 def measure(dataset_name: str, runs: int, devices: int, rounds: int) -> dict[str, float]:
     """One program: seconds a round and run, memory of a device over the stacks of its runs, and compile seconds."""
     if len(jax.devices()) < devices:
@@ -35,9 +40,7 @@ def measure(dataset_name: str, runs: int, devices: int, rounds: int) -> dict[str
         {"fidelity": "official", "attack.name": "byzmean", "rounds": rounds, "block_rounds": rounds}
     )
     config = configs.resolve(config)
-    run = build.prepare(config)
-    seeds = [run._replace(point=run.point._replace(key=jax.random.key(i))) for i in range(runs)]
-    simulation, *placed = build.place(seeds, make_mesh(jax.devices()[:devices]))
+    simulation, *placed = build.place(seeds(build.prepare(config), runs), make_mesh(jax.devices()[:devices]))
     states = placed[0]
     executable, compile_seconds = simulation.compile(*placed)
     memory = executable.memory_analysis()

@@ -66,6 +66,39 @@ def count(hlo: str) -> dict[str, tuple[int, bool]]:
     return found
 
 
+def groups(hlo: str) -> list[tuple[str, list[list[int]]]]:
+    """Each collective in the text of a compiled program: its kind, and the groups of devices that exchange something.
+
+    A device is its place in the mesh, row by row. For a permutation the groups are pairs.
+
+    Raises:
+      ValueError: for a line whose groups are written in a form that is not known here.
+    """
+    found = []
+    for line in hlo.splitlines():
+        if match := _COLLECTIVE.match(line):
+            pairs = re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{}]+\})\}", line)
+            tiled = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line)
+            named = re.search(r"replica_groups=mesh\[([^\]]+)\] \{([^}]*)\}", line)
+            if pairs:
+                members = [[int(x) for x in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", pairs[1])]
+            elif tiled:
+                shape, dims, order = ([int(x) for x in part.split(",")] if part else None for part in tiled.groups())
+                members = np.arange(np.prod(dims)).reshape(dims).transpose(order).reshape(shape).tolist()
+            elif named and "device_ids" not in named[0]:
+                axes = {name.strip(" '"): int(size) for name, size in (x.split("=") for x in named[1].split(","))}
+                within = [name.strip(" '") for name in named[2].split(",")]
+                order = [i for i, name in enumerate(axes) if name not in within]
+                order += [list(axes).index(name) for name in within]
+                size = int(np.prod([axes[name] for name in within]))
+                ids = np.arange(np.prod(list(axes.values()))).reshape(list(axes.values()))
+                members = ids.transpose(order).reshape(-1, size).tolist()
+            else:
+                raise ValueError(f"the groups of a collective are in a form that is not known: {line.strip()[:300]}")
+            found.append((match[2], members))
+    return found
+
+
 def stack(n: int, d: int) -> dict[str, jax.ShapeDtypeStruct]:
     """A stack of n updates of two layers, d entries in all."""
     return {

@@ -10,13 +10,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lasa_jax import models, ops
 from lasa_jax.federated import make_mesh
 
-CNN = {"num_classes": 10, "input_shape": (28, 28, 1)}
-RESNET = {"num_classes": 10, "input_shape": (32, 32, 3)}
+_INPUTS: dict[str, tuple[int, ...]] = {"cnn": (28, 28, 1), "resnet18": (32, 32, 3), "small_cnn": (8, 8, 1)}
 
 
 def best_of(fn: Callable[..., Any], *arguments: Any, repeat: int = 3) -> float:
@@ -30,8 +29,8 @@ def best_of(fn: Callable[..., Any], *arguments: Any, repeat: int = 3) -> float:
     return min(seconds)
 
 
-def machine() -> str:
-    """One line: processor, cores, devices, versions."""
+def processor() -> str:
+    """Processor and cores."""
     name = platform.processor() or "processor"
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -39,8 +38,13 @@ def machine() -> str:
         name = lines[0] if lines else name
         wide = "AVX-512" if "avx512f" in info.read_text() else "AVX2"
         name = f"{name}, {wide}"
+    return f"{name}, {os.cpu_count()} cores"
+
+
+def machine() -> str:
+    """One line: processor, cores, devices, versions."""
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-    return f"{name}, {os.cpu_count()} cores; {device}; JAX {jax.__version__}; {time.strftime('%Y-%m-%d')}"
+    return f"{processor()}; {device}; JAX {jax.__version__}; {time.strftime('%Y-%m-%d')}"
 
 
 def matrix_product() -> float:
@@ -49,10 +53,11 @@ def matrix_product() -> float:
     return 2 * 2048**3 / best_of(jax.jit(lambda x: x @ x), x, repeat=5)
 
 
-def updates(n: int, model: str = "cnn", seed: int = 0) -> Any:
-    """A stack of n updates of a model over the devices of the mesh, normal numbers with a common part."""
-    shapes = jax.eval_shape(models.create(model, **(CNN if model == "cnn" else RESNET)).init, jax.random.key(0))
-    leaves, structure = jax.tree.flatten(shapes)
+def updates(n: int, model: str = "cnn", seed: int = 0, *, mesh: Mesh | None = None) -> Any:
+    """A stack of n updates of a model over the devices of a mesh, all if None: normal numbers with a common part."""
+    mesh = make_mesh() if mesh is None else mesh
+    made = models.create(model, num_classes=10, input_shape=_INPUTS[model])
+    leaves, structure = jax.tree.flatten(jax.eval_shape(made.init, jax.random.key(0)))
 
     @jax.jit
     def make(key: jax.Array) -> list[jax.Array]:
@@ -63,9 +68,9 @@ def updates(n: int, model: str = "cnn", seed: int = 0) -> Any:
         ]
 
     stack = jax.tree.unflatten(structure, make(jax.random.key(seed)))
-    if n % jax.device_count():
-        raise SystemExit(f"--clients={n}: allowed are multiples of the {jax.device_count()} devices")
-    return jax.block_until_ready(jax.device_put(stack, NamedSharding(make_mesh(), PartitionSpec(ops.CLIENTS))))
+    if n % mesh.size:
+        raise SystemExit(f"--clients={n}: allowed are multiples of the {mesh.size} devices")
+    return jax.block_until_ready(jax.device_put(stack, NamedSharding(mesh, PartitionSpec(ops.CLIENTS))))
 
 
 def reading(stack: Any) -> float:

@@ -13,10 +13,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.roofline import best_of, compare, updates
-from lasa_jax import aggregators
+from lasa_jax import aggregators, attacks
 from lasa_jax.federated import make_mesh
 
 # Recorded from the official code, n = 100, d = 1,663,370: seconds / seconds of an average of the stack.
@@ -76,14 +77,23 @@ def byzfl_rules(f: int) -> dict[str, tuple[Callable[..., Any], Callable[[], Any]
     }
 
 
-def compiled(rule: aggregators.Aggregator, stack: Any, f: int) -> tuple[Any, Any, float]:
-    """One aggregation as an executable of `(stack, state)`, the rule's state at its start, and the seconds of compiling."""
-    state = rule.init(jax.tree.map(lambda x: x[0], stack))
+def start(method: aggregators.Aggregator | attacks.Attack, stack: Any) -> Any:
+    """What a rule or an attack remembers before its first round."""
+    return method.init(jax.tree.map(lambda x: jnp.zeros(x.shape[1:], x.dtype), stack))
+
+
+def lowered(rule: aggregators.Aggregator, stack: Any, f: int) -> jax.stages.Lowered:
+    """One aggregation as a function of `(stack, state)`, which need no more than shapes, before it is compiled."""
     key = jax.random.key(0)
     aggregate = jax.jit(lambda u, s: rule.aggregate(u, s, key=key, num_malicious=f)[0])
+    return aggregate.lower(stack, jax.eval_shape(lambda stack: start(rule, stack), stack))
+
+
+def compiled(rule: aggregators.Aggregator, stack: Any, f: int) -> tuple[Any, Any, float]:
+    """One aggregation as an executable of `(stack, state)`, the rule's state at its start, and the seconds of compiling."""
     began = time.perf_counter()
-    executable = aggregate.lower(stack, state).compile()
-    return executable, state, time.perf_counter() - began
+    executable = lowered(rule, stack, f).compile()
+    return executable, start(rule, stack), time.perf_counter() - began
 
 
 def seconds_of(rule: aggregators.Aggregator, stack: Any, f: int) -> float:

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 from benchmarks.collectives import stack
+from benchmarks.rules import lowered
 from lasa_jax import aggregators, build
 from lasa_jax import config as configs
 from lasa_jax.federated import make_mesh
@@ -52,14 +53,8 @@ def count(compiled: Any, bytes_of_stack: int) -> Causes:
 
 def of_rule(name: str) -> Causes:
     """Causes of one aggregation on one device."""
-    rule, updates = aggregators.create(name), stack(CLIENTS, ENTRIES)
-    state = jax.eval_shape(rule.init, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), updates))
-    key = jax.eval_shape(lambda: jax.random.key(0))
-
-    def aggregate(updates: Any, state: Any, key: Any) -> Any:
-        return rule.aggregate(updates, state, key=key, num_malicious=CLIENTS // 5)[0]
-
-    return count(jax.jit(aggregate).lower(updates, state, key).compile(), 4 * CLIENTS * ENTRIES)
+    aggregation = lowered(aggregators.create(name), stack(CLIENTS, ENTRIES), CLIENTS // 5)
+    return count(aggregation.compile(), 4 * CLIENTS * ENTRIES)
 
 
 def of_block() -> Causes:

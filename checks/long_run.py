@@ -75,13 +75,13 @@ def watch(rounds: int, workdir: Path) -> LongRun:
         if event.endswith("backend_compile_duration") and max(memory, default=0) > config.checkpoint_every:
             late += 1
 
-    def on_line(line: Mapping[str, Any]) -> None:
-        memory[line["round"]] = resident()
+    def on_metrics(_: str, index: int, metrics: Mapping[str, Any]) -> None:
+        memory[index] = resident()
 
     Simulation.block = traced  # type: ignore[method-assign]
     jax.monitoring.register_event_duration_secs_listener(compiled)
     try:
-        summary = experiment.run(config, workdir, on_line=on_line, log=lambda text: None)
+        summary = experiment.run(config, workdir, on_metrics=on_metrics, log=lambda text: None)
     finally:
         Simulation.block = block  # type: ignore[method-assign]
         jax.monitoring.unregister_event_duration_listener(compiled)

@@ -31,8 +31,14 @@ MUTANTS = [
     ("attacks/base.py", '"benign": ~malicious', '"benign": malicious', "wrong knowledge"),
     ("attacks/adaptive.py", "gain > layers[0]", "gain < layers[0]", "worst for best"),
     ("attacks/naive.py", "num_classes - 1 - labels", "num_classes - labels", "off by one"),
-    ("attacks/mimic.py", "jnp.argmax(jnp.where(known, along", "jnp.argmin(jnp.where(known, along", "the least extreme"),
-    ("attacks/mimic.py", "(1.0 + state.rounds)", "(2.0 + state.rounds)", "wrong running mean"),
+    (
+        "attacks/mimic.py",
+        "jnp.where(known, jnp.abs(along(direction)), -jnp.inf)",
+        "-jnp.abs(along(direction))",
+        "the least extreme",
+    ),
+    ("attacks/mimic.py", "jnp.abs(along(direction))", "along(direction)", "a direction with a sign"),
+    ("attacks/mimic.py", "(1.0 + rounds)", "(2.0 + rounds)", "wrong running mean"),
 ]
 TESTS = (
     "tests/aggregators/test_battery.py",

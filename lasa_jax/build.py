@@ -274,7 +274,12 @@ def _point(
             "rule": {} if aggregator is not None else of("aggregator", config.aggregator.name),
         },
     )
-    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32) if isinstance(x, float) else jnp.asarray(x), numbers)
+
+    def placed(x: Any) -> jax.Array:
+        kinds = {float: jnp.float32, int: jnp.int32}  # whether or not JAX is told to use 64 bits
+        return jnp.asarray(x, kinds.get(type(x)))
+
+    return jax.tree.map(placed, numbers)
 
 
 def _numbers(config: ConfigDict, kind: str, name: str, model: Model) -> dict[str, Any]:

@@ -242,6 +242,12 @@ def sometimes(say: Callable[[str], None], *, every: float = 10.0) -> Callable[[s
     return say_sometimes
 
 
+def duration(seconds: float) -> str:
+    """`"12 min"`: seconds in words, for a line."""
+    minutes = seconds / 60
+    return f"{minutes / 60:.1f} h" if minutes >= 90 else f"{minutes:.0f} min" if minutes >= 1 else f"{seconds:.0f} s"
+
+
 def located(config: str, kind: str) -> str:
     """`FILE:ARGUMENT` with the whole path of the file, here or in the package.
 

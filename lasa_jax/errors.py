@@ -1,5 +1,7 @@
 """The one error that a user is shown without a traceback, and the checks of what users give that raise it."""
 
+import argparse
+import contextlib
 import difflib
 import inspect
 import math
@@ -64,6 +66,14 @@ def whole_number(text: str) -> int:
         if number != int(number):
             raise
         return int(number)
+
+
+def count(text: str) -> int:
+    """A whole number from 1 on, as the type of a flag."""
+    with contextlib.suppress(ValueError, OverflowError):
+        if (number := whole_number(text)) >= 1:
+            return number
+    raise argparse.ArgumentTypeError(f"{text!r}: allowed is a whole number from 1 on")
 
 
 def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:

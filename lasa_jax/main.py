@@ -2,9 +2,11 @@
 
     lasa-jax run digits
     lasa-jax run cifar10:alpha=0.5 --config.attack.name=lie --config.rounds=100 --workdir=DIR
+    lasa-jax run cifar10:alpha=0.5 --config.attack.name=lie --config.rounds=100 --workdir=DIR --extend=200
     lasa-jax run --config=my.py --config.aggregator.name=mypkg.rules:norm_gate --config.aggregator.norm_gate.factor=3
 
-Also `python -m lasa_jax.main`. The same command again goes on where it stopped.
+Also `python -m lasa_jax.main`. The same command again goes on where it stopped; with --extend=ROUNDS a
+finished run is given more rounds.
 """
 
 import contextlib
@@ -24,7 +26,7 @@ from rich.table import Table
 from lasa_jax import commandline
 from lasa_jax import config as configs
 from lasa_jax.data import cache
-from lasa_jax.errors import InputError
+from lasa_jax.errors import InputError, count
 
 
 def parser() -> commandline.Parser:
@@ -38,6 +40,13 @@ def parser() -> commandline.Parser:
         takes_settings=True,
     )
     made.add_path("--workdir", metavar="DIR", help="directory of the run; runs/<what>_<config hash> by default")
+    made.add_argument(
+        "--extend",
+        metavar="ROUNDS",
+        type=count,
+        help="as if the finished run in DIR had had so many rounds from the start: goes on from its last checkpoint, in "
+        "DIR_<ROUNDS>_rounds, or in runs/ by default",
+    )
     made.add_argument("--tensorboard", action="store_true", help="write scalars and filtering images to DIR/tb too")
     made.add_argument(
         "--distributed",
@@ -83,8 +92,23 @@ def print_summary(summary: dict[str, Any], path: Path, console: Console) -> None
         console.print(table)
 
 
-def run(config: ConfigDict, workdir: Path | None, *, with_tensorboard: bool = False) -> None:
-    """Runs a resolved config, with a progress bar on a terminal; `with_tensorboard` writes to `tb/` in the workdir too."""
+def longer_workdir(workdir: Path, rounds: int) -> Path:
+    """`DIR_200_rounds` beside `DIR`."""
+    named = workdir if workdir.name not in ("", "..") else workdir.resolve()
+    return named.with_name(f"{named.name}_{rounds}_rounds")
+
+
+def run(
+    config: ConfigDict, workdir: Path | None, *, extends: Path | None = None, with_tensorboard: bool = False
+) -> None:
+    """Runs a resolved config, with a progress bar on a terminal.
+
+    Args:
+      config: resolved.
+      workdir: the directory; by the settings' name if None.
+      extends: that of a finished run with fewer rounds to go on from.
+      with_tensorboard: whether to write to `tb/` in the directory too.
+    """
     from lasa_jax import (
         experiment,
         report,
@@ -92,7 +116,9 @@ def run(config: ConfigDict, workdir: Path | None, *, with_tensorboard: bool = Fa
     )  # Orbax and the rest take a second, which bad input need not wait for
 
     path = default_workdir(config) if workdir is None else workdir
-    watch = track.tensorboard(path / "tb") if with_tensorboard else None
+    watch = track.Board(path / "tb") if with_tensorboard else None
+    if extends is not None:
+        experiment.extend(extends, config, path)
     if jax.process_index() > 0:  # the first process owns the directory and the terminal
         experiment.run(config, path, log=lambda text: None)
         return
@@ -112,21 +138,23 @@ def run(config: ConfigDict, workdir: Path | None, *, with_tensorboard: bool = Fa
 
     say_sometimes = commandline.sometimes(say)
 
-    def show(line: Mapping[str, Any]) -> None:
+    def show(_: str, index: int, line: Mapping[str, Any]) -> None:
         loss, accuracy = f"{line['train_loss']:.3f}", f"{100 * line['test_accuracy']:.1f} %"
         if console.is_terminal:
             progress.start()
-            progress.update(task, completed=line["round"], loss=loss, accuracy=accuracy)
+            progress.update(task, completed=index, loss=loss, accuracy=accuracy)
         else:
-            say_sometimes(f"round {line['round']}/{config.rounds}  loss {loss}  accuracy {accuracy}")
+            say_sometimes(f"round {index}/{config.rounds}  loss {loss}  accuracy {accuracy}")
         if watch is not None:
             watch(line)
 
     try:
-        summary = experiment.run(config, path, on_line=show, log=say)
+        summary = experiment.run(config, path, on_metrics=show, log=say)
     finally:
         if progress.live.is_started:
             progress.stop()
+        if watch is not None:
+            watch.close()
     try:
         report.accuracy_curve(path)
     except OSError as error:
@@ -184,7 +212,16 @@ def _run(argv: Sequence[str] | None) -> None:
         use_all_cores(config.clients_per_round)
     if jax.process_index() == 0:
         commandline.tell_of_idle_gpu()
-    run(config, given.workdir, with_tensorboard=given.tensorboard)
+    if given.extend is None:
+        run(config, given.workdir, with_tensorboard=given.tensorboard)
+        return
+    from lasa_jax import experiment
+
+    longer = commandline.read_config(given.config, {**given.settings, "rounds": str(given.extend)})
+    experiment.check_extends(config, longer)
+    extends = default_workdir(config) if given.workdir is None else given.workdir
+    path = None if given.workdir is None else longer_workdir(given.workdir, given.extend)
+    run(longer, path, extends=extends, with_tensorboard=given.tensorboard)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

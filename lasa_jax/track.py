@@ -1,6 +1,8 @@
-"""A run to watch while it goes on, in TensorBoard: its scalars, and who was filtered in which layer."""
+"""Runs to watch while they go on, in TensorBoard: their scalars, and who was filtered in which layer."""
 
-from collections.abc import Callable, Mapping
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -28,36 +30,69 @@ def draw_layers(line: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def tensorboard(path: Path) -> Callable[[Mapping[str, Any]], None]:
-    """What writes a line of metrics to `path`; the folder is made with the first line.
+def check_installed() -> None:
+    """Raises InputError if tensorboardX is not installed."""
+    if find_spec("tensorboardX") is None:
+        raise InputError("--tensorboard: needs the extra: python -m pip install 'lasa_jax[tensorboard]'")
+
+
+_drawing = threading.Lock()  # matplotlib shares its fonts between the threads of a sweep
+
+
+class Board:
+    """What writes lines of metrics of one run to a folder that TensorBoard reads; the folder is made with the first line.
 
     A run that goes on after a kill computes rounds again that are written already: from the first line on, older ones of the
     same or later rounds are no longer shown.
-
-    Raises:
-      InputError: if tensorboardX is not installed.
     """
-    if find_spec("tensorboardX") is None:
-        raise InputError("--tensorboard: needs the extra: python -m pip install 'lasa_jax[tensorboard]'")
-    from tensorboardX import SummaryWriter
 
-    opened: list[Any] = []
+    def __init__(self, path: Path) -> None:
+        """Args: path: the folder. Raises InputError if tensorboardX is not installed."""
+        check_installed()
+        self._path = path
+        self._writer: Any = None
 
-    def write(line: Mapping[str, Any]) -> None:
+    def __call__(self, line: Mapping[str, Any]) -> None:
+        """Writes one line of metrics.jsonl."""
         step = line["round"]
-        if not opened:
+        if self._writer is None:
+            from tensorboardX import SummaryWriter
+
             # A thread of its own writes; what it has got is on the disk a second later.
-            opened.append(SummaryWriter(str(path), purge_step=step, flush_secs=1))
-        writer = opened[0]
+            self._writer = SummaryWriter(str(self._path), purge_step=step, flush_secs=1)
         detection = records.detection_rates([line])
         scalars = {name: line[name] for name in ("train_loss", "test_loss", "test_accuracy", "update_norm")}
         scalars |= {name: line[name] for name in records.PADDING_LINE if name in line}
         scalars |= {name: detection[name] for name in ("malicious_filtered", "benign_kept")}
         for name, value in scalars.items():
             if value is not None:
-                writer.add_scalar(name, value, step)
+                self._writer.add_scalar(name, value, step)
         if detection["layers"]:
-            writer.add_figure("filtering", draw_layers(line), step, close=False)
-        writer.flush()  # what is on the disk is what there is to watch
+            with _drawing:
+                self._writer.add_figure("filtering", draw_layers(line), step, close=False)
+        self._writer.flush()  # what is on the disk is what there is to watch
 
-    return write
+    def close(self) -> None:
+        """Waits until everything is written, and ends the thread that does."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+@contextlib.contextmanager
+def boards(workdir: Path) -> Iterator[Callable[[str, int, Mapping[str, Any]], None]]:
+    """An `on_metrics` that writes each run to the `tb/` of its directory below `workdir`; all are closed at the end.
+
+    Raises:
+      InputError: if tensorboardX is not installed.
+    """
+    check_installed()
+    known: dict[str, Board] = {}
+    with contextlib.ExitStack() as opened:
+
+        def write(run: str, _: int, line: Mapping[str, Any]) -> None:
+            if run not in known:
+                known[run] = Board(workdir / run / "tb")
+                opened.callback(known[run].close)
+            known[run](line)
+
+        yield write

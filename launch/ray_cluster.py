@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lasa_jax import grid, methods
+from lasa_jax import grid, methods, track
 from lasa_jax.data import cache
 from lasa_jax.errors import InputError
 from lasa_jax.federated import Executables
-from lasa_jax.workdir import is_finished, read_batch_sizes, write_batch_sizes
+from lasa_jax.workdir import is_finished, read_batch_sizes, write_batch_sizes, write_failure
 
 _LOSSES = 3  # of its worker, after which a batch counts as failed: perhaps it is what kills them
 _PASSED_ON = ("TFDS_DATA_DIR", "XDG_CACHE_HOME", "JAX_", "XLA_", "LASA_JAX_")
@@ -24,18 +24,21 @@ _PASSED_ON = ("TFDS_DATA_DIR", "XDG_CACHE_HOME", "JAX_", "XLA_", "LASA_JAX_")
 class Worker:
     """What runs in a Ray actor: the programs that it compiled."""
 
-    def __init__(self, workdir: Path, search: Sequence[str]) -> None:
+    def __init__(self, workdir: Path, search: Sequence[str], tensorboard: bool = False) -> None:
         methods.search_also(*search)
         cache.keep_compiled_programs()
         self._workdir = workdir
+        self._tensorboard = tensorboard
         self._executables = Executables()
 
     def ready(self) -> None:
-        """Nothing, if this machine sees the directory of the sweep.
+        """Nothing, if this machine sees the directory of the sweep, and has what TensorBoard needs if that is asked for.
 
         Raises:
           InputError: if it does not.
         """
+        if self._tensorboard:
+            track.check_installed()
         if not read_batch_sizes(self._workdir):
             host = os.uname().nodename
             raise InputError(
@@ -48,7 +51,13 @@ class Worker:
 
     def run(self, batch: grid.Batch) -> list[grid.Outcome]:
         """Runs a batch."""
-        return grid.run_together(batch, self._workdir, executables=self._executables, log=lambda text: None)
+        return grid.run_together(
+            batch,
+            self._workdir,
+            executables=self._executables,
+            tensorboard=self._tensorboard,
+            log=lambda text: None,
+        )
 
     def compiled(self) -> int:
         """How many programs."""
@@ -64,6 +73,7 @@ def run(
     batch: int | None,
     on_outcome: Callable[[grid.Outcome], None],
     log: Callable[[str], None],
+    tensorboard: bool = False,
 ) -> int:
     """Runs the points that are not finished on the workers of a cluster.
 
@@ -78,6 +88,7 @@ def run(
       batch: as in `grid.run`.
       on_outcome: called after each point, finished ones included.
       log: called when a worker is lost.
+      tensorboard: as in `grid.run`.
 
     Returns:
       How many programs the workers compiled; those of lost workers are not known.
@@ -101,7 +112,7 @@ def run(
         raise InputError(f"--address={address or 'auto'}: {' '.join(str(error).split())}") from None
     try:
         gpus, count = _workers([node["Resources"] for node in ray.nodes() if node["Alive"]], gpus, address or "auto")
-        return _run(ray, points, path, count, gpus, batch, on_outcome, log)
+        return _run(ray, points, path, count, gpus, batch, on_outcome, log, tensorboard)
     finally:
         ray.shutdown()
 
@@ -151,14 +162,17 @@ def _run(
     batch: int | None,
     on_outcome: Callable[[grid.Outcome], None],
     log: Callable[[str], None],
+    tensorboard: bool = False,
 ) -> int:
     for outcome in grid.finished(points, workdir, log=lambda text: None):
         on_outcome(outcome)
     if all(is_finished(workdir / point.name) for point in points):
         return 0
+    grid.begin(points, workdir, points)
     log("waiting for the first worker")
     actor = ray.remote(num_cpus=1, num_gpus=gpus)(Worker)
-    first = actor.remote(workdir, methods.searched())
+    of_worker = (workdir, methods.searched(), tensorboard)
+    first = actor.remote(*of_worker)
     try:
         sizes = ray.get(first.sizes.remote(points, batch))
     except ray.exceptions.RayTaskError as error:
@@ -176,11 +190,12 @@ def _run(
 
     def fail(lost: grid.Batch, error: str) -> None:
         for point in lost.points:
+            write_failure(workdir, point.name, error)
             on_outcome(grid.Outcome(point, workdir / point.name, None, error))
 
     start(first)
     for _ in range(min(count, len(todo)) - 1):
-        start(actor.remote(workdir, methods.searched()))
+        start(actor.remote(*of_worker))
     while any(taken is not None for _, taken in busy.values()) or len(waiting):
         (ready, *_), _ = ray.wait(list(busy))
         worker, taken = busy.pop(ready)
@@ -203,7 +218,7 @@ def _run(
                     ) from None
             with contextlib.suppress(ray.exceptions.RayError):  # it may only be out of reach, and hold its locks
                 ray.kill(worker)
-            start(actor.remote(workdir, methods.searched()))
+            start(actor.remote(*of_worker))
             continue
         except ray.exceptions.RayTaskError as error:
             if taken is None:  # its machine is not fit; another worker would come up there again

@@ -16,7 +16,6 @@ from typing import Any
 from lasa_jax import grid, methods
 from lasa_jax.data import cache
 from lasa_jax.errors import InputError, nearest, whole_number
-from lasa_jax.workdir import write_batch_sizes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +28,8 @@ class Task:
       names: of the points.
       batch: as in `grid.run`.
       search: folders in which modules of users may lie.
+      tensorboard: as in `grid.run`.
+      extend: rounds of each point, as in `grid.extended`; as declared if None.
     """
 
     config: str
@@ -36,16 +37,23 @@ class Task:
     names: Sequence[str]
     batch: int | None
     search: Sequence[str]
+    tensorboard: bool = False
+    extend: int | None = None
 
     def __call__(self) -> dict[str, str | None]:
         """Runs the points; the error of each by its name, None where it has a result."""
         cache.keep_compiled_programs()
         methods.search_also(*self.search)
-        points = grid.points(grid.load(self.config))
-        # By all points of the sweep, so that every task takes the same sizes.
-        write_batch_sizes(self.workdir, grid.batch_sizes(points, self.workdir, batch=self.batch))
-        mine = [point for point in points if point.name in set(self.names)]
-        outcomes = grid.run(mine, self.workdir, batch=self.batch, on_outcome=_say)
+        declared = grid.load(self.config)
+        points = grid.points(declared) if self.extend is None else grid.extended(declared, self.extend)
+        outcomes = grid.run(
+            points,
+            self.workdir,
+            only=set(self.names),
+            batch=self.batch,
+            tensorboard=self.tensorboard,
+            on_outcome=_say,
+        )
         return {outcome.point.name: outcome.error for outcome in outcomes}
 
     def checkpoint(self) -> Any:
@@ -68,6 +76,8 @@ def submit(
     batch: int | None,
     parameters: str,
     cluster: str = "slurm",
+    tensorboard: bool = False,
+    extend: int | None = None,
 ) -> list[Any]:
     """Submits the points that have no result as an array job.
 
@@ -81,6 +91,8 @@ def submit(
       batch: as in `grid.run`.
       parameters: see `read_parameters`. Without a time limit that of the cluster applies.
       cluster: of submitit: `"slurm"`; `"local"` starts processes here, `"debug"` runs in this one.
+      tensorboard: as in `grid.run`.
+      extend: the rounds with which `points` are those of `grid.extended`, if they are.
 
     Returns:
       submitit's jobs; none if there is nothing to do.
@@ -91,10 +103,12 @@ def submit(
     submitit, given = _submitit(), read_parameters(parameters)
     path = Path(workdir).absolute()
     todo = grid.batches(points, path, dict.fromkeys(grid.programs(points), 1))
-    names = [point.name for batch_of_one in todo for point in batch_of_one.points]
-    tasks = [Task(config, path, share, batch, methods.searched()) for share in _shares(names, jobs)]
+    left = [point for batch_of_one in todo for point in batch_of_one.points]
+    shares = _shares([point.name for point in left], jobs)
+    tasks = [Task(config, path, share, batch, methods.searched(), tensorboard, extend) for share in shares]
     if not tasks:
         return []
+    grid.begin(points, path, left)
     try:
         of_making = {name: value for name, value in given.items() if name in _made_with(submitit)}
         executor = submitit.AutoExecutor(folder=path / "slurm", cluster=cluster, **of_making)

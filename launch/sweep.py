@@ -2,6 +2,7 @@
 
     lasa-jax sweep figure1:digits --workdir=DIR
     lasa-jax sweep --config=my_sweep.py:mnist --workdir=DIR --backend=ray --address=HEAD:6379
+    lasa-jax sweep figure1:digits --workdir=DIR --extend=100        more rounds for points that are finished
 
 Also `python -m launch.sweep`. Prints the plan first; `--dry_run` stops there. Started again, it runs what is missing. Exit
 code 0 if every point has a result or was submitted, 1 if one failed, 2 for bad input, 130 after Ctrl-C.
@@ -18,10 +19,10 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from lasa_jax import commandline, grid
+from lasa_jax import commandline, grid, track
 from lasa_jax import config as configs
 from lasa_jax.data import cache
-from lasa_jax.errors import InputError
+from lasa_jax.errors import InputError, count
 from lasa_jax.federated import Executables
 from lasa_jax.launch import ray_cluster, slurm
 
@@ -39,7 +40,10 @@ def sweep(given: argparse.Namespace, console: Console) -> int:
         for flag, default in flags.items():
             if backend != given.backend and getattr(given, flag) != default:
                 raise InputError(f"--{flag}={getattr(given, flag)}: is for --backend={backend}, not {given.backend}")
-    points, workdir = grid.points(grid.load(given.config)), given.workdir
+    if given.tensorboard:
+        track.check_installed()
+    declared, workdir = grid.load(given.config), given.workdir
+    points = grid.points(declared) if given.extend is None else grid.extended(declared, given.extend)
     commandline.tell_user_functions(path for point in points for path in configs.user_functions(point.config))
     if given.backend == "ray":
         jax.config.update("jax_platforms", "cpu")  # the accelerators are the workers'
@@ -54,7 +58,16 @@ def sweep(given: argparse.Namespace, console: Console) -> int:
         return 0
     if given.backend == "slurm":
         config = commandline.located(given.config, "get_grid")
-        jobs = slurm.submit(config, points, workdir, jobs=given.jobs, batch=given.batch, parameters=given.slurm)
+        jobs = slurm.submit(
+            config,
+            points,
+            workdir,
+            jobs=given.jobs,
+            batch=given.batch,
+            parameters=given.slurm,
+            tensorboard=given.tensorboard,
+            extend=given.extend,
+        )
         submitted = (
             f"{', '.join(job.job_id for job in jobs)}; logs in {workdir / 'slurm'}" if jobs else "nothing is left"
         )
@@ -80,7 +93,7 @@ def sweep(given: argparse.Namespace, console: Console) -> int:
             if not console.is_terminal and done > plan.finished and outcome.summary is not None:
                 left = (time.monotonic() - began) / (done - plan.finished) * (len(points) - done)
                 console.print(
-                    f"{done}/{len(points)} {last}, {grid.duration(left)} left", highlight=False, soft_wrap=True
+                    f"{done}/{len(points)} {last}, {commandline.duration(left)} left", highlight=False, soft_wrap=True
                 )
 
         if given.backend == "ray":
@@ -92,6 +105,7 @@ def sweep(given: argparse.Namespace, console: Console) -> int:
                 batch=given.batch,
                 on_outcome=show,
                 log=lambda text: progress.console.print(text, highlight=False, soft_wrap=True),
+                tensorboard=given.tensorboard,
             )
         else:
             executables = Executables()
@@ -100,6 +114,7 @@ def sweep(given: argparse.Namespace, console: Console) -> int:
                 workdir,
                 batch=given.batch,
                 threads=given.threads,
+                tensorboard=given.tensorboard,
                 on_outcome=show,
                 executables=executables,
                 log=lambda text: None,
@@ -107,13 +122,6 @@ def sweep(given: argparse.Namespace, console: Console) -> int:
             compiled = len(executables)
     print(f"results: {len(points) - len(failed)} of {len(points)} in {workdir}; compiled programs: {compiled}")
     return 1 if failed else 0
-
-
-def _count(text: str) -> int:
-    """A whole number from 1 on."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: allowed is a whole number from 1 on")
-    return int(text)
 
 
 def parser() -> commandline.Parser:
@@ -127,13 +135,27 @@ def parser() -> commandline.Parser:
     made.add_path("--workdir", metavar="DIR", required=True, help="directory of the sweep")
     made.add_argument("--dry_run", action="store_true", help="only print the plan")
     made.add_argument(
-        "--batch", metavar="RUNS", type=_count, help="in one dispatch; 1 on a CPU, else what fits and speeds up"
+        "--batch",
+        metavar="RUNS",
+        type=count,
+        help="in one dispatch; 1 on a CPU, else what fits and speeds up",
     )
-    made.add_argument("--threads", metavar="N", type=_count, help="dispatches side by side; on a CPU the cores, else 1")
+    made.add_argument("--threads", metavar="N", type=count, help="dispatches side by side; on a CPU the cores, else 1")
+    made.add_argument(
+        "--extend",
+        metavar="ROUNDS",
+        type=count,
+        help="each point as if it had had so many rounds from the start, from where its finished run in DIR ended",
+    )
+    made.add_argument(
+        "--tensorboard",
+        action="store_true",
+        help="each run writes scalars and filtering images to tb/ in its directory",
+    )
     made.add_argument("--backend", choices=("local", "ray", "slurm"), default="local", help="see launch/README.md")
     made.add_argument("--address", help="of a Ray cluster; the one of this machine's environment if not given")
     made.add_argument("--gpus", metavar="N", type=float, help="of a Ray worker; 1, or 0 where the cluster has none")
-    made.add_argument("--jobs", metavar="N", type=_count, default=1, help="SLURM array tasks that share the points")
+    made.add_argument("--jobs", metavar="N", type=count, default=1, help="SLURM array tasks that share the points")
     made.add_argument(
         "--slurm", metavar="NAME=VALUE", default="", help="for submitit: slurm_partition=gpu,timeout_min=600"
     )

@@ -48,7 +48,16 @@ def test_statistics_are_kept_apart_in_one_place():
 class TestSimulate:
     def test_functions_in_place_of_names(self):
         named = experiment.simulate("digits", **SMALL, **{"aggregator.name": "krum", "attack.name": "lie"})
-        given = experiment.simulate("digits", **SMALL, aggregator=aggregators.krum(), attack=attacks.lie())
+        told = []
+        given = experiment.simulate(
+            "digits",
+            **SMALL,
+            aggregator=aggregators.krum(),
+            attack=attacks.lie(),
+            on_metrics=lambda *metrics: told.append(metrics),
+        )
+        assert [(name, index) for name, index, _ in told] == [("digits", index) for index in given.evaluated]
+        assert [metrics["test_accuracy"] for *_, metrics in told] == given.test_accuracy.tolist()
         assert (named.test_loss == given.test_loss).all()
         assert named.evaluated.tolist() == [1, 2]
         assert named.clients.shape == named.malicious.shape == next(iter(named.weights.values())).shape == (2, 4)

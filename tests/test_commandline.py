@@ -15,6 +15,7 @@ from lasa_jax.errors import InputError
 from lasa_jax.inspection import __main__ as inspection
 from lasa_jax.launch import sweep
 from lasa_jax.report import __main__ as report
+from lasa_jax.report import export, status
 
 ROOT = Path(__file__).parents[1]
 
@@ -317,8 +318,14 @@ def test_an_nvidia_device_that_is_not_used(sign, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "shown"),
     [
-        (["run"], "--config --workdir --tensorboard --distributed"),
-        (["sweep"], "--config --workdir --dry_run --batch --threads --backend --address --gpus --jobs --slurm"),
+        (["run"], "--config --workdir --extend --tensorboard --distributed"),
+        (
+            ["sweep"],
+            "--config --workdir --dry_run --batch --threads --extend --tensorboard --backend --address --gpus --jobs "
+            "--slurm",
+        ),
+        (["status"], "DIR time left"),
+        (["export"], "DIR --out --last"),
         (["report"], "--output --where compare"),
         (
             ["inspect"],
@@ -327,7 +334,7 @@ def test_an_nvidia_device_that_is_not_used(sign, tmp_path, monkeypatch, capsys):
         ),
         (["inspect", "partition"], "--config --output"),
         (["list"], "list"),
-        ([], "run sweep report inspect list"),
+        ([], "run sweep status report export inspect list"),
     ],
 )
 def test_help(arguments, shown, capsys):
@@ -381,7 +388,8 @@ def test_list(capsys):
 
 
 def test_doors_lead_to_the_same_functions(monkeypatch):
-    for name, module in {"run": main, "sweep": sweep, "report": report, "inspect": inspection}.items():
+    modules = {"run": main, "sweep": sweep, "status": status, "report": report, "export": export}
+    for name, module in {**modules, "inspect": inspection}.items():
         monkeypatch.setattr(module, "main", lambda argv, name=name: [name, *argv])
         assert doors.main([name, "x", "--y"]) == [name, "x", "--y"]
 
@@ -389,7 +397,7 @@ def test_doors_lead_to_the_same_functions(monkeypatch):
 def test_an_unknown_command(capsys):
     assert doors.main(["reprot"]) == 2
     assert capsys.readouterr().err == (
-        "error: lasa-jax reprot: allowed are run, sweep, report, inspect, list (did you mean 'report'?)\n"
+        "error: lasa-jax reprot: allowed are run, sweep, status, report, export, inspect, list (did you mean 'report'?)\n"
     )
     assert doors.main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("lasa_jax ")

@@ -4,6 +4,8 @@ import pkgutil
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -78,6 +80,34 @@ class TestSkeletonsOfTheGuide:
         crafted = attack_laws.craft(names["shrink"](factor=0.5), attack_laws.SOME)
         for name, x in honest().items():
             np.testing.assert_array_equal(crafted[name][attack_laws.SOME], 0.5 * x[attack_laws.SOME])
+
+
+def test_the_example_for_weights_and_biases(monkeypatch):
+    """With stand-ins for the sweep and for wandb, whose part in it is `init`, `log` and `finish`."""
+    begun, calls = [], []
+
+    class Board:
+        def log(self, values: dict, step: int) -> None:
+            calls.append((values, step))
+
+        def finish(self) -> None:
+            calls.append("finished")
+
+    def init(**given: str) -> Board:
+        begun.append(given)
+        return Board()
+
+    def run(declared: object, workdir: str, *, on_metrics: Any) -> None:
+        for index in (1, 2):
+            on_metrics("digits_lasa_lie_1", index, {"test_accuracy": 0.5, "malicious_filtered": {"a": 1}})
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    monkeypatch.setattr(grid, "run", run)
+    monkeypatch.setattr(grid, "load", lambda name: None)
+    (code,) = blocks("docs/configs.md")
+    exec(code, {})
+    assert [given["id"] for given in begun] == ["digits_lasa_lie_1"]
+    assert calls == [({"test_accuracy": 0.5}, 1), ({"test_accuracy": 0.5}, 2), "finished"]
 
 
 def test_every_method_is_in_the_readme():

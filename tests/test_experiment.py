@@ -102,9 +102,11 @@ def test_files(finished):
 
 
 def test_metrics_cover_every_round(tmp_path):
-    summary = run(small(eval_every=4, block_rounds=3), tmp_path)
-    with Workdir(tmp_path) as workdir:
+    told = []
+    summary = run(small(eval_every=4, block_rounds=3), tmp_path / "run", on_metrics=lambda *line: told.append(line))
+    with Workdir(tmp_path / "run") as workdir:
         lines = workdir.metrics()
+    assert told == [("run", line["round"], line) for line in lines]
     assert [line["round"] for line in lines] == [4, 6]
     assert sum(line["malicious"] + line["benign"] for line in lines) == 6 * 6
     assert summary["rounds"] == 6
@@ -279,7 +281,7 @@ def test_natural_clients_from_a_source_to_a_summary(tmp_path):
     config.update_from_flattened_dict({**settings, "attack.name": "label_flip", "aggregator.name": "bulyan"})
     config.source = str(tmp_path / "leaf")
     lines = []
-    summary = run(configs.resolve(config), tmp_path / "run", on_line=lines.append)
+    summary = run(configs.resolve(config), tmp_path / "run", on_metrics=lambda run, index, line: lines.append(line))
     assert (summary["status"], summary["assumed_malicious"]) == ("finished", 0)
     assert [line["step_waste"] for line in lines] == [1.0, 1.0]
     moved = tmp_path / "moved"

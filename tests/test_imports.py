@@ -17,6 +17,7 @@ TRAINING = ("flax", "ml_collections", "optax")
         ("lasa_jax.attacks", (*TRAINING, *DRAWING_AND_DATA)),
         ("lasa_jax.testing", (*TRAINING, *DRAWING_AND_DATA)),
         ("lasa_jax.main", DRAWING_AND_DATA),
+        ("lasa_jax.report.export, lasa_jax.report.status", (*TRAINING, *DRAWING_AND_DATA)),
     ],
 )
 def test_brings_in_nothing_expensive(module, unwanted):

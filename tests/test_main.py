@@ -182,7 +182,7 @@ def test_tensorboard_forgets_rounds_that_are_computed_again(tmp_path):
     line = dict.fromkeys(("train_loss", "test_loss", "test_accuracy", "update_norm"), 0.5)
     line |= {"malicious": 1, "benign": 2, "malicious_filtered": {}, "benign_filtered": {}}
     for rounds in ((1, 2, 3), (2, 3, 4)):
-        write = track.tensorboard(tmp_path)
+        write = track.Board(tmp_path)
         for index in rounds:
             write({**line, "round": index})
         wait_for(tmp_path, rounds[-1])

@@ -108,8 +108,13 @@ class Rows:
 
     @property
     def count(self) -> jax.Array:
-        """The number present, n in the formulas."""
-        return jnp.sum(self.present)
+        """The number present, n in the formulas, int32."""
+        return jnp.sum(self.present, dtype=jnp.int32)
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """The type of norms, distances and weights: float32; float64 for updates of float64."""
+        return ops.wide(self.stack)
 
     @functools.cached_property
     def sizes(self) -> tuple[jax.Array, jax.Array]:
@@ -122,7 +127,8 @@ class Rows:
         Rounding keeps the order of magnitudes, so that of a scaled row is that of the row, times the scale: it is searched
         for in the stack as it came, and no scaled copy is written.
         """
-        only_scaled = self.mixing is None and [fn for fn, _ in self.maps] == [scale]
+        # What is wider is rounded to float32 there, which scales do not go through.
+        only_scaled = self.mixing is None and [fn for fn, _ in self.maps] == [scale] and self.dtype == jnp.float32
         rows = dataclasses.replace(self, maps=()) if only_scaled else self
         found = rows.each(lambda row: ops.magnitude_threshold(choose(row), k))
         return found * self.maps[0][1] if only_scaled else found
@@ -149,15 +155,18 @@ class Rows:
         return dataclasses.replace(self, present=present, mixing=whole, made_of=made_of)
 
     def each(self, fn: Callable[..., PyTree], *shared: PyTree) -> PyTree:
-        """`fn(row, *shared)` of every client, stacked; one pass over the stack. Results of absent rows mean nothing."""
+        """`fn(row, *shared)` of every client, stacked; one pass over the stack. Results of absent rows mean nothing.
+
+        The results should be small: every device gets those of all clients.
+        """
         if self.mixing is not None:
-            return ops.map_rows(fn, self.written, shared=shared)
+            return ops.everywhere(ops.map_rows(fn, self.written, shared=shared))
         count = len(self.maps)
 
         def read(row: PyTree, *operands: PyTree) -> PyTree:
             return fn(self._read(row, *operands[:count]), *operands[count:])
 
-        return ops.map_rows(read, self.stack, *self._numbers, shared=shared)
+        return ops.everywhere(ops.map_rows(read, self.stack, *self._numbers, shared=shared))
 
     def weighted_sum(self, weights: PyTree) -> PyTree:
         """Sum of weight times row over the clients with a weight that is not zero; one pass. See `ops.weighted_sum`.
@@ -189,13 +198,13 @@ class Rows:
             # Mixed rows are weighted means, so they are measured from the same row.
             source = jnp.where(near[:, None] & near[None, :], source, 0.0)
             products = ops.product(ops.product(self.mixing, source), self.mixing.T)
-            return ops.usable_gram(products, self.present & ~jnp.any((self.mixing != 0) & ~near, axis=1))
+            return ops.usable_gram(products, self.present & ~jnp.any((self.mixing != 0) & ~near[None, :], axis=1))
 
         stack = self.written
         norms = ops.map_rows(ops.tree_norm, stack)
         finite = self.present & jnp.isfinite(norms)
         in_order = jnp.argsort(jnp.where(finite, norms, jnp.inf), stable=True)
-        start = in_order[jnp.maximum(jnp.sum(finite) - 1, 0) // 2]
+        start = in_order[jnp.maximum(jnp.sum(finite, dtype=jnp.int32) - 1, 0) // 2]
         first = ops.gram(stack, self.present, start)
         usable = jnp.isfinite(jnp.diagonal(first))
         to_half = ops.masked_median(ops.squared_distances(first), usable, lower=True)  # of the others
@@ -216,7 +225,13 @@ class Rows:
         """The stack as a rule reads it: the one that came where no pre-aggregator changes it, else a copy, the only one."""
         if not self.maps and self.mixing is None:
             return self.stack
-        mapped = ops.map_rows(self._read, self.stack, *self._numbers) if self.maps else self.stack
+        mapped = self.stack
+        if self.maps:
+
+            def read(row: PyTree, *numbers: PyTree) -> PyTree:
+                return jax.tree.map(lambda x, like: x.astype(like.dtype), self._read(row, *numbers), row)
+
+            mapped = ops.map_rows(read, self.stack, *self._numbers)
         return mapped if self.mixing is None else ops.mix_rows(self.mixing, mapped)
 
     @property
@@ -249,22 +264,24 @@ def _num_rows(updates: PyTree) -> int:
 
 def at_most(limit: jax.Array, num_malicious: Count) -> jax.Array:
     """The number of malicious clients that a rule assumes: what it is told, but no more than it can stand, nor below 0."""
-    return jnp.clip(jnp.asarray(num_malicious, jnp.int32), 0, jnp.maximum(limit, 0)).astype(jnp.int32)
+    return jnp.clip(jnp.asarray(num_malicious, jnp.int32), 0, jnp.maximum(limit, 0))
 
 
 def scale(row: PyTree, factor: jax.Array) -> PyTree:
     """One update times a number; as a map of `Rows` it lets `Rows.threshold` search the stack as it came."""
-    return jax.tree.map(lambda x: x * factor, row)
+    return jax.tree.map(lambda x: x.astype(factor.dtype) * factor, row)
 
 
 def is_finite(row: PyTree) -> jax.Array:
     """Whether one update holds neither a NaN nor an infinity, bool `()`."""
-    return jnp.isfinite(jnp.max(jnp.stack([ops.largest_magnitude(x) for x in jax.tree.leaves(row)])))
+    kind = ops.wide(row)
+    return jnp.isfinite(jnp.max(jnp.stack([ops.largest_magnitude(x.astype(kind)) for x in jax.tree.leaves(row)])))
 
 
 def equal_weights(rows: Rows, chosen: jax.Array) -> PyTree:
     """Diagnostics' `weight` of a rule that averages the `chosen` clients, bool `(n,)`, in every layer; 0 if none is."""
-    share = jnp.where(chosen, 1 / jnp.maximum(jnp.sum(chosen), 1), 0.0)
+    count = jnp.maximum(jnp.sum(chosen, dtype=jnp.int32), 1)
+    share = jnp.where(chosen, 1 / count.astype(rows.dtype), 0.0)
     return jax.tree.map(lambda _: share, rows.stack)
 
 

@@ -62,15 +62,26 @@ def centered_clipping(clip_radius: Scalar = 10.0, num_iterations: int = 1) -> Ag
         updates: PyTree, state: PyTree, *, key: jax.Array, num_malicious: Count, present: jax.Array | None = None
     ) -> tuple[PyTree, PyTree, Diagnostics]:
         rows = Rows.of(updates, present)
-        center = state
+        center, radius = state, jnp.asarray(clip_radius, rows.dtype)
+        n = jnp.maximum(rows.count, 1).astype(rows.dtype)
         for _ in range(num_iterations):
-            distance = rows.each(lambda row, v: ops.tree_norm(jax.tree.map(jnp.subtract, row, v)), center)
+            distance = rows.each(lambda row, v: ops.tree_norm(jax.tree.map(_less, row, v)), center)
             counted = rows.present & jnp.isfinite(distance)
-            share = jnp.where(counted, 1 / jnp.maximum(distance / clip_radius, 1), 0.0) / jnp.maximum(rows.count, 1)
+            share = jnp.where(counted, 1 / jnp.maximum(distance / radius, 1), 0.0) / n
             kept = 1 - jnp.sum(share)
-            moved = jax.tree.map(lambda v, x, kept=kept: kept * v + x, center, rows.weighted_sum(share))
+            moved = jax.tree.map(
+                lambda v, x, kept=kept: kept * v.astype(kept.dtype) + x.astype(kept.dtype),
+                center,
+                rows.weighted_sum(share),
+            )
             center = jax.tree.map(lambda v, like: v.astype(like.dtype), moved, state)
         weight = jax.tree.map(lambda _: share, rows.stack)
         return center, center, Diagnostics(weight)
 
     return Aggregator(init, aggregate)
+
+
+def _less(x: jax.Array, y: jax.Array) -> jax.Array:
+    """x - y in the type in which it is measured: one of them may come scaled, in float32."""
+    kind = ops.wide((x, y))
+    return x.astype(kind) - y.astype(kind)

@@ -57,7 +57,7 @@ def trimmed_mean(num_trimmed: Count | None = None, variant: str = "paper") -> Ag
         f = at_most((rows.count - 1) // 2, num_malicious if num_trimmed is None else num_trimmed)
 
         def middle(block: jax.Array, present: jax.Array, f: jax.Array) -> jax.Array:
-            return ops.average_of_ranks(ops.sort_clients(block, present), f, jnp.sum(present) - 2 * f)
+            return ops.average_of_ranks(ops.sort_clients(block, present), f, jnp.sum(present, dtype=jnp.int32) - 2 * f)
 
         return rows.columns(middle, f), state, Assumed(equal_weights(rows, rows.present), f)
 
@@ -88,7 +88,7 @@ def median() -> Aggregator:
         rows = Rows.of(updates, present)
 
         def middle(block: jax.Array, present: jax.Array) -> jax.Array:
-            n = jnp.sum(present)
+            n = jnp.sum(present, dtype=jnp.int32)
             return ops.average_of_ranks(ops.sort_clients(block, present), (n - 1) // 2, jnp.where(n > 0, 2 - n % 2, 0))
 
         return rows.columns(middle), state, Diagnostics(equal_weights(rows, rows.present))

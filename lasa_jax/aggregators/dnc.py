@@ -77,20 +77,21 @@ def dnc(
         rows = Rows.of(updates, present)
         usable = rows.present & rows.each(is_finite)
         f = at_most((rows.count - 1) // 2, num_malicious if assumed_malicious is None else assumed_malicious)
-        kept_count = rows.count - jnp.floor(filter_fraction * f + 1e-4).astype(jnp.int32)
+        dropped = jnp.floor(jnp.asarray(filter_fraction, jnp.float32) * f.astype(jnp.float32) + 1e-4)
+        kept_count = rows.count - dropped.astype(jnp.int32)
         d = sum(x[0].size for x in jax.tree.leaves(rows.stack))
         if coordinates is not None:
             check_number("coordinates", coordinates, low=0, high=d - 1)
 
         def draw(key: jax.Array) -> jax.Array:
             # In another order the scores round otherwise, and of equal ones each iteration would drop others.
-            return jnp.arange(d) if drawn >= d else ops.sample_without_replacement(key, d, drawn)
+            return jnp.arange(d, dtype=jnp.int32) if drawn >= d else ops.sample_without_replacement(key, d, drawn)
 
         def iteration(key: jax.Array) -> tuple[jax.Array, jax.Array]:
             chosen = draw(key) if coordinates is None else coordinates
-            score = jnp.where(usable, _outlier_scores(rows.each(_gather, chosen), usable), jnp.inf)
-            place = jnp.argsort(jnp.argsort(score, stable=True))
-            return usable & (place < kept_count), score
+            x = jax.lax.stop_gradient(rows.each(_gather, chosen))  # of the scores only their order counts
+            score = jnp.where(usable, _outlier_scores(x, usable), jnp.inf)
+            return usable & (ops.rank_of(score) < kept_count), score
 
         keys = jax.random.split(key, iterations)
         kept, scores = jax.lax.map(iteration, keys) if ops.one_at_a_time() else jax.vmap(iteration)(keys)
@@ -102,11 +103,11 @@ def dnc(
 
 def _gather(row: PyTree, coordinates: jax.Array) -> jax.Array:
     """Values of one update at coordinates of the flattened tree, `(r,)`."""
-    leaves = [leaf.ravel().astype(jnp.float32) for leaf in jax.tree.leaves(row)]
-    ends = np.cumsum([leaf.size for leaf in leaves])
+    leaves = [leaf.ravel().astype(ops.wide(row)) for leaf in jax.tree.leaves(row)]
+    ends = np.cumsum([leaf.size for leaf in leaves]).tolist()
     large = [(leaf, end - leaf.size) for leaf, end in zip(leaves, ends, strict=True) if leaf.size >= _LARGE]
     # Small leaves are joined, so that a coordinate is looked for in few places.
-    others = jnp.concatenate([leaf for leaf in leaves if leaf.size < _LARGE] + [jnp.zeros(1)])
+    others = jnp.concatenate([leaf for leaf in leaves if leaf.size < _LARGE] + [jnp.zeros(1, ops.wide(row))])
     before = sum(jnp.where(coordinates >= start, leaf.size, 0) for leaf, start in large)  # entries of large leaves
     values = others[jnp.clip(coordinates - before, 0, others.size - 1)]
     for leaf, start in large:
@@ -121,10 +122,10 @@ def _outlier_scores(x: jax.Array, usable: jax.Array) -> jax.Array:
     # So that no square leaves float32. In two steps: the reciprocal of 1e38 alone would be flushed to zero.
     x = x * jnp.where(jnp.max(jnp.abs(x)) > 1e18, 1e-20, 1.0)
     x = x / jnp.maximum(jnp.max(jnp.abs(x)), 1e-30)
-    x = x - x[jnp.argmax(usable)]  # identical rows become exactly zero: their scores are equal, not rounding
+    x = x - x[jnp.argmax(usable)][None]  # identical rows become exactly zero: their scores are equal, not rounding
     x = jnp.where(usable[:, None], x, 0.0)
-    mean = jnp.sum(x / jnp.maximum(jnp.sum(usable), 1), axis=0)
-    centred = jnp.where(usable[:, None], x - mean, 0.0)
+    mean = jnp.sum(x / jnp.maximum(jnp.sum(usable, dtype=jnp.int32), 1).astype(x.dtype), axis=0)
+    centred = jnp.where(usable[:, None], x - mean[None], 0.0)
     # C v = sigma u, and the left singular vector u is an eigenvector of the small matrix C C^T.
     return _top_part(ops.product(centred, centred.T))
 

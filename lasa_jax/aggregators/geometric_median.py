@@ -1,5 +1,7 @@
 """The geometric median by the smoothed Weiszfeld algorithm (Pillutla, Kakade and Harchaoui, IEEE TSP 2022, "RFA")."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -59,12 +61,12 @@ def geometric_median(
         usable = jnp.isfinite(jnp.diagonal(rows.gram))
         gram = jnp.where(usable[:, None] & usable[None, :], rows.gram, 0.0)
         apart = ops.squared_distances(rows.gram) > 0
-        norms = jnp.sqrt(jnp.diagonal(gram))
+        norms, smallest = ops.root(jnp.diagonal(gram)), jnp.asarray(smoothing, rows.dtype)
         radius = ops.masked_median(norms, usable, lower=True)
         # In distances of the nearer half; of the next client where that half is one point. Where most clients are, what is
         # finer than the smoothing does not count. Without a unit a far client's weight of 1e-8 would pass for none.
         beyond = ops.masked_median(norms, usable)
-        unit = jnp.where(radius > 0, radius, jnp.where(beyond > 0, beyond, smoothing))
+        unit = jnp.where(radius > 0, radius, jnp.where(beyond > 0, beyond, smallest))
         outwards = jnp.maximum(norms / unit, 1.0)
 
         def distances(w: jax.Array) -> jax.Array:
@@ -75,7 +77,7 @@ def geometric_median(
             product = ops.product(others, gram)
             share = jnp.sum(others, axis=1, keepdims=True)
             inner = product - jnp.diagonal(product)[:, None] - share * (gram - jnp.diagonal(gram)[:, None])
-            return jnp.sqrt(jnp.maximum(jnp.sum(others * inner, axis=1), 0.0))
+            return ops.root(jnp.maximum(jnp.sum(others * inner, axis=1), 0.0))
 
         def normalised(w: jax.Array) -> jax.Array:
             w = jnp.where(usable, w, 0.0)
@@ -84,15 +86,23 @@ def geometric_median(
         def weiszfeld(a: jax.Array) -> jax.Array:
             """The weights, adding up to 1, whose weighted mean is the median with client weights a."""
 
-            def step(carry: tuple) -> tuple:
-                w, _, index = carry
-                new = normalised(a / jnp.maximum(distances(w), smoothing))
-                return new, jnp.max(jnp.abs(new - w) * outwards) > _CONVERGED, index + 1
+            def improved(w: jax.Array) -> jax.Array:
+                return normalised(a / jnp.maximum(distances(w), smallest))
 
-            start = (normalised(a / jnp.maximum(outwards / 4, 1.0)), jnp.asarray(True), jnp.int32(0))
-            return jax.lax.while_loop(lambda c: c[1] & (c[2] < max_iterations), step, start)[0]
+            def search(_: Callable[[jax.Array], jax.Array], start: jax.Array) -> jax.Array:
+                def step(carry: tuple) -> tuple:
+                    w, _, index = carry
+                    new = improved(w)
+                    return new, jnp.max(jnp.abs(new - w) * outwards) > _CONVERGED, index + 1
 
-        a = normalised(jnp.ones(len(usable)))
+                carry = (start, jnp.asarray(True), jnp.int32(0))
+                return jax.lax.while_loop(lambda c: c[1] & (c[2] < max_iterations), step, carry)[0]
+
+            # Differentiated as the solution of w = improved(w), not through the steps.
+            start = normalised(a / jnp.maximum(outwards / 4, 1.0))
+            return jax.lax.custom_root(lambda w: w - improved(w), start, search, _solve)
+
+        a = normalised(jnp.ones(len(usable), rows.dtype))
         w = weiszfeld(a)
         for _ in range(repeats):
             scaled = normalised(a * jnp.exp(-distances(w)))
@@ -103,3 +113,9 @@ def geometric_median(
         return rows.weighted_sum(weight), state, Diagnostics(weight)
 
     return Aggregator(stateless, aggregate)
+
+
+def _solve(linear: Callable[[jax.Array], jax.Array], wanted: jax.Array) -> jax.Array:
+    """The smallest x with `linear(x)` nearest to what is wanted: where the median is not unique, there are many."""
+    matrix = jax.vmap(linear, out_axes=1)(jnp.eye(len(wanted), dtype=wanted.dtype))
+    return ops.product(jnp.linalg.pinv(matrix), wanted)

@@ -99,8 +99,10 @@ def _krum(
             chosen = iterated_selection(rows.squared_distances, rows.present, count, f, fewer)
         else:
             to_all = jnp.sum(jnp.where(jnp.isfinite(rows.squared_distances), rows.squared_distances, 0.0), axis=1)
-            place = jnp.argsort(jnp.lexsort((to_all, score)))  # of equal scores the smaller sum of all distances first
-            chosen = jnp.isfinite(score) & (place < count)
+            place = jnp.argsort(jnp.lexsort((to_all, score))).astype(
+                jnp.int32
+            )  # of equal scores the smaller sum of all distances first
+            chosen = jnp.isfinite(score) & (place < jnp.asarray(count, jnp.int32))
         weight = equal_weights(rows, chosen)
         return rows.weighted_sum(weight), state, Selection(weight, f, score)
 
@@ -124,6 +126,7 @@ def iterated_selection(distances: jax.Array, present: jax.Array, count: Count, f
     With r remaining, the r - f - 2 - `fewer` nearest others count; at least one where `fewer` is 0, and of equal scores the
     smaller sum of all distances wins: else the order of the clients would decide.
     """
+    distances = jax.lax.stop_gradient(distances)  # who is picked has no derivative
     usable = jnp.isfinite(jnp.diagonal(distances))
     others = jnp.where(jnp.eye(len(distances), dtype=bool), jnp.inf, distances)
     nearest = jnp.argsort(others, axis=1)  # sorted once: what remains of a sorted row is sorted
@@ -131,9 +134,9 @@ def iterated_selection(distances: jax.Array, present: jax.Array, count: Count, f
 
     def pick(_: jax.Array, remaining: jax.Array) -> jax.Array:
         here = remaining[nearest]
-        left = jnp.sum(remaining)
+        left = jnp.sum(remaining, dtype=jnp.int32)
         neighbours = jnp.minimum(jnp.maximum(left - f - 2 - fewer, 1 - fewer), left - 1)
-        counted = here & (jnp.cumsum(here, axis=1) <= neighbours)
+        counted = here & (jnp.cumsum(here, axis=1, dtype=jnp.int32) <= neighbours)
         score = jnp.where(remaining & usable, jnp.sum(jnp.where(counted, ordered, 0.0), axis=1), jnp.inf)
         to_all = jnp.sum(jnp.where(here & jnp.isfinite(ordered), ordered, 0.0), axis=1)
         best = jnp.argmin(jnp.where(score <= jnp.min(score), to_all, jnp.inf))
@@ -181,7 +184,7 @@ def bulyan(assumed_malicious: Count | None = None, variant: str = "paper") -> Ag
 
         def around_median(block: jax.Array, _: jax.Array, chosen: jax.Array, f: jax.Array) -> jax.Array:
             ordered = ops.sort_clients(block, chosen)
-            count = jnp.sum(chosen)
+            count = jnp.sum(chosen, dtype=jnp.int32)
             low, high = ordered[jnp.maximum(count - 1, 0) // 2], ordered[count // 2]
             center = low if official else low / 2 + high / 2
             kept = jnp.maximum(count - (f if official else 2 * f), 0)
@@ -189,9 +192,10 @@ def bulyan(assumed_malicious: Count | None = None, variant: str = "paper") -> Ag
             if not official:
                 return ops.average_of_ranks(ordered, first, kept)
             inner = nearest_window(ordered, count, center, f)  # the f nearest lie together inside the others
-            below = ops.average_of_ranks(ordered, first, inner - first) * (inner - first)
-            above = ops.average_of_ranks(ordered, inner + f, first + kept - inner - f) * (first + kept - inner - f)
-            return (below + above) / jnp.maximum(kept - f, 1)
+            below = ops.average_of_ranks(ordered, first, inner - first) * (inner - first).astype(block.dtype)
+            after = first + kept - inner - f
+            above = ops.average_of_ranks(ordered, inner + f, after) * after.astype(block.dtype)
+            return (below + above) / jnp.maximum(kept - f, 1).astype(below.dtype)
 
         update = rows.columns(around_median, chosen, f)
         return update, state, Selection(equal_weights(rows, chosen), f, score)
@@ -210,8 +214,9 @@ def nearest_window(ordered: jax.Array, count: jax.Array, center: jax.Array, widt
     n = len(ordered)
     after = jax.lax.dynamic_slice_in_dim(jnp.concatenate([ordered, ordered]), width, n, axis=0)
     # The window moves on as long as the value behind it is nearer than its first one; once it is not, it never is again.
-    moves = (jnp.arange(n)[:, None] + width < count) & (center - ordered > after - center)
-    return jnp.sum(moves, axis=0)
+    center = center[None]
+    moves = (jnp.arange(n, dtype=jnp.int32)[:, None] + width < count) & (center - ordered > after - center)
+    return jnp.sum(moves, axis=0, dtype=jnp.int32)
 
 
 def _assumed(assumed_malicious: Count | None, variant: str, official: int) -> Count | None:

@@ -116,7 +116,8 @@ def layer_filter(
     def coordinate_wise(block: jax.Array, present: jax.Array, radii: tuple[jax.Array, jax.Array]) -> jax.Array:
         purity = 0.5 * (1 + jnp.sign(block))
         kept = _kept(_score(jnp.abs(block), present), _score(purity, present), radii, present[:, None])
-        return jnp.sum(jnp.where(kept, block / jnp.maximum(jnp.sum(kept, axis=0), 1), 0.0), axis=0)
+        count = jnp.maximum(jnp.sum(kept, axis=0, keepdims=True, dtype=jnp.int32), 1)
+        return jnp.sum(jnp.where(kept, block / count.astype(block.dtype), 0.0), axis=0)
 
     def measured(fn: Callable[[PyTree], jax.Array], row: PyTree) -> PyTree:
         if granularity == "layer":
@@ -137,7 +138,8 @@ def layer_filter(
         by_layer = jnp.stack([jnp.stack(jax.tree.leaves(part), axis=1) for part in (norm, purity)], axis=1)
         score = _score(by_layer, rows.present)
         kept = _kept(score[:, 0], score[:, 1], radii, rows.present[:, None])
-        share = jnp.where(kept, 1 / jnp.maximum(jnp.sum(kept, axis=0), 1), 0.0)
+        count = jnp.maximum(jnp.sum(kept, axis=0, keepdims=True, dtype=jnp.int32), 1)
+        share = jnp.where(kept, 1 / count.astype(rows.dtype), 0.0)
         weights, magnitude_score, direction_score = (
             jax.tree.unflatten(structure, [x[:, layer] for layer in range(len(layers))])
             for x in (share, score[:, 0], score[:, 1])
@@ -150,9 +152,9 @@ def layer_filter(
 
 def _score(values: jax.Array, present: jax.Array) -> jax.Array:
     """MZ-scores over the clients present, `(n, ...)` to the same."""
-    distance = values - ops.masked_median(values, present)
-    std = ops.masked_std(distance, present)  # of the distances: exactly 0 where all values are equal
-    return jnp.where(std > 0, jnp.abs(distance) / std, jnp.inf)
+    distance = values - ops.masked_median(values, present)[None]
+    std = ops.masked_std(distance, present)[None]  # of the distances: exactly 0 where all values are equal
+    return jnp.where(std > 0, jnp.abs(distance) / jnp.where(std > 0, std, 1.0), jnp.inf)
 
 
 def _kept(
@@ -161,12 +163,14 @@ def _kept(
     """The set S, bool like the scores; everybody present where it would be empty."""
     kept = present
     for score, radius in zip((magnitude_score, direction_score), radii, strict=True):
-        kept = kept & ((score < radius) | jnp.isinf(jnp.asarray(radius)))
-    return jnp.where(jnp.any(kept, axis=0), kept, present)
+        limit = jnp.asarray(radius, score.dtype)
+        kept = kept & ((score < limit) | jnp.isinf(limit))
+    return jnp.where(jnp.any(kept, axis=0, keepdims=True), kept, present)
 
 
 def _purity(part: PyTree) -> jax.Array:
-    """Positive direction purity of a layer or a whole update, a float32 scalar between 0 and 1."""
+    """Positive direction purity of a layer or a whole update, a scalar between 0 and 1."""
     signs = [ops.counts(x > 0, x < 0) for x in jax.tree.leaves(part)]
     positive, negative = (sum(leaf) for leaf in zip(*signs, strict=True))
-    return 0.5 * (1 + (positive - negative) / jnp.maximum(positive + negative, 1))
+    difference, count = positive - negative, jnp.maximum(positive + negative, 1)
+    return 0.5 * (1 + difference.astype(ops.wide(part)) / count.astype(ops.wide(part)))

@@ -52,7 +52,7 @@ def parameters_only(rule: Aggregator) -> Aggregator:
         mean = jnp.mean(jnp.stack(jax.tree.leaves(info.weight)), axis=0)
         share = jnp.where(finite, mean, 0.0)
         share = share / jnp.where(jnp.sum(share) > 0, jnp.sum(share), 1.0)
-        unknown = jax.tree.map(lambda _: jnp.full(share.shape, jnp.nan), rest)
+        unknown = jax.tree.map(lambda _: jnp.full(share.shape, jnp.nan, share.dtype), rest)
         by_layer = {
             name: {**value, **unknown}
             for name, value in info._asdict().items()

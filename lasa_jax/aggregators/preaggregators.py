@@ -31,9 +31,25 @@ def clip_to_median_norm() -> PreAggregator:
     def step(rows: Rows, *, key: jax.Array, num_malicious: Count) -> Rows:
         _, norms = rows.sizes
         median = ops.masked_median(norms, rows.present, lower=True)
-        return rows.mapped(scale, jnp.where(norms > median, median / norms, 1.0))
+        return rows.mapped(scale, clip_factors(norms, median))
 
     return step
+
+
+@jax.custom_jvp
+def clip_factors(norms: jax.Array, limit: jax.Array) -> jax.Array:
+    """min(1, limit / norm), `(n,)`, and 1 for a norm that is NaN. Those of norms that are not finite are constants."""
+    longer = norms > limit
+    return jnp.where(longer, limit / jnp.where(longer, norms, 1.0), 1.0)
+
+
+@clip_factors.defjvp
+def _clip_factors_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+    (norms, limit), (of_norms, of_limit) = primals, tangents
+    factors = clip_factors(norms, limit)
+    # In this form no square of a small norm is divided by.
+    moves = (norms > limit) & jnp.isfinite(norms) & (norms >= jnp.finfo(norms.dtype).tiny)
+    return factors, jnp.where(moves, of_limit - factors * of_norms, 0) / jnp.where(moves, norms, 1)
 
 
 def clip_to_norm(clip_norm: Scalar = 1.0) -> PreAggregator:
@@ -50,10 +66,11 @@ def clip_to_norm(clip_norm: Scalar = 1.0) -> PreAggregator:
 
     def step(rows: Rows, *, key: jax.Array, num_malicious: Count) -> Rows:
         _, norms = rows.sizes
-        scales = jnp.where(jnp.isfinite(norms), 1 / jnp.maximum(norms / clip_norm, 1), 0.0)
+        limit = jnp.asarray(clip_norm, rows.dtype)
+        scales = jnp.where(jnp.isfinite(norms), 1 / jnp.maximum(norms / limit, 1), 0.0)
 
         def clip(row: PyTree, scale: jax.Array) -> PyTree:
-            return jax.tree.map(lambda x: jnp.where(scale > 0, x * scale, 0), row)
+            return jax.tree.map(lambda x: jnp.where(scale > 0, x.astype(scale.dtype) * scale, 0), row)
 
         return rows.mapped(clip, scales)
 
@@ -78,9 +95,8 @@ def nearest_neighbour_mixing(assumed_malicious: Count | None = None) -> PreAggre
         f = at_most((rows.count - 1) // 2, num_malicious if assumed_malicious is None else assumed_malicious)
         distances = rows.squared_distances
         usable = jnp.isfinite(jnp.diagonal(distances))
-        place = jnp.argsort(jnp.argsort(distances, axis=1, stable=True), axis=1)
-        near = usable[:, None] & usable[None, :] & (place < rows.count - f)
-        return rows.mixed(near / jnp.maximum(jnp.sum(near, axis=1, keepdims=True), 1), usable)
+        near = usable[:, None] & usable[None, :] & (ops.rank_of(distances) < rows.count - f)
+        return rows.mixed(_means(near, rows.dtype), usable)
 
     return step
 
@@ -99,13 +115,18 @@ def bucketing(bucket_size: Count = 2) -> PreAggregator:
 
     def step(rows: Rows, *, key: jax.Array, num_malicious: Count) -> Rows:
         n = len(rows.present)
-        draws = jnp.where(rows.present, jax.random.bits(key, (n,)) >> 1, jnp.uint32(0xFFFFFFFF))
-        bucket = jnp.argsort(jnp.argsort(draws, stable=True)) // bucket_size  # of each client
-        member = (jnp.arange(n)[:, None] == bucket[None, :]) & rows.present[None, :]
-        sizes = jnp.sum(member, axis=1)
-        return rows.mixed(member / jnp.maximum(sizes, 1)[:, None], sizes > 0)
+        draws = jnp.where(rows.present, jax.random.bits(key, (n,), jnp.uint32) >> 1, jnp.uint32(0xFFFFFFFF))
+        bucket = ops.rank_of(draws) // jnp.asarray(bucket_size, jnp.int32)  # of each client
+        member = (jnp.arange(n, dtype=jnp.int32)[:, None] == bucket[None, :]) & rows.present[None, :]
+        return rows.mixed(_means(member, rows.dtype), jnp.any(member, axis=1))
 
     return step
+
+
+def _means(members: jax.Array, kind: jnp.dtype) -> jax.Array:
+    """The mixing whose rows are means of the marked clients, bool `(n, n)` to the same; zeros where none is marked."""
+    sizes = jnp.maximum(jnp.sum(members, axis=1, keepdims=True, dtype=jnp.int32), 1)
+    return members.astype(kind) / sizes.astype(kind)
 
 
 def _is_masked(x: jax.Array) -> bool:
@@ -127,7 +148,7 @@ def num_kept_entries(params: PyTree, sparsity_level: float) -> int:
 def share_kept(count: int, sparsity_level: Scalar) -> Count:
     """`int(count * (1 - sparsity_level))`, in double precision for a Python number, in float32 for a traced one."""
     if isinstance(sparsity_level, jax.Array):
-        return jnp.floor(count * (1 - sparsity_level)).astype(jnp.int32)
+        return jnp.floor(count * (1 - sparsity_level.astype(jnp.float32))).astype(jnp.int32)
     return int(count * (1 - sparsity_level))
 
 
@@ -163,15 +184,18 @@ def keep_top_k(sparsity_level: Scalar = 0.3, num_kept: Count | None = None) -> P
             if not ops.one_at_a_time():
                 return leaves
             # Joined, one row fits a CPU's cache. Leaf by leaf: with `concatenate`, each entry would look for its leaf.
-            values, start = jnp.zeros(m, jnp.result_type(*leaves)), 0
+            values, start = jnp.zeros(m, ops.wide(row)), 0
             for x in leaves:
-                values, start = values.at[start : start + x.size].set(x.ravel()), start + x.size
+                values, start = values.at[start : start + x.size].set(x.ravel().astype(values.dtype)), start + x.size
             return [values]
 
         def mask(row: PyTree, threshold: jax.Array) -> PyTree:
-            return jax.tree.map(lambda x: jnp.where(jnp.abs(x) > threshold, x, 0) if _is_masked(x) else x, row)
+            def keep(x: jax.Array) -> jax.Array:
+                return jnp.where(jnp.abs(x).astype(jnp.float32) > threshold, x, 0) if _is_masked(x) else x
 
-        threshold = jnp.where(k >= m, -1.0, rows.threshold(masked, k))
+            return jax.tree.map(keep, row)
+
+        threshold = jnp.where(jnp.asarray(k) >= m, -1.0, rows.threshold(masked, k))
         return rows.mapped(mask, threshold)
 
     return step

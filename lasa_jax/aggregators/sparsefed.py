@@ -59,13 +59,13 @@ def sparsefed(
         weight = equal_weights(rows, rows.present)
         total = rows.weighted_sum(weight)
         if variant == "paper":
-            momenta = jax.tree.map(lambda u, x: momentum * u + x, state.momentum, total)
+            momenta = jax.tree.map(lambda u, x: jnp.asarray(momentum, u.dtype) * u + x, state.momentum, total)
             total = jax.tree.map(jnp.add, state.error, momenta)
         d = sum(x.size for x in jax.tree.leaves(total))
         k = share_kept(d, sparsity_level) if num_kept is None else num_kept
-        flat = jnp.concatenate([x.ravel() for x in jax.tree.leaves(total)]).astype(jnp.float32)
+        flat = jnp.concatenate([x.ravel().astype(jnp.float32) for x in jax.tree.leaves(total)])
         threshold = ops.magnitude_threshold(flat, k)
-        update = jax.tree.map(lambda x: jnp.where(jnp.abs(x) < threshold, 0, x), total)
+        update = jax.tree.map(lambda x: jnp.where(jnp.abs(x).astype(jnp.float32) < threshold, 0, x), total)
         if variant == "paper":
             state = SparseFedState(momenta, jax.tree.map(jnp.subtract, total, update))
         return update, state, Diagnostics(weight)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lasa_jax.attacks.adaptive import adaptive
-from lasa_jax.attacks.base import Attack, changed_row, known_rows, same_row, stateless
+from lasa_jax.attacks.base import Attack, changed_row, checked, known_rows, same_row, stateless
 from lasa_jax.attacks.distance import min_max, min_sum, min_sum_stealthy
 from lasa_jax.attacks.mimic import mimic
 from lasa_jax.attacks.naive import label_flip, nan, noise, none, random, sign_flip, zero
@@ -63,6 +63,7 @@ __all__ = [
     "alie",
     "byzmean",
     "changed_row",
+    "checked",
     "create",
     "ipm",
     "known_rows",

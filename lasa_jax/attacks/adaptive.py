@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from lasa_jax import ops
-from lasa_jax.attacks.base import Attack, PyTree, all_present, honest_labels, known_rows, stateless
+from lasa_jax.attacks.base import Attack, PyTree, checked, honest_labels, known_rows, stateless
 from lasa_jax.errors import check_choice, check_number
 
 _SMALLEST, _LARGEST = 0.1, 10.0  # magnitudes tried first, in units of the spread of a layer
@@ -59,11 +59,12 @@ def adaptive(
     ) -> tuple[PyTree, PyTree]:
         if aggregate is None:
             raise ValueError("attack 'adaptive' needs the rule it attacks: craft(..., aggregate=updates -> update)")
-        present = all_present(updates, present)
-        malicious = malicious & present
+        malicious, present = checked(updates, malicious, present)
+        kind = ops.wide(updates)
         mean, std = ops.mean_and_std(updates, known_rows(knowledge, malicious, present))
-        means, structure = jax.tree.flatten(mean)
-        directions = [_directions(m, s) for m, s in zip(means, jax.tree.leaves(std), strict=True)]
+        means, structure = jax.tree.flatten(jax.tree.map(lambda x: x.astype(kind), mean))
+        stds = [x.astype(kind) for x in jax.tree.leaves(std)]
+        directions = [_directions(m, s) for m, s in zip(means, stds, strict=True)]
 
         def row_of(direction: jax.Array, magnitude: jax.Array) -> PyTree:
             moved = [m + g * d[i] for m, d, i, g in zip(means, directions, direction, magnitude, strict=True)]
@@ -72,8 +73,8 @@ def adaptive(
         def gains(result: PyTree) -> jax.Array:
             pairs = zip(jax.tree.leaves(result), means, strict=True)
             if objective == "distance":
-                return jnp.stack([ops.tree_dot(f - m, f - m) for f, m in pairs])
-            return jnp.stack([ops.tree_dot(m - f, m) for f, m in pairs])
+                return jnp.stack([ops.tree_dot(f.astype(kind) - m, f.astype(kind) - m) for f, m in pairs])
+            return jnp.stack([ops.tree_dot(m - f.astype(kind), m) for f, m in pairs])
 
         def attempt(carry: tuple, trial: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[tuple, None]:
             """Tries one direction and magnitude in all layers, or each layer's best so far times a factor."""
@@ -92,13 +93,15 @@ def adaptive(
             return (crafted, layers, whole), None
 
         count = len(means)
-        nothing = (jnp.full(count, -jnp.inf), jnp.zeros(count, jnp.int32), jnp.zeros(count))
-        carry = (updates, nothing, (jnp.float32(-jnp.inf), *nothing[1:]))
-        magnitudes = jnp.geomspace(_SMALLEST, _LARGEST, num_magnitudes)
-        factors = jnp.resize(jnp.array(_FACTORS), (num_refinements,))
+        nothing = (jnp.full(count, -jnp.inf, kind), jnp.zeros(count, jnp.int32), jnp.zeros(count, kind))
+        carry = (updates, nothing, (jnp.asarray(-jnp.inf, kind), *nothing[1:]))
+        magnitudes = jnp.geomspace(_SMALLEST, _LARGEST, num_magnitudes, dtype=kind)
+        factors = jnp.resize(jnp.array(_FACTORS, kind), (num_refinements,))
         trials = (
-            jnp.arange(3 * num_magnitudes + num_refinements) < 3 * num_magnitudes,
-            jnp.concatenate([jnp.repeat(jnp.arange(3), num_magnitudes), jnp.zeros(num_refinements, jnp.int32)]),
+            jnp.arange(3 * num_magnitudes + num_refinements, dtype=jnp.int32) < 3 * num_magnitudes,
+            jnp.concatenate(
+                [jnp.repeat(jnp.arange(3, dtype=jnp.int32), num_magnitudes), jnp.zeros(num_refinements, jnp.int32)]
+            ),
             jnp.concatenate([jnp.tile(magnitudes, 3), factors]),
         )
         (crafted, _, (_, direction, magnitude)), _ = jax.lax.scan(attempt, carry, trials)

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from lasa_jax import ops
-from lasa_jax.errors import check_choice
+from lasa_jax.aggregators import Rows
+from lasa_jax.errors import InputError, check_choice
 
 PyTree = Any
 Scalar = float | jax.Array
@@ -22,7 +23,8 @@ class Attack(NamedTuple):
     poison_labels: `(labels, num_classes) -> labels` of one malicious client's training examples.
     craft: `craft(updates, state, malicious, *, key, present=None, aggregate=None) -> (updates, state)`. updates: what
       every client, malicious ones too, would have sent after honest training, leaves `(n, ...)`. malicious: bool `(n,)`.
-      aggregate: the server's rule as a function of updates, for attacks that adapt to it. Only malicious rows change.
+      aggregate: the server's rule as a function of updates, for attacks that adapt to it. Only malicious rows change. Raises
+      InputError for a stack or a mask that is none, see `checked`.
     """
 
     init: Callable[[PyTree], PyTree]
@@ -40,14 +42,22 @@ def honest_labels(labels: jax.Array, num_classes: int) -> jax.Array:
     return labels
 
 
-def num_rows(updates: PyTree) -> int:
-    """n, the length of the client axis."""
-    return jax.tree.leaves(updates)[0].shape[0]
+def checked(updates: PyTree, malicious: Any, present: Any = None) -> tuple[jax.Array, jax.Array]:
+    """Who is malicious among those present, and who is present, bool `(n,)` both: what `craft` begins with.
 
+    Args:
+      updates: the stack that `craft` is given, leaves `(n, ...)`.
+      malicious: bool `(n,)`.
+      present: bool `(n,)`; all if None.
 
-def all_present(updates: PyTree, present: jax.Array | None) -> jax.Array:
-    """`present`, or a mask of ones where it is None."""
-    return jnp.ones(num_rows(updates), bool) if present is None else present
+    Raises:
+      InputError: for a stack or a mask that is none, as the rules do; see `aggregators.Rows.of`.
+    """
+    present = Rows.of(updates, present).present
+    malicious, n = jnp.asarray(malicious), len(present)
+    if malicious.shape != (n,) or malicious.dtype != bool:
+        raise InputError(f"malicious: {malicious.dtype}{list(malicious.shape)}, allowed is bool[{n}], a value a client")
+    return malicious & present, present
 
 
 def known_rows(knowledge: str, malicious: jax.Array, present: jax.Array) -> jax.Array:
@@ -84,9 +94,9 @@ def same_row(craft_row: Callable[[PyTree, jax.Array, jax.Array], PyTree]) -> Att
         present: jax.Array | None = None,
         aggregate: object = None,
     ) -> tuple[PyTree, PyTree]:
-        present = all_present(updates, present)
-        row = craft_row(updates, malicious & present, present)
-        return ops.replace_rows(lambda _: row, updates, malicious & present), state
+        malicious, present = checked(updates, malicious, present)
+        row = craft_row(updates, malicious, present)
+        return ops.replace_rows(lambda _: row, updates, malicious), state
 
     return Attack(stateless, honest_labels, craft)
 
@@ -103,8 +113,8 @@ def changed_row(change: Callable[[PyTree, jax.Array], PyTree]) -> Attack:
         present: jax.Array | None = None,
         aggregate: object = None,
     ) -> tuple[PyTree, PyTree]:
-        which = malicious & all_present(updates, present)
-        return ops.replace_rows(change, updates, which, row_keys(key, num_rows(updates))), state
+        which, _ = checked(updates, malicious, present)
+        return ops.replace_rows(change, updates, which, row_keys(key, len(which))), state
 
     return Attack(stateless, honest_labels, craft)
 
@@ -114,13 +124,13 @@ def simulated_copies(knowledge: str, malicious: jax.Array, present: jax.Array) -
 
     f if it knows the benign rows or all; else `max(1, f^2 // n)`, the same share of its own f rows (docs/fidelity.md).
     """
-    f, n = jnp.sum(malicious), jnp.sum(present)
+    f, n = jnp.sum(malicious, dtype=jnp.int32), jnp.sum(present, dtype=jnp.int32)
     return jnp.maximum(f**2 // jnp.maximum(n, 1), 1) if knowledge == "colluders" else jnp.maximum(f, 1)
 
 
 def row_keys(key: jax.Array, n: int) -> jax.Array:
     """One key a row that does not depend on how many rows there are, `(n,)`."""
-    return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(n))
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(n, dtype=jnp.int32))
 
 
 def normal_like(key: jax.Array, row: PyTree) -> PyTree:

@@ -74,7 +74,7 @@ def _min_sum(choose: Callable[..., jax.Array], squared: bool, knowledge: str) ->
         line = measure(updates, known)
         if squared:
             # sum_j |x_i - x_j|^2 = k |x_i - mean|^2 + sum_j |x_j - mean|^2: no distance between two rows is needed.
-            sums = jnp.sum(known) * line.a + jnp.sum(line.a)
+            sums = jnp.sum(known, dtype=jnp.int32).astype(line.a.dtype) * line.a + jnp.sum(line.a)
         else:
             sums = jnp.sum(jnp.sqrt(jnp.where(known[None, :], line.pairwise(updates), 0.0)), axis=1)
         bound = choose(sums, where=known, initial=jnp.inf if choose is jnp.min else 0.0)
@@ -103,10 +103,12 @@ class Line(NamedTuple):
 
     def at(self, step: jax.Array) -> PyTree:
         """The row of that step."""
-        return jax.tree.map(lambda m, s: m - step * s, self.mean, self.std)
+        kind = self.a.dtype
+        return jax.tree.map(lambda m, s: m.astype(kind) - step.astype(kind) * s.astype(kind), self.mean, self.std)
 
     def squared(self, step: jax.Array) -> jax.Array:
         """Squared distances of that row to the known rows, `(n,)`; 0 for other rows."""
+        step = step.astype(self.a.dtype)
         distances = self.a + 2 * step * self.b + step**2 * self.c
         return jnp.where(self.known, jnp.maximum(distances, 0.0), 0.0)
 

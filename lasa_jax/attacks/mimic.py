@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from lasa_jax import ops
-from lasa_jax.attacks.base import Attack, PyTree, all_present, honest_labels, known_rows
+from lasa_jax.attacks.base import Attack, PyTree, checked, honest_labels, known_rows
 
 
 class MimicState(NamedTuple):
@@ -24,10 +24,11 @@ def mimic() -> Attack:
 
         mu <- t / (1 + t) * mu + 1 / (1 + t) * mean of x_i
         v  <- t / (1 + t) * v  + 1 / (1 + t) * sum of (x_i - mu) <x_i - mu, v / |v|>     (one step towards the top direction)
-        row = x_i of the benign client with the largest <x_i - mu, v>
+        row = x_i of the benign client with the largest |<x_i - mu, v>|
 
-    In the first round v is the deviation of the first benign client. Clients change from round to round here, so the one
-    that is copied is chosen anew every round, where the paper fixes one after a while.
+    A direction of largest spread has no sign, so the client may be at either end. In the first round v is the deviation of
+    the benign client that is farthest from mu: what is sent does not depend on the order of the clients. Clients change
+    from round to round here, so the one that is copied is chosen anew every round, where the paper fixes one after a while.
     """
 
     def init(params: PyTree) -> MimicState:
@@ -43,30 +44,51 @@ def mimic() -> Attack:
         present: jax.Array | None = None,
         aggregate: object = None,
     ) -> tuple[PyTree, MimicState]:
-        present = all_present(updates, present)
+        malicious, present = checked(updates, malicious, present)
         known = known_rows("benign", malicious, present)
-        seen = state.rounds / (1.0 + state.rounds)
-        share = known / jnp.maximum(jnp.sum(known), 1).astype(jnp.float32)
-        mean = jax.tree.map(lambda m, x: seen * m + (1 - seen) * x, state.mean, ops.weighted_sum(share, updates))
-        only_first = (jnp.arange(len(known)) == jnp.argmax(known)).astype(jnp.float32)
-        first = jax.tree.map(jnp.subtract, ops.weighted_sum(only_first, updates), mean)
-        direction = jax.tree.map(lambda v, x: jnp.where(state.rounds == 0, x, v), state.direction, first)
+        kind = ops.wide(updates)
+        rounds = state.rounds.astype(kind)
+        seen = rounds / (1.0 + rounds)
+        share = known.astype(kind) / jnp.maximum(jnp.sum(known, dtype=jnp.int32), 1).astype(kind)
+        before, now = _as_type((state.mean, ops.weighted_sum(share, updates)), kind)
+        mean = jax.tree.map(lambda m, x: seen * m + (1 - seen) * x, before, now)
+
+        def moved(row: PyTree, mean: PyTree) -> PyTree:
+            return jax.tree.map(lambda x, m: x.astype(kind) - m, row, mean)
+
+        def of_client(index: jax.Array) -> PyTree:
+            return ops.weighted_sum((jnp.arange(len(known), dtype=jnp.int32) == index).astype(kind), updates)
+
+        apart = ops.map_rows(lambda row, mean: ops.tree_norm(moved(row, mean)), updates, shared=(mean,))
+        farthest = jnp.argmax(jnp.where(known, apart, -jnp.inf)).astype(jnp.int32)
+        first = moved(of_client(farthest), mean)
+        direction = jax.tree.map(
+            lambda v, x: jnp.where(state.rounds == 0, x, v), _as_type(state.direction, kind), first
+        )
         length = jnp.maximum(ops.tree_norm(direction), 1e-30)
         unit = jax.tree.map(lambda v: v / length, direction)
 
         def along(direction: PyTree) -> jax.Array:
             def dot(row: PyTree, mean: PyTree, v: PyTree) -> jax.Array:
-                return ops.tree_dot(jax.tree.map(jnp.subtract, row, mean), v)
+                return ops.tree_dot(moved(row, mean), v)
 
             return jnp.where(known, ops.map_rows(dot, updates, shared=(mean, direction)), 0.0)
 
         weights = along(unit)
-        pulled = jax.tree.map(lambda x, m: x - jnp.sum(weights) * m, ops.weighted_sum(weights, updates), mean)
+        summed = _as_type(ops.weighted_sum(weights, updates), kind)
+        pulled = jax.tree.map(lambda x, m: x - jnp.sum(weights) * m, summed, mean)
         direction = jax.tree.map(lambda v, x: seen * v + (1 - seen) * x, direction, pulled)
-        target = jnp.argmax(jnp.where(known, along(direction), -jnp.inf))
-        row = ops.weighted_sum((jnp.arange(len(known)) == target).astype(jnp.float32), updates)
-        crafted = ops.replace_rows(lambda _: row, updates, malicious & present)
-        direction = jax.tree.map(lambda v, like: v.astype(like.dtype), direction, state.direction)
+        target = jnp.argmax(jnp.where(known, jnp.abs(along(direction)), -jnp.inf)).astype(jnp.int32)
+        row = of_client(target)
+        crafted = ops.replace_rows(lambda _: row, updates, malicious)
+        mean, direction = (
+            jax.tree.map(lambda x, like: x.astype(like.dtype), new, old)
+            for new, old in ((mean, state.mean), (direction, state.direction))
+        )
         return crafted, MimicState(mean, direction, state.rounds + 1)
 
     return Attack(init, honest_labels, craft)
+
+
+def _as_type(tree: PyTree, kind: jnp.dtype) -> PyTree:
+    return jax.tree.map(lambda x: x.astype(kind), tree)

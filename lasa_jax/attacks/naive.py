@@ -8,6 +8,7 @@ from lasa_jax.attacks.base import (
     PyTree,
     Scalar,
     changed_row,
+    checked,
     honest_labels,
     normal_like,
     same_row,
@@ -42,6 +43,7 @@ def _honest_updates(
     present: jax.Array | None = None,
     aggregate: object = None,
 ) -> tuple[PyTree, PyTree]:
+    checked(updates, malicious, present)
     return updates, state
 
 
@@ -57,7 +59,9 @@ def noise(std: Scalar = 0.5) -> Attack:
       std: standard deviation, `>= 0`; 0.5 in the supplement. May be traced.
     """
     check_number("std", std, low=0)
-    return changed_row(lambda row, key: jax.tree.map(lambda x, z: x + std * z, row, normal_like(key, row)))
+    return changed_row(
+        lambda row, key: jax.tree.map(lambda x, z: x + jnp.asarray(std, x.dtype) * z, row, normal_like(key, row))
+    )
 
 
 def random(std: Scalar = 0.5) -> Attack:
@@ -67,7 +71,7 @@ def random(std: Scalar = 0.5) -> Attack:
       std: standard deviation, `>= 0`; 0.5 in the supplement. May be traced.
     """
     check_number("std", std, low=0)
-    return changed_row(lambda row, key: jax.tree.map(lambda z: std * z, normal_like(key, row)))
+    return changed_row(lambda row, key: jax.tree.map(lambda z: jnp.asarray(std, z.dtype) * z, normal_like(key, row)))
 
 
 def zero() -> Attack:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import jax
 
-from lasa_jax.attacks.base import Attack, PyTree
+from lasa_jax.attacks.base import Attack, PyTree, checked
 
 
 def parameters_only(attack: Attack) -> Attack:
@@ -29,6 +29,8 @@ def parameters_only(attack: Attack) -> Attack:
         present: jax.Array | None = None,
         aggregate: Callable[[PyTree], PyTree] | None = None,
     ) -> tuple[PyTree, PyTree]:
+        checked(updates, malicious, present)
+
         def foresee(rows: PyTree) -> PyTree:
             assert aggregate is not None
             return {"params": aggregate({**updates, **rows})["params"]}

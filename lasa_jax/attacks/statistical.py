@@ -12,7 +12,7 @@ from lasa_jax.attacks.base import (
     Attack,
     PyTree,
     Scalar,
-    all_present,
+    checked,
     honest_labels,
     known_rows,
     same_row,
@@ -50,9 +50,9 @@ def alie(knowledge: str = "benign") -> Attack:
     check_choice("knowledge", knowledge, KNOWLEDGE)
 
     def craft_row(updates: PyTree, malicious: jax.Array, present: jax.Array) -> PyTree:
-        n, f = jnp.sum(present), jnp.sum(malicious)
+        n, f = jnp.sum(present, dtype=jnp.int32), jnp.sum(malicious, dtype=jnp.int32)
         benign = jnp.maximum(n - f, 1)
-        share = (benign - (n // 2 + 1 - f)) / benign
+        share = (benign - (n // 2 + 1 - f)).astype(jnp.float32) / benign.astype(jnp.float32)
         z = jnp.clip(jax.scipy.special.ndtri(jnp.clip(share, 0.5, 1.0)), 0.0, 4.0)
         return lie_row(updates, known_rows(knowledge, malicious, present), z)
 
@@ -71,7 +71,9 @@ def ipm(epsilon: Scalar = 0.5, knowledge: str = "benign") -> Attack:
 
     def craft_row(updates: PyTree, malicious: jax.Array, present: jax.Array) -> PyTree:
         known = known_rows(knowledge, malicious, present)
-        return ops.weighted_sum(jnp.where(known, -epsilon / jnp.maximum(jnp.sum(known), 1), 0.0), updates)
+        kind = ops.wide(updates)
+        count = jnp.maximum(jnp.sum(known, dtype=jnp.int32), 1).astype(kind)
+        return ops.weighted_sum(jnp.where(known, -jnp.asarray(epsilon, kind) / count, 0.0), updates)
 
     return same_row(craft_row)
 
@@ -103,20 +105,21 @@ def byzmean(z: Scalar = 0.5, variant: str = "paper", knowledge: str = "benign") 
         present: jax.Array | None = None,
         aggregate: object = None,
     ) -> tuple[PyTree, PyTree]:
-        present = all_present(updates, present)
-        malicious = malicious & present
-        n, f = jnp.sum(present), jnp.sum(malicious)
+        malicious, present = checked(updates, malicious, present)
+        n, f = jnp.sum(present, dtype=jnp.int32), jnp.sum(malicious, dtype=jnp.int32)
         m1 = f // 2
         m2 = jnp.maximum(f - m1, 1)
         beta = lie_row(updates, known_rows(knowledge, malicious, present), z)
         if variant == "paper":
             coefficient, summed = n - m1, present & ~malicious
-            sends_beta = malicious & (jnp.cumsum(malicious) <= m1)
+            sends_beta = malicious & (jnp.cumsum(malicious, dtype=jnp.int32) <= m1)
         else:
             coefficient, summed = n - f - m1, present
             sends_beta = malicious & (f == 1)
-        total = ops.weighted_sum(summed.astype(jnp.float32), updates)
-        gamma = jax.tree.map(lambda b, s: (coefficient * b - s) / m2, beta, total)
+        kind = ops.wide(updates)
+        total = ops.weighted_sum(summed.astype(kind), updates)
+        coefficient, divisor = coefficient.astype(kind), m2.astype(kind)
+        gamma = jax.tree.map(lambda b, s: (coefficient * b - s.astype(kind)) / divisor, beta, total)
 
         def row(_: PyTree, is_beta: jax.Array) -> PyTree:
             return jax.tree.map(lambda b, g: jnp.where(is_beta, b, g), beta, gamma)
@@ -129,4 +132,5 @@ def byzmean(z: Scalar = 0.5, variant: str = "paper", knowledge: str = "benign") 
 def lie_row(updates: PyTree, known: jax.Array, z: Scalar) -> PyTree:
     """`mean - z * std` over the rows marked by `known`."""
     mean, std = ops.mean_and_std(updates, known)
-    return jax.tree.map(lambda m, s: m - z * s, mean, std)
+    kind = ops.wide(updates)
+    return jax.tree.map(lambda m, s: m.astype(kind) - jnp.asarray(z, kind) * s.astype(kind), mean, std)

@@ -1,7 +1,7 @@
 """Attacks that know the rule: tailored to the trimmed mean and to Krum.
 
-Source: Shejwalkar and Houmansadr, NDSS 2021, section IV (AGR-tailored); Fang, Cao, Jia and Gong, USENIX Security 2020.
-Both send `mean - step * std`, the attacker foreseeing the rule on the rows it knows and copies of the crafted one.
+Both send `mean - step * std`, the attacker foreseeing the rule on the rows it knows and copies of the crafted one. Source:
+Shejwalkar and Houmansadr, NDSS 2021, section IV (AGR-tailored), with the direction of its inverse standard deviation.
 """
 
 import jax
@@ -34,25 +34,34 @@ def tailored_trmean(variant: str = "paper", knowledge: str = "benign") -> Attack
     def craft_row(updates: PyTree, malicious: jax.Array, present: jax.Array) -> PyTree:
         known = known_rows(knowledge, malicious, present)
         mean, std = ops.mean_and_std(updates, known)
-        step = jnp.float32(10)
+        kind = ops.wide(updates)
+        step = jnp.asarray(10, kind)
         if variant == "paper":
 
             def farthest(row: PyTree, mean: PyTree, std: PyTree) -> jax.Array:
                 """The largest number of standard deviations that the row lies below the mean."""
                 steps = jax.tree.map(
-                    lambda x, m, s: jnp.max(jnp.where(s > 0, (m - x) / s, 0.0), initial=0), row, mean, std
+                    lambda x, m, s: jnp.max(jnp.where(s > 0, m - x, 0) / jnp.where(s > 0, s, 1), initial=0).astype(
+                        kind
+                    ),
+                    row,
+                    mean,
+                    std,
                 )
                 return jnp.max(jnp.stack(jax.tree.leaves(steps)))
 
             farthest_of = ops.map_rows(farthest, updates, shared=(mean, std))
             step = jnp.max(farthest_of, where=known, initial=0.0)
-        return jax.tree.map(lambda m, s: m - step * s, mean, std)
+        return jax.tree.map(lambda m, s: m.astype(kind) - step * s.astype(kind), mean, std)
 
     return same_row(craft_row)
 
 
 def tailored_krum(knowledge: str = "benign") -> Attack:
     """The farthest row on the line `mean - step * std` that Krum would still choose.
+
+    The idea is that of Fang, Cao, Jia and Gong (USENIX Security 2020), the direction is not: theirs goes against the sign of
+    the honest step, equally far in every coordinate; this one goes down, farther where honest clients differ more.
 
     The attacker runs Krum on the k rows it knows and its m copies, assuming m malicious: the copies are at distance 0 from
     each other, and their distances to the known rows are quadratics in the step, so nothing is read again. The step is the
@@ -70,9 +79,9 @@ def tailored_krum(knowledge: str = "benign") -> Attack:
         n = len(known)
         others = jnp.where(jnp.eye(n, dtype=bool) | ~known[None, :], jnp.inf, pairs)
         copies = simulated_copies(knowledge, malicious, present)
-        neighbours = jnp.maximum(jnp.sum(known) - 2, 1)
-        is_copy = jnp.arange(n) < copies
-        twins = jnp.where(jnp.arange(n) < copies - 1, 0.0, jnp.inf)
+        neighbours = jnp.maximum(jnp.sum(known, dtype=jnp.int32) - 2, 1)
+        is_copy = jnp.arange(n, dtype=jnp.int32) < copies
+        twins = jnp.where(jnp.arange(n, dtype=jnp.int32) < copies - 1, 0.0, jnp.inf).astype(line.a.dtype)
 
         def krum_chooses(step: jax.Array) -> jax.Array:
             apart = jnp.where(known, line.squared(step), jnp.inf)

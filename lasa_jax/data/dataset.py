@@ -78,7 +78,10 @@ class Dataset:
         """`(x - mean) / std` in float32, for a batch of stored examples; as they are where `mean` is empty."""
         if not self.mean:
             return inputs
-        return (inputs.astype(jnp.float32) - jnp.asarray(self.mean, jnp.float32)) / jnp.asarray(self.std, jnp.float32)
+        mean, std = (
+            jnp.asarray(x, jnp.float32).reshape((1,) * (inputs.ndim - 1) + (-1,)) for x in (self.mean, self.std)
+        )
+        return (inputs.astype(jnp.float32) - mean) / std
 
     def counted(self, labels: jax.Array, real: jax.Array) -> jax.Array:
         """Which labels of a batch count, bool like `labels`; `real` says which examples do, bool `(batch,)`."""

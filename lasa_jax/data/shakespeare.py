@@ -171,7 +171,11 @@ SET = by_client.FederatedSet("shakespeare", "1.0.0", (LENGTH,), (LENGTH,), _file
 
 def load(data_dir: str | None = None, source: str | None = None) -> Dataset:
     """The set by role; see `by_client.load`."""
-    arrays = by_client.load(SET, data_dir, source)
+    return of_arrays(by_client.load(SET, data_dir, source))
+
+
+def of_arrays(arrays: by_client.Arrays) -> Dataset:
+    """The set from its arrays: pieces as `pieces` makes them."""
     return Dataset(
         name="shakespeare",
         num_classes=NUM_TOKENS,

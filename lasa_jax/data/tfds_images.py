@@ -7,7 +7,7 @@ official code.
 import functools
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -122,7 +122,18 @@ def _load(name: str, data_dir: str | None) -> Dataset:
 
     files = cache.data_files(directory)
     fields = ("train_images", "train_labels", "test_images", "test_labels")
-    arrays = cache.cached(name, {"format": 1, "files": cache.fingerprint(files)}, fields, build)
+    return of_arrays(name, cache.cached(name, {"format": 1, "files": cache.fingerprint(files)}, fields, build))
+
+
+def of_arrays(name: str, arrays: Mapping[str, np.ndarray]) -> Dataset:
+    """One of these sets from its arrays, normalised and augmented as it always is.
+
+    Args:
+      name: one of `LOADERS`.
+      arrays: `train_images` and `test_images`, uint8 `(count, height, width, channels)`, and `train_labels` and
+        `test_labels`, int32 `(count,)`.
+    """
+    image_set = _SETS[name]
     return Dataset(
         name=name,
         num_classes=image_set.num_classes,

@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +27,7 @@ from lasa_jax.models import Variables
 from lasa_jax.workdir import Workdir, is_finished, records, resume
 
 PyTree = Any
-Progress = Callable[[Mapping[str, Any]], None]
+OnMetrics = Callable[[str, int, Mapping[str, Any]], None]  # the run's name, the round, its metrics
 Log = Callable[[str], None]
 
 
@@ -41,7 +41,7 @@ def run(
     *,
     mesh: Mesh | None = None,
     executables: Executables | None = None,
-    on_line: Progress | None = None,
+    on_metrics: OnMetrics | None = None,
     log: Log = print,
     stop: threading.Event | None = None,
 ) -> dict[str, Any]:
@@ -55,7 +55,9 @@ def run(
       path: the directory; made if it is not there, once everything that can be wrong with the input was checked.
       mesh: the devices; all of them for the clients of one run if None.
       executables: programs compiled before, and to be shared with runs to come.
-      on_line: called with each new line of metrics.jsonl.
+      on_metrics: `on_metrics(run, round, metrics)`, called for each evaluated round once its line of metrics.jsonl is on the
+        disk, a block at a time: the name of the directory, the round, and the line. Rounds that are computed again after a
+        kill are told again. What it raises is not caught and ends the run; the same call goes on after the last checkpoint.
       log: called with what a user should know: that a run goes on, that a checkpoint is damaged.
       stop: once set, the run stops after its block.
 
@@ -72,7 +74,7 @@ def run(
         [(config, place)],
         executables=known,
         mesh=mesh,
-        on_line=on_line,
+        on_metrics=on_metrics,
         log=log,
         stop=stop,
     )
@@ -87,7 +89,7 @@ def run_batch(
     executables: Executables,
     size: int = 1,
     mesh: Mesh | None = None,
-    on_line: Progress | None = None,
+    on_metrics: OnMetrics | None = None,
     log: Log = print,
     stop: threading.Event | None = None,
 ) -> list[Ended]:
@@ -100,7 +102,7 @@ def run_batch(
       size: runs that the program is compiled for; where fewer are given, copies of the first, which nobody reads, fill it.
       executables: as in `run`.
       mesh: as in `run`; several rows of runs are for one process only.
-      on_line: as in `run`.
+      on_metrics: as in `run`.
       log: as in `run`.
       stop: as in `run`.
 
@@ -131,21 +133,22 @@ def run_batch(
                 ended[index] = found
         ended = leader.agreed(ended, len(runs))
         members = {index: one for index, one in members.items() if index not in ended}
-        try:
-            if members:
-                _run_blocks(
-                    members,
-                    ended,
-                    size=size,
-                    mesh=mesh,
-                    executables=executables,
-                    on_line=on_line,
-                    log=log,
-                    stop=stop,
-                    began=began,
-                )
-        except RUN_FAILURES as error:
-            ended = dict.fromkeys(members, error) | ended
+        blocks: Iterator[list[Told]] = iter(())
+        if members:
+            blocks = _run_blocks(
+                members, ended, size=size, mesh=mesh, executables=executables, log=log, stop=stop, began=began
+            )
+        while True:
+            try:
+                told = next(blocks, None)
+            except RUN_FAILURES as error:
+                ended = dict.fromkeys(members, error) | ended
+                break
+            if told is None:
+                break
+            for name, line in told:
+                if on_metrics is not None:  # what it raises is no failure of a run
+                    on_metrics(name, line["round"], line)
     return [ended[index] for index in range(len(runs))]
 
 
@@ -199,6 +202,9 @@ def _open(
     return _Member(built, workdir)
 
 
+Told = tuple[str, Mapping[str, Any]]  # a run's name, and a line of its metrics
+
+
 class _Block(NamedTuple):
     """What one dispatch brought.
 
@@ -224,12 +230,14 @@ def _run_blocks(
     size: int,
     mesh: Mesh,
     executables: Executables,
-    on_line: Progress | None,
     log: Log,
     stop: threading.Event | None,
     began: float,
-) -> None:
-    """Runs a batch whose directories are open block by block, and enters what became of each run when it has ended."""
+) -> Iterator[list[Told]]:
+    """Runs a batch whose directories are open block by block, and enters what became of each run when it has ended.
+
+    Yields the lines that each block wrote, once they are on the disk.
+    """
     first = next(iter(members.values()))
     config = first.built.config
     key = f"{configs.program_key(config)} {first.built.dataset.source_id}"  # the scale of a user's data is compiled in
@@ -249,23 +257,26 @@ def _run_blocks(
             executable, compile_seconds = executables.get(key, simulation, (states, points, fed))
     layers = records.layer_names(states.variables)
 
-    def report(block: _Block) -> None:
-        """Writes what a block brought, and enters the runs that it ended."""
+    def report(block: _Block) -> list[Told]:
+        """Writes what a block brought, and enters the runs that it ended; returns the lines."""
         told: dict[int, Ended] = {}
+        written: list[Told] = []
         for position, (index, one) in enumerate(members.items()):
             if index in ended or one.workdir is None:
                 continue
             try:
-                status = _write(one, position, block, simulation, layers, on_line)
+                lines, status = _write(one, position, block, simulation, layers)
                 if status is not None:
                     variables = jax.tree.map(lambda x, at=position: x[at], jax.device_get(block.states.variables))
                     told[index] = _finish(one, variables, status, compile_seconds, began)
+                written += [(one.workdir.path.absolute().name, line) for line in lines]
             except (OSError, InputError) as error:  # a full disk, for one directory or for all
                 told[index] = error
         ended.update(leader.told_by_leader(told))
+        return written
 
     if executable is None:  # stopped between the last checkpoint and the summary
-        report(_Block(done, 0, 0.0, None, _held(states)))
+        yield report(_Block(done, 0, 0.0, None, _held(states)))
     while executable is not None and not members.keys() <= ended.keys():
         if leader.from_leader(stop is not None and stop.is_set()):
             raise Stopped
@@ -274,7 +285,7 @@ def _run_blocks(
         metrics = jax.device_get(metrics)  # the one host copy of the block
         count = min(simulation.block_rounds, config.rounds - done)
         seconds = (time.perf_counter() - started) / (count * len(members))
-        report(_Block(done, count, seconds, metrics, _held(states)))
+        yield report(_Block(done, count, seconds, metrics, _held(states)))
         done += count
 
 
@@ -309,17 +320,16 @@ def _write(
     block: _Block,
     simulation: Simulation,
     layers: Sequence[str],
-    on_line: Progress | None,
-) -> str | None:
+) -> tuple[list[dict[str, Any]], str | None]:
     """Writes what a block brought to one run: lines, the filtering if it is recorded, the state once a checkpoint is due.
 
     Returns:
-      The status of the run if the block ended it.
+      The lines, and the status of the run if the block ended it.
     """
     assert one.workdir is not None
     config, done = one.built.config, block.done + block.rounds
     if block.rounds == 0:
-        return "finished"
+        return [], "finished"
     metrics = jax.tree.map(lambda x: x[position], block.metrics)
     table = records.filtering_table(metrics, block.done, block.rounds, layers)
     if table is not None and len(table):
@@ -331,10 +341,7 @@ def _write(
         state = jax.tree.map(lambda x: x[position], block.states)
         one.workdir.save_checkpoint(done, state, keep=config.keep_checkpoints)
         one.saved = done
-    if on_line is not None:
-        for line in lines:
-            on_line(line)
-    return "diverged" if diverged else "finished" if done == config.rounds else None
+    return lines, "diverged" if diverged else "finished" if done == config.rounds else None
 
 
 def _diverged(metrics: BlockMetrics, count: int) -> bool:

@@ -1,6 +1,8 @@
 """One run in memory: `simulate` writes nothing."""
 
 import dataclasses
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -56,6 +58,7 @@ def simulate(
     attack: Attack | None = None,
     model: Any = None,
     mesh: Mesh | None = None,
+    on_metrics: Callable[[str, int, Mapping[str, Any]], None] | None = None,
     **settings: Any,
 ) -> History:
     """Runs one simulation in memory. Nothing is written.
@@ -66,6 +69,8 @@ def simulate(
       attack: for instance `attacks.byzmean()`; that of the config, or none, if None.
       model: a pair of functions or a module, see docs/adding.md; that of the config if None.
       mesh: the devices; all of them for the clients if None.
+      on_metrics: `on_metrics(dataset, round, metrics)`, called for each evaluated round, a block at a time: the name of the
+        dataset, the round, and what a line of metrics.jsonl has. What it raises ends the run.
       **settings: of the config by their names, `rounds=20` or `**{"client.epochs": 1}`.
 
     Raises:
@@ -99,8 +104,14 @@ def simulate(
     layers = records.layer_names(states.variables)
     blocks = []
     for done in range(0, config.rounds, simulation.block_rounds):
+        began = time.perf_counter()
         states, metrics = executable(states, points, fed, np.int32(done))
         blocks.append(jax.tree.map(lambda x: x[0], jax.device_get(metrics)))
+        if on_metrics is not None:
+            rounds = min(simulation.block_rounds, config.rounds - done)
+            seconds = (time.perf_counter() - began) / rounds
+            for line in records.lines(blocks[-1], done, rounds, simulation, layers, seconds):
+                on_metrics(config.dataset, line["round"], line)
     whole = jax.tree.map(lambda *parts: np.concatenate(parts)[: config.rounds], *blocks)
     filtering, count = whole.rounds.filtering, config.clients_per_round
     evaluated = np.array(simulation.evaluated_rounds())

@@ -55,6 +55,11 @@ def _repeat(step: Callable[[Any, Any], Any], carry: Any, steps: jax.Array, most:
     return jax.lax.fori_loop(0, most, or_nothing, carry)
 
 
+def matmul_precision(precision: str) -> str:
+    """What `jax.default_matmul_precision` takes for a word of `LocalTraining.precision`."""
+    return {"tf32": "tensorfloat32", "bfloat16": "default"}.get(precision, "highest")
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class LocalTraining:
     """Local training as a pure function of one client. What is fixed at compile time is an attribute.
@@ -86,7 +91,7 @@ class LocalTraining:
     @property
     def matmul_precision(self) -> str:
         """Of products and convolutions in training and evaluation, as `jax.default_matmul_precision` takes it."""
-        return {"tf32": "tensorfloat32", "bfloat16": "default"}.get(self.precision, "highest")
+        return matmul_precision(self.precision)
 
     def __call__(
         self,
@@ -125,9 +130,10 @@ class LocalTraining:
         def cast(tree: Any, dtype: jnp.dtype) -> Any:
             return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
 
-        optimizer = optax.sgd(sgd.learning_rate * sgd.decay ** (round_index // self.decay_every), momentum=sgd.momentum)
+        decayed = jnp.asarray(round_index, jnp.int32) // self.decay_every  # times
+        rate = sgd.learning_rate * jax.lax.pow(jnp.asarray(sgd.decay, jnp.float32), decayed)
         width = -(-indices.shape[0] // self.batch_size) * self.batch_size
-        place = jnp.arange(width)
+        place = jnp.arange(width, dtype=jnp.int32)
 
         def loss_of(params: Any, rest: Variables, batch: jax.Array, real: jax.Array, key: jax.Array) -> Any:
             augment_key, dropout_key = jax.random.split(key)
@@ -144,8 +150,9 @@ class LocalTraining:
             labels = train.labels[batch]
             losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(kept), relabel(labels))
             counted = self.dataset.counted(labels, real)
-            total, count = jnp.sum(jnp.where(counted, losses, 0.0)), jnp.sum(counted)
-            seen = jnp.stack([total, count.astype(total.dtype)]).astype(jnp.float32)
+            total = jnp.sum(jnp.where(counted, losses, 0.0))
+            count = jnp.sum(counted, dtype=jnp.int32).astype(total.dtype)
+            seen = jnp.stack([total, count]).astype(jnp.float32)
             return total / jnp.maximum(count, 1), (cast(updated, kept), seen)
 
         def epoch(index: jax.Array, carry: Any) -> Any:
@@ -158,7 +165,7 @@ class LocalTraining:
                 current, velocity, loss = carry
                 start = index * self.batch_size
                 batch = jax.lax.dynamic_slice(order, (start,), (self.batch_size,))
-                real = start + jnp.arange(self.batch_size) < size
+                real = start + jnp.arange(self.batch_size, dtype=jnp.int32) < size
                 step_key = jax.random.fold_in(steps_key, index)
                 grads, (updated, total) = jax.grad(loss_of, has_aux=True)(
                     current["params"], current, batch, real, step_key
@@ -171,12 +178,13 @@ class LocalTraining:
 
         wide = jax.enable_x64(True) if self.precision == "float64" else contextlib.nullcontext()
         with wide, jax.default_matmul_precision(self.matmul_precision), ops.convolving_by(self.convolution):
+            optimizer = optax.sgd(rate.astype(kept), momentum=jnp.asarray(sgd.momentum, kept))
             first = cast(variables, kept)
             # Hidden from the compiler: it would keep one copy for each client of what all begin with, to subtract it below.
             first, velocity = jax.lax.optimization_barrier((first, optimizer.init(first["params"])))
             start = (first, velocity, jnp.zeros(2, jnp.float32))  # loss and labels so far
             local, _, loss = jax.lax.fori_loop(0, self.epochs, epoch, start)
-            update = jax.tree.map(lambda new, old: (new - old).astype(old.dtype), local, variables)
+            update = jax.tree.map(lambda new, old, like: (new - old).astype(like.dtype), local, first, variables)
         if sgd.clip_norm is not None:
             part = {"params": update["params"]} if self.clips_parameters_only else update
             update = {**update, **clip_update(part, sgd.clip_norm)}

@@ -57,7 +57,7 @@ def evaluate(
 
     def batches(x: jax.Array) -> jax.Array:
         x = jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1))
-        return x.reshape(num_batches, batch_size, *x.shape[1:])
+        return ops.everywhere(x.reshape(num_batches, batch_size, *x.shape[1:]))
 
     dataset = program.local_training.dataset
 

@@ -60,8 +60,8 @@ def one_round(
         train_loss=jnp.mean(trained.losses, where=clients.present),
         malicious=jnp.sum(clients.malicious, dtype=jnp.int32),
         benign=jnp.sum(benign, dtype=jnp.int32),
-        malicious_filtered=jnp.sum(filtered & clients.malicious, axis=1, dtype=jnp.int32),
-        benign_filtered=jnp.sum(filtered & benign, axis=1, dtype=jnp.int32),
+        malicious_filtered=jnp.sum(filtered & clients.malicious[None], axis=1, dtype=jnp.int32),
+        benign_filtered=jnp.sum(filtered & benign[None], axis=1, dtype=jnp.int32),
         update_norm=ops.tree_norm(update),
         step_waste=trained.step_waste,
         assumed_malicious=jnp.asarray(getattr(info, "num_malicious", -1), jnp.int32),
@@ -78,11 +78,13 @@ def round_keys(key: jax.Array, round_index: jax.Array) -> RoundKeys:
 
 def draw_clients(program: Program, point: Point, key: jax.Array) -> Clients:
     """Draws the clients of a round, uniformly without replacement."""
-    ids = jnp.argsort(jax.random.bits(key, (program.num_clients,)))[: program.clients_per_round].astype(jnp.int32)
+    ids = jnp.argsort(jax.random.bits(key, (program.num_clients,), jnp.uint32))[: program.clients_per_round].astype(
+        jnp.int32
+    )
     padding = -program.clients_per_round % ops.num_shards()
-    present = jnp.arange(program.clients_per_round + padding) < program.clients_per_round
+    present = jnp.arange(program.clients_per_round + padding, dtype=jnp.int32) < program.clients_per_round
     ids = jnp.pad(ids, (0, padding))
-    return Clients(ids, point.malicious[ids] & present, present)
+    return Clients(*ops.everywhere((ids, point.malicious[ids] & present, present)))
 
 
 def train_clients(
@@ -140,9 +142,10 @@ def _step_waste(steps: jax.Array, at_once: int | None) -> jax.Array:
     on_device = steps.reshape(ops.num_shards(), -1)
     rows = on_device.shape[1]
     batch = ops.rows_at_once(rows, at_once)
-    starts = jnp.minimum(jnp.arange(-(-rows // batch)) * batch, rows - batch)
+    starts = jnp.minimum(jnp.arange(-(-rows // batch), dtype=jnp.int32) * batch, rows - batch)
     longest = jnp.sort(on_device, axis=1, descending=True, stable=False)[:, starts]
-    return batch * jnp.sum(longest) / jnp.maximum(jnp.sum(steps), 1)
+    needed = jnp.maximum(jnp.sum(steps, dtype=jnp.int32), 1)
+    return (batch * jnp.sum(longest, dtype=jnp.int32)).astype(jnp.float32) / needed.astype(jnp.float32)
 
 
 def filtering_of(clients: Clients, info: Any) -> Filtering:

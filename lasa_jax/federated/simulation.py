@@ -150,7 +150,7 @@ class Simulation:
                 nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
                 return lax.cond(index <= self.rounds, step, lambda state, _: (state, nothing), state, index)
 
-            return lax.scan(step_or_skip, state, start + 1 + jnp.arange(self.block_rounds))
+            return lax.scan(step_or_skip, state, start + 1 + jnp.arange(self.block_rounds, dtype=jnp.int32))
 
         return self._over_runs(one_run)((states, points, data.partition), (data.train, data.test, start))
 
@@ -221,24 +221,26 @@ class Simulation:
     def _over_runs(self, fn: Callable[..., Any]) -> Callable[[tuple, tuple], Any]:
         """Maps `fn(*owned, *shared)` over the runs axis of what is owned, each row of the mesh its own runs.
 
-        Runs of one device follow one another on a CPU and go together on an accelerator. A single one is unwrapped, since
-        a batch axis of one would turn branches into both.
+        Nothing crosses the rows: inside of the `shard_map` no collective has their axis. Devices of a row share the clients
+        of its runs, by the primitives of `ops`. Runs of one row follow one another on a CPU and go together on an
+        accelerator. A single one is unwrapped, since a batch axis of one would turn branches into both.
         """
 
-        def together(owned: tuple, shared: tuple) -> Any:
-            return jax.vmap(lambda *own: fn(*own, *shared))(*owned)
+        runs, everywhere = PartitionSpec(ops.RUNS), PartitionSpec()
+        # To JAX the runs' axis is the compiler's again, though nothing uses it: a function inside of the `shard_map` over
+        # clients, nested in this one, may close over arrays from outside only where no axis is manual there.
+        auto = self.mesh.abstract_mesh
 
         def local(owned: tuple, shared: tuple) -> Any:
+            with jax.sharding.use_abstract_mesh(auto):
+                return of_a_row(*jax.sharding.reshard((owned, shared), NamedSharding(auto, everywhere)))
+
+        def of_a_row(owned: tuple, shared: tuple) -> Any:
             if jax.tree.leaves(owned)[0].shape[0] == 1:
                 result = fn(*jax.tree.map(lambda x: x[0], owned), *shared)
                 return jax.tree.map(lambda x: x[None], result)
             if ops.one_at_a_time():
                 return lax.map(lambda own: fn(*own, *shared), owned)
-            return together(owned, shared)
+            return jax.vmap(lambda *own: fn(*own, *shared))(*owned)
 
-        if self.mesh.shape[ops.RUNS] == 1:
-            return local
-        if self.mesh.shape[ops.CLIENTS] > 1:  # a map over clients inside one over runs: left to the partitioner
-            return together
-        runs, everywhere = PartitionSpec(ops.RUNS), PartitionSpec()
         return jax.shard_map(local, in_specs=(runs, everywhere), out_specs=runs, axis_names={ops.RUNS}, check_vma=False)

@@ -7,8 +7,9 @@ has 12 points and 2 programs: rules are compiled in, ratios and seeds are number
 executable in batches.
 """
 
-from lasa_jax.grid.declare import Grid, GridError, Point, load, points, programs, resolve
-from lasa_jax.grid.planning import Plan, batch_sizes, duration, plan
+from lasa_jax.grid.declare import Grid, GridError, Point, extended, load, points, programs, resolve
+from lasa_jax.grid.planning import Plan, batch_sizes, plan
+from lasa_jax.grid.recording import begin
 from lasa_jax.grid.running import Batch, Outcome, Queue, batches, finished, run, run_together
 
 __all__ = [
@@ -21,7 +22,8 @@ __all__ = [
     "Queue",
     "batch_sizes",
     "batches",
-    "duration",
+    "begin",
+    "extended",
     "finished",
     "load",
     "plan",

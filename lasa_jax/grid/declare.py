@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from lasa_jax import commandline
+from lasa_jax import commandline, experiment
 from lasa_jax import config as configs
 from lasa_jax.errors import InputError
 
@@ -42,11 +42,13 @@ class Point:
       config: resolved.
       name: the name of its run directory, `config.run_name(config)`.
       program: `config.program_key(config)`; points with the same one go through one executable.
+      extends: the point with fewer rounds whose finished run it goes on from, see `extended`.
     """
 
     config: ConfigDict
     name: str
     program: str
+    extends: "Point | None" = None
 
 
 class GridError(InputError):
@@ -64,26 +66,56 @@ def points(declared: Grid) -> list[Point]:
       GridError: for unknown fields, empty axes, tied axes of different lengths, values that a config refuses, and fields
         that have no effect in a point, as those of a rule that it does not select.
     """
+    found: dict[str, Point] = {}
+    for point in _points(declared, {}):
+        found.setdefault(point.name, point)
+    return list(found.values())
+
+
+def extended(declared: Grid, rounds: int) -> list[Point]:
+    """The points of a grid with more rounds, each of which goes on from the finished run of the point as declared.
+
+    Args:
+      declared: the grid that was run.
+      rounds: how many each shall have in all.
+
+    Raises:
+      GridError: as `points`.
+      InputError: if a point has as many rounds already, or has another setting that depends on them.
+    """
+    before, after = _points(declared, {}), _points(declared, {"rounds": rounds})
+    found: dict[str, Point] = {}
+    for old, new in sorted(zip(before, after, strict=True), key=lambda pair: -pair[0].config.rounds):
+        experiment.check_extends(old.config, new.config)
+        found.setdefault(new.name, dataclasses.replace(new, extends=old))  # from the longest of them
+    return [found[name] for name in dict.fromkeys(point.name for point in after)]
+
+
+def _points(declared: Grid, also: Settings) -> list[Point]:
+    """The points of a grid, each as often as it is declared, with some more settings.
+
+    Raises:
+      GridError: as `points`.
+    """
     _check_form(declared)
     declared = dataclasses.replace(declared, axes=[_as_lists(axis) for axis in declared.axes])
     if faults := list(dict.fromkeys(_faults(declared))):
         raise GridError(faults)
-    found: dict[str, Point] = {}
+    found: list[Point] = []
     refused: dict[str, None] = {}  # a set that keeps its order
     on_axes = {field for axis in declared.axes for field in axis}
-    for settings in [*_product(declared.axes), *declared.points]:
+    for declaration in [*_product(declared.axes), *declared.points]:
+        settings = {**declaration, **also}
         try:
             config = configs.resolve(configs.updated(declared.base, settings), list(settings))
         except InputError as error:
             way_out = "; points= sets it where it has an effect" if _of_what_is_not_selected(error, on_axes) else ""
             refused[f"{error}{way_out}"] = None
             continue
-        name = configs.run_name(config)
-        if name not in found:
-            found[name] = Point(config, name, configs.program_key(config))
+        found.append(Point(config, configs.run_name(config), configs.program_key(config)))
     if refused:
         raise GridError(list(refused))
-    return list(found.values())
+    return found
 
 
 def _of_what_is_not_selected(error: InputError, fields: Collection[str]) -> bool:

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lasa_jax import commandline, methods
 from lasa_jax import config as configs
-from lasa_jax import methods
 from lasa_jax.errors import InputError, user_path
 from lasa_jax.grid import cost
 from lasa_jax.grid.declare import Grid, Point, points, programs
@@ -56,7 +56,7 @@ class Plan:
         ] + here * [
             f"runs in a batch: {between(*self.runs_in_a_batch)}",
             f"memory a program: {self.bytes_a_program / 2**20:,.0f} MiB",
-            f"estimated time: {duration(self.seconds)}, compiling included",
+            f"estimated time: {commandline.duration(self.seconds)}, compiling included",
         ]
 
 
@@ -126,8 +126,10 @@ def batch_sizes(found: Sequence[Point], workdir: str | Path, *, batch: int | Non
     stored = read_batch_sizes(path)
     sizes = {}
     for program, group in programs(found).items():
-        size = stored.get(program) or batch or cost.fitting(group[0].config, len(group))
-        if batch is not None and size != batch and any(is_begun(path / point.name) for point in group):
+        before = group[0].extends
+        known = stored.get(program if before is None else before.program)
+        size = stored.get(program) or known or batch or cost.fitting(group[0].config, len(group))
+        if batch is not None and size != batch and any(is_begun(path, point) for point in group):
             raise InputError(
                 f"--batch={batch}: the results in {path} were made in batches of {size}; leave it out, or "
                 "choose another directory"
@@ -136,9 +138,15 @@ def batch_sizes(found: Sequence[Point], workdir: str | Path, *, batch: int | Non
     return sizes
 
 
-def is_begun(run: Path) -> bool:
-    """Whether a run has a result or a checkpoint."""
-    return is_finished(run) or bool(Workdir(run, lock=False).checkpoint_rounds())
+def is_begun(workdir: Path, point: Point) -> bool:
+    """Whether a point of a sweep has a result or a checkpoint, or goes on from one that has."""
+    return point.extends is not None or is_finished(workdir / point.name) or _rounds_done(workdir, point) > 0
+
+
+def _rounds_done(workdir: Path, point: Point) -> int:
+    """The round of the checkpoint that a point goes on from; 0 if there is none."""
+    done = max(Workdir(workdir / point.name, lock=False).checkpoint_rounds(), default=0)
+    return max(done, 0 if point.extends is None else point.extends.config.rounds)
 
 
 def _seconds(
@@ -150,11 +158,12 @@ def _seconds(
     rounds: dict[Any, list[float]] = {}  # seconds of a round of one run, by program and by what a run costs
     compiled: list[float] = []
     for point in found:
-        seconds, compiling = _recorded(workdir / point.name)
-        compiled += [compiling] if compiling else []
-        if seconds is not None:
-            for key in (point.program, configs.cost_key(point.config)):
-                rounds.setdefault(key, []).append(seconds)
+        for run in _recording(point):
+            seconds, compiling = _recorded(workdir / run)
+            compiled += [compiling] if compiling else []
+            if seconds is not None:
+                for key in (point.program, configs.cost_key(point.config)):
+                    rounds.setdefault(key, []).append(seconds)
     card, total = None, 0.0
     for point in left:
         config = point.config
@@ -164,10 +173,14 @@ def _seconds(
         else:
             card = cost.card_here() if card is None else card
             a_round = cost.of(config).seconds(card, sizes[point.program])
-        done = max(Workdir(workdir / point.name, lock=False).checkpoint_rounds(), default=0)
-        total += (config.rounds - done) * a_round
+        total += (config.rounds - _rounds_done(workdir, point)) * a_round
     each = sum(compiled) / len(compiled) if compiled else cost.compiling()
     return total + each * len({point.program for point in left}) / at_once
+
+
+def _recording(point: Point) -> list[str]:
+    """The directories whose rounds take as long as those of a point: its own, and that of the run it goes on from."""
+    return [point.name, *([] if point.extends is None else [point.extends.name])]
 
 
 def _recorded(run: Path) -> tuple[float | None, float]:
@@ -186,9 +199,3 @@ def _recorded(run: Path) -> tuple[float | None, float]:
     if not lines:
         return None, 0.0
     return sum(line["seconds_per_round"] for line in lines) / len(lines), 0.0
-
-
-def duration(seconds: float) -> str:
-    """`"12 min"`: seconds in words, for a line."""
-    minutes = seconds / 60
-    return f"{minutes / 60:.1f} h" if minutes >= 90 else f"{minutes:.0f} min" if minutes >= 1 else f"{seconds:.0f} s"

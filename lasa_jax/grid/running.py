@@ -4,24 +4,29 @@ On an accelerator a batch is as many runs as its memory holds and keep it at wor
 threads as there are cores take one each: small programs do not keep two cores busy.
 """
 
+import contextlib
 import dataclasses
 import math
 import queue
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from lasa_jax import experiment
+from lasa_jax import experiment, track
 from lasa_jax.errors import InputError, user_path
 from lasa_jax.federated import DoesNotFit, Executables, make_mesh
 from lasa_jax.grid import cost
 from lasa_jax.grid.declare import Grid, Point, points, programs
 from lasa_jax.grid.planning import batch_sizes, is_begun
-from lasa_jax.workdir import Workdir, is_finished, read_batch_sizes, write_batch_sizes
+from lasa_jax.grid.recording import begin
+from lasa_jax.workdir import Workdir, is_finished, read_batch_sizes, write_batch_sizes, write_failure
+
+Metrics = tuple[str, int, Mapping[str, Any]]  # the name of a point, the round, what a line of metrics.jsonl has
+OnMetrics = Callable[[str, int, Mapping[str, Any]], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +50,11 @@ def run(
     declared: Grid | Sequence[Point],
     workdir: str | Path,
     *,
+    only: Collection[str] | None = None,
     batch: int | None = None,
     threads: int | None = None,
+    tensorboard: bool = False,
+    on_metrics: OnMetrics | None = None,
     on_outcome: Callable[[Outcome], None] | None = None,
     executables: Executables | None = None,
     log: Callable[[str], None] = print,
@@ -60,22 +68,32 @@ def run(
     Args:
       declared: a grid, or points from `points`.
       workdir: the directory of the sweep; each run is in `workdir / point.name`.
+      only: names of the points to run, where others of the sweep run elsewhere; all if None.
       batch: runs in a batch; if None, see `cost.fitting`.
       threads: batches side by side. If None, one on accelerators and where a CPU is several devices, else the cores.
+      tensorboard: whether each run writes to `tb/` in its directory too.
+      on_metrics: `on_metrics(point.name, round, metrics)`, called for each evaluated round once its line of metrics.jsonl is
+        on the disk, in the thread of the caller. What it raises ends the sweep: batches stop at the end of their block, and
+        the same call goes on.
       on_outcome: called after each point, finished ones included. A point that fails is an outcome too.
       executables: programs compiled before, to which those compiled now are added; `len` counts them.
       log: as in `experiment.run`.
 
     Returns:
-      The outcomes, in the order of the points.
+      The outcomes of the points that it was to run, in their order.
 
     Raises:
       GridError: for a grid that `points` refuses.
       InputError: if the sweep was begun with another batch, or its directory cannot be used.
     """
+    if tensorboard:
+        track.check_installed()
     path = user_path(f"workdir = {str(workdir)!r}", workdir)
     found = points(declared) if isinstance(declared, Grid) else declared
+    # By all points of the sweep, so that every task of a cluster takes the same sizes.
     sizes = write_batch_sizes(path, batch_sizes(found, path, batch=batch))
+    mine = [point for point in found if only is None or point.name in only]
+    begin(found, path, mine)
     shared = Executables() if executables is None else executables
     outcomes: dict[str, Outcome] = {}
 
@@ -84,15 +102,15 @@ def run(
         if on_outcome is not None:
             on_outcome(outcome)
 
-    for outcome in finished(found, path, log=log):
+    for outcome in finished(mine, path, log=log):
         note(outcome)
     todo = [
-        batch for batch in batches(found, path, sizes) if not {point.name for point in batch.points} <= outcomes.keys()
+        batch for batch in batches(mine, path, sizes) if not {point.name for point in batch.points} <= outcomes.keys()
     ]
     if todo:
         count = min(len(todo), cost.threads(todo[0].points[0].config) if threads is None else threads)
-        _run_in_threads(Queue(todo), path, count, shared, note, log)
-    return [outcomes[point.name] for point in found]
+        _run_in_threads(Queue(todo), path, count, shared, note, log, tensorboard=tensorboard, on_metrics=on_metrics)
+    return [outcomes[point.name] for point in mine]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +143,7 @@ def batches(found: Sequence[Point], workdir: str | Path, sizes: Mapping[str, int
     cut = []
     for program, group in programs(found).items():
         left: dict[tuple, list[Point]] = {}
-        begun = any(is_begun(Path(workdir) / point.name) for point in group)
+        begun = any(is_begun(Path(workdir), point) for point in group)
         for point in group:
             path = Path(workdir) / point.name
             if not is_finished(path):
@@ -178,17 +196,31 @@ def _run_in_threads(
     executables: Executables,
     on_outcome: Callable[[Outcome], None],
     log: Callable[[str], None],
+    *,
+    tensorboard: bool,
+    on_metrics: OnMetrics | None,
 ) -> None:
-    """Empties the queue with so many threads; outcomes are handed on in the thread of the caller."""
+    """Empties the queue with so many threads; outcomes and metrics are handed on in the thread of the caller."""
     stop = threading.Event()
-    ended: queue.Queue[Outcome | None] = queue.Queue()  # None: a thread has nothing left
+    ended: queue.Queue[Outcome | Metrics | None] = queue.Queue()  # None: a thread has nothing left
+
+    def hand_on(run: str, index: int, metrics: Mapping[str, Any]) -> None:
+        ended.put((run, index, metrics))
 
     def work() -> None:
         program = None
         try:
             while not stop.is_set() and (taken := waiting.take(program)) is not None:
                 program = taken.program
-                for outcome in run_together(taken, workdir, executables=executables, log=log, stop=stop):
+                for outcome in run_together(
+                    taken,
+                    workdir,
+                    executables=executables,
+                    tensorboard=tensorboard,
+                    on_metrics=None if on_metrics is None else hand_on,
+                    log=log,
+                    stop=stop,
+                ):
                     ended.put(outcome)
         except experiment.Stopped:
             pass
@@ -199,11 +231,13 @@ def _run_in_threads(
         workers = [pool.submit(work) for _ in range(count)]
         try:
             while count:
-                outcome = ended.get()
-                if outcome is None:
+                told = ended.get()
+                if told is None:
                     count -= 1
-                else:
-                    on_outcome(outcome)
+                elif isinstance(told, Outcome):
+                    on_outcome(told)
+                elif on_metrics is not None:
+                    on_metrics(*told)
         finally:
             stop.set()  # after Ctrl-C, each thread stops at the end of its block
     for worker in workers:
@@ -225,7 +259,7 @@ def finished(found: Sequence[Point], workdir: str | Path, *, log: Callable[[str]
             try:
                 outcomes.append(Outcome(point, path, experiment.finished(point.config, path, log), None))
             except InputError as error:
-                outcomes.append(_failed(point, path, error))
+                outcomes.append(Outcome(point, path, None, _one_line(error)))
     return outcomes
 
 
@@ -234,6 +268,8 @@ def run_together(
     workdir: str | Path,
     *,
     executables: Executables,
+    tensorboard: bool = False,
+    on_metrics: OnMetrics | None = None,
     log: Callable[[str], None] = print,
     stop: threading.Event | None = None,
 ) -> list[Outcome]:
@@ -245,11 +281,33 @@ def run_together(
     Args:
       batch: from `batches`.
       workdir: the directory of the sweep.
-      executables, log, stop: as in `experiment.run_batch`.
+      tensorboard: whether each run writes to `tb/` in its directory too.
+      executables, on_metrics, log, stop: as in `experiment.run_batch`.
     """
     path = Path(workdir)
+    with contextlib.ExitStack() as opened:
+        told = [] if on_metrics is None else [on_metrics]
+        if tensorboard:
+            told.append(opened.enter_context(track.boards(path)))
+
+        def tell(run: str, index: int, metrics: Mapping[str, Any]) -> None:
+            for hook in told:
+                hook(run, index, metrics)
+
+        return _run_together(batch, path, executables, tell, log, stop)
+
+
+def _run_together(
+    batch: Batch,
+    path: Path,
+    executables: Executables,
+    on_metrics: OnMetrics,
+    log: Callable[[str], None],
+    stop: threading.Event | None,
+) -> list[Outcome]:
+    """Does what `run_together` says."""
     size = min(batch.size, read_batch_sizes(path).get(batch.program, batch.size))
-    left, outcomes = list(batch.points), []
+    left, outcomes = _extended(batch, path, size)
     while left:
         rows = math.gcd(size, jax.device_count())
         runs = [(point, path / point.name) for point in left[:size]]
@@ -258,6 +316,7 @@ def run_together(
             executables=executables,
             size=size,
             mesh=make_mesh(runs=rows),
+            on_metrics=on_metrics,
             log=log,
             stop=stop,
         )
@@ -267,13 +326,31 @@ def run_together(
             log(f"{path}: {size} runs go together from here on: {too_much[0]}")
             write_batch_sizes(path, {batch.program: size})
             continue
-        outcomes += [
-            _failed(point, at, end) if isinstance(end, Exception) else Outcome(point, at, end, None)
-            for (point, at), end in zip(runs, ended, strict=True)
-        ]
+        for (point, at), end in zip(runs, ended, strict=True):
+            outcomes.append(_failed(point, path, end) if isinstance(end, Exception) else Outcome(point, at, end, None))
         left = left[size:]
     return outcomes
 
 
-def _failed(point: Point, path: Path, error: Exception) -> Outcome:
-    return Outcome(point, path, None, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+def _extended(batch: Batch, workdir: Path, size: int) -> tuple[list[Point], list[Outcome]]:
+    """The points of a batch that can be run, longer ones from where the old run ended; and outcomes of the others."""
+    left: list[Point] = []
+    outcomes: list[Outcome] = []
+    for point in batch.points:
+        try:
+            if point.extends is not None:
+                experiment.extend(workdir / point.extends.name, point.config, workdir / point.name, batch=size)
+            left.append(point)
+        except (InputError, OSError) as error:
+            outcomes.append(_failed(point, workdir, error))
+    return left, outcomes
+
+
+def _failed(point: Point, workdir: Path, error: Exception) -> Outcome:
+    """The outcome of a point that failed, which is also kept for who asks how the sweep is."""
+    write_failure(workdir, point.name, _one_line(error))
+    return Outcome(point, workdir / point.name, None, _one_line(error))
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

@@ -22,6 +22,11 @@ def uniform_fan_in(fan_in: int) -> Initializer:
     return init
 
 
+def _over(vector: jax.Array, like: jax.Array) -> jax.Array:
+    """A vector of the last axis with as many axes as an array: NumPy's rule, also where JAX is told not to apply it."""
+    return vector.reshape((1,) * (like.ndim - 1) + vector.shape)
+
+
 class Conv(nn.Module):
     """2-D convolution of `(batch, height, width, channels)`; see `ops.conv2d`."""
 
@@ -36,7 +41,7 @@ class Conv(nn.Module):
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
         init = uniform_fan_in(math.prod(shape[:3]))
         x = ops.conv2d(x, self.param("kernel", init, shape), stride=self.stride, padding=self.padding)
-        return x + self.param("bias", init, (self.features,)) if self.use_bias else x
+        return x + _over(self.param("bias", init, (self.features,)), x) if self.use_bias else x
 
 
 class Dense(nn.Module):
@@ -48,7 +53,8 @@ class Dense(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         init = uniform_fan_in(x.shape[-1])
         kernel = self.param("kernel", init, (x.shape[-1], self.features))
-        return x @ kernel + self.param("bias", init, (self.features,))
+        x = x @ kernel
+        return x + _over(self.param("bias", init, (self.features,)), x)
 
 
 class Dropout(nn.Module):
@@ -80,11 +86,11 @@ class BatchNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, mask: jax.Array | None) -> jax.Array:
         shape, dtype = (x.shape[-1],), x.dtype
-        x = x.astype(jnp.promote_types(dtype, jnp.float32))  # sums over a batch need more than bfloat16
-        scale = self.param("scale", nn.initializers.ones, shape)
-        bias = self.param("bias", nn.initializers.zeros, shape)
-        running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
-        running_var = self.variable("batch_stats", "var", jnp.ones, shape)
+        x = x.astype(ops.wide(x))  # sums over a batch need more than bfloat16
+        scale = self.param("scale", nn.initializers.ones, shape, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
+        running_var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
         if not train:
             mean, var = running_mean.value, running_var.value
         else:
@@ -93,9 +99,10 @@ class BatchNorm(nn.Module):
             count = jnp.maximum(jnp.sum(weight) * math.prod(x.shape[1:-1]), 1)
             axes = tuple(range(x.ndim - 1))
             mean = jnp.sum(jnp.where(weight > 0, x, 0), axes) / count
-            var = jnp.sum(jnp.where(weight > 0, (x - mean) ** 2, 0), axes) / count
+            var = jnp.sum(jnp.where(weight > 0, (x - _over(mean, x)) ** 2, 0), axes) / count
             if not self.is_initializing():
                 unbiased = var * count / jnp.maximum(count - 1, 1)
                 running_mean.value = (1 - self.momentum) * running_mean.value + self.momentum * mean
                 running_var.value = (1 - self.momentum) * running_var.value + self.momentum * unbiased
-        return ((x - mean) * jax.lax.rsqrt(var + self.epsilon) * scale + bias).astype(dtype)
+        mean, factor, scale, bias = (_over(v, x) for v in (mean, jax.lax.rsqrt(var + self.epsilon), scale, bias))
+        return ((x - mean) * factor * scale + bias).astype(dtype)

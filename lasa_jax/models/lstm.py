@@ -33,7 +33,7 @@ class LSTM(nn.Module):
         recurrent = self.param("hidden_kernel", init, (self.features, width))
         bias = self.param("input_bias", init, (width,)) + self.param("hidden_bias", init, (width,))
         batch, time, inputs = x.shape
-        steps = (jnp.swapaxes(x, 0, 1).reshape(time * batch, inputs) @ kernel + bias).reshape(time, batch, width)
+        steps = (jnp.swapaxes(x, 0, 1).reshape(time * batch, inputs) @ kernel + bias[None]).reshape(time, batch, width)
         return jnp.swapaxes(_recur(steps, recurrent), 0, 1)
 
 
@@ -68,7 +68,7 @@ def _backward(saved: Any, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
     slopes = jnp.stack(
         [g * i * (1 - i), _before(cells) * f * (1 - f), i * (1 - g**2), squashed * o * (1 - o)], axis=2
     )  # of the cell by i, f, g, and of the output by o
-    of_output = jnp.arange(4)[:, None] == 3
+    of_output = jnp.arange(4, dtype=jnp.int32)[None, :, None] == 3
 
     def step(carry: tuple[jax.Array, jax.Array], at: Any) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
         # The cell's gradient is carried four times, so that both results have one shape: one kernel gives both.
@@ -109,7 +109,7 @@ class Embedding(nn.Module):
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
         def init(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-            return jax.random.normal(key, shape).at[PADDING].set(0)
+            return jax.random.normal(key, shape, jnp.float32).at[PADDING].set(0)
 
         table = self.param("kernel", init, (self.num_tokens, self.features))
         return jnp.where((tokens != PADDING)[..., None], table[tokens], 0)

@@ -11,11 +11,12 @@ from lasa_jax.ops.columns import (
     usable_gram,
 )
 from lasa_jax.ops.convolution import BATCHED_FORMS, conv2d, convolving_by, max_pool2d
-from lasa_jax.ops.order import magnitude_threshold, sample_without_replacement
+from lasa_jax.ops.order import magnitude_threshold, rank_of, sample_without_replacement
 from lasa_jax.ops.rows import (
     CLIENTS,
     RUNS,
     any_run,
+    everywhere,
     map_rows,
     mean_and_std,
     num_shards,
@@ -30,11 +31,13 @@ from lasa_jax.ops.statistics import (
     largest_magnitude,
     masked_median,
     masked_std,
+    root,
     sum_of_smallest,
     total,
     tree_dot,
     tree_norm,
     tree_size,
+    wide,
 )
 from lasa_jax.ops.target import compiling_for, platform
 
@@ -48,6 +51,7 @@ __all__ = [
     "conv2d",
     "convolving_by",
     "counts",
+    "everywhere",
     "gram",
     "largest_magnitude",
     "magnitude_threshold",
@@ -62,7 +66,9 @@ __all__ = [
     "one_at_a_time",
     "platform",
     "product",
+    "rank_of",
     "replace_rows",
+    "root",
     "rows_at_once",
     "sample_without_replacement",
     "sort_clients",
@@ -75,4 +81,5 @@ __all__ = [
     "tree_size",
     "usable_gram",
     "weighted_sum",
+    "wide",
 ]

@@ -15,7 +15,8 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from lasa_jax.ops.rows import CLIENTS, any_run, num_shards, on_each_shard, one_at_a_time, product
+from lasa_jax.ops.rows import CLIENTS, any_run, everywhere, num_shards, on_each_shard, one_at_a_time, product
+from lasa_jax.ops.statistics import wide
 
 PyTree = Any
 
@@ -52,10 +53,10 @@ def sum_columns(fn: Callable[..., PyTree], stack: PyTree, *, shared: tuple[PyTre
 
 def _over_columns(fn: Callable[..., PyTree], stack: PyTree, shared: tuple[PyTree, ...], *, summed: bool) -> PyTree:
     leaves, structure = jax.tree.flatten(stack)
-    n, shards = leaves[0].shape[0], num_shards()
+    n, shards, kind = leaves[0].shape[0], num_shards(), wide(leaves)
 
     def local(leaves: list[jax.Array], shared: tuple[PyTree, ...]) -> PyTree:
-        flat = [x.reshape(x.shape[0], -1).astype(jnp.float32) for x in leaves]
+        flat = [x.reshape(x.shape[0], -1).astype(kind) for x in leaves]
         # Blocks of like width, so that the last is not nearly empty.
         share = -(-sum(x.shape[1] for x in flat) // shards)  # of the columns
         blocks = max(1, -(-share // _block_width(n, share, summed=summed)))
@@ -73,7 +74,9 @@ def _over_columns(fn: Callable[..., PyTree], stack: PyTree, shared: tuple[PyTree
                 add = lambda i, total, fetch=fetch: jax.tree.map(jnp.add, total, work(fetch(i)))  # noqa: E731
                 total = lax.fori_loop(0, count, add, total)
             return lax.psum(total, CLIENTS) if shards > 1 else total
-        parts = [lax.map(lambda i, fetch=fetch: work(fetch(i)), jnp.arange(count)) for fetch, count in loops]
+        parts = [
+            lax.map(lambda i, fetch=fetch: work(fetch(i)), jnp.arange(count, dtype=jnp.int32)) for fetch, count in loops
+        ]
         done = jnp.concatenate(parts)
         return unpack(lax.all_gather(done, CLIENTS, axis=1, tiled=True) if shards > 1 else done)
 
@@ -99,17 +102,17 @@ def _blocks(
     whole = [x.shape[1] // width for x in leaves]
     rests = [x[:, k * width :] for x, k in zip(leaves, whole, strict=True)]
     rest_sizes = [x.shape[1] for x in rests]
-    rest = jnp.concatenate([*rests, jnp.zeros((n, -sum(rest_sizes) % width), jnp.float32)], axis=1)
+    rest = jnp.concatenate([*rests, jnp.zeros((n, -sum(rest_sizes) % width), leaves[0].dtype)], axis=1)
     sources = [*leaves, rest]
     counts = [*whole, rest.shape[1] // width]
     used = [s for s, count in enumerate(counts) if count]
 
     def fetch_from(source: jax.Array, at: Any) -> jax.Array:
-        return lax.dynamic_slice(source, (0, at), (n, width))
+        return lax.dynamic_slice_in_dim(source, at, width, axis=1)
 
     def fetch(i: Any) -> jax.Array:
         branch_of = np.repeat(np.arange(len(used)), [counts[s] for s in used])
-        start_of = np.concatenate([np.arange(counts[s]) * width for s in used])
+        start_of = np.concatenate([np.arange(counts[s], dtype=np.int32) * width for s in used])
         branches = [functools.partial(fetch_from, sources[s]) for s in used]
         return lax.switch(jnp.asarray(branch_of)[i], branches, jnp.asarray(start_of)[i])
 
@@ -176,14 +179,16 @@ def average_of_ranks(ordered: jax.Array, first: jax.Array, count: jax.Array) -> 
       ordered: `(n, width)`, sorted by column.
       first, count: int32, scalars or `(width,)`.
     """
-    rank = jnp.arange(ordered.shape[0])[:, None]
+    rank = jnp.arange(ordered.shape[0], dtype=jnp.int32)[:, None]
+    first, count = (jnp.atleast_1d(x)[None] for x in (first, count))
     inside = (rank >= first) & (rank < first + count)
     # Divided before it is added, so that the sum stays in the range of float32.
-    return jnp.sum(jnp.where(inside, ordered / jnp.maximum(count, 1), 0.0), axis=0)
+    return jnp.sum(jnp.where(inside, ordered / jnp.maximum(count, 1).astype(ordered.dtype), 0.0), axis=0)
 
 
+@jax.custom_jvp
 def gram(stack: PyTree, present: jax.Array, center: jax.Array) -> jax.Array:
-    """Inner products of all pairs of clients, measured from one of them: float32 `(n, n)`.
+    """Inner products of all pairs of clients, measured from one of them: `(n, n)` of type `wide`.
 
         gram_ij = (x_i - c) . (x_j - c)
 
@@ -197,26 +202,47 @@ def gram(stack: PyTree, present: jax.Array, center: jax.Array) -> jax.Array:
 
     Returns:
       For clients that are absent, not finite, or so far away that a squared distance leaves float32, infinity on the
-      diagonal and 0 beside it.
+      diagonal and 0 beside it; these are constants where it is differentiated.
     """
+    return usable_gram(_products(stack, center), present)
+
+
+def _products(stack: PyTree, center: jax.Array) -> jax.Array:
+    """Inner products of the rows, measured from the row `center`: `(n, n)`."""
 
     # What is not finite spoils its own row and column of the product only, and shows on the diagonal.
     def products(block: jax.Array, center: jax.Array) -> jax.Array:
-        moved = block - block[center]
+        moved = block - block[center][None]
         return product(moved, moved.T)
 
     result = sum_columns(products, stack, shared=(center,))
-    return usable_gram((result + result.T) / 2, present)
+    return (result + result.T) / 2
+
+
+@gram.defjvp
+def _gram_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+    stack, present, center = primals
+    result = gram(stack, present, center)
+    near = jnp.isfinite(jnp.diagonal(result))
+    # What is not finite would spoil all derivatives: 0 * NaN is NaN.
+    clean, change = (
+        jax.tree.map(lambda x: jnp.where(near.reshape((-1,) + (1,) * (x.ndim - 1)), x, 0), tree)
+        for tree in (stack, tangents[0])
+    )
+    _, slope = jax.jvp(lambda x: _products(x, center), (clean,), (change,))
+    return result, jnp.where(near[:, None] & near[None, :], slope, 0)
 
 
 def usable_gram(products: jax.Array, usable: jax.Array) -> jax.Array:
     """A Gram matrix in which only the clients that are usable, and near enough, are left; see `gram`."""
-    near = usable & (jnp.diagonal(products) < jnp.finfo(jnp.float32).max / 8)
-    return jnp.where(near[:, None] & near[None, :], products, jnp.diag(jnp.where(near, 0.0, jnp.inf)))
+    near = usable & (jnp.diagonal(products) < jnp.finfo(products.dtype).max / 8)
+    return jnp.where(
+        near[:, None] & near[None, :], products, jnp.diag(jnp.where(near, 0.0, jnp.inf).astype(products.dtype))
+    )
 
 
 def squared_distances(gram: jax.Array) -> jax.Array:
-    """Squared Euclidean distances between all pairs of clients, from their Gram matrix: float32 `(n, n)`.
+    """Squared Euclidean distances between all pairs of clients, from their Gram matrix: `(n, n)` of its type.
 
         |x_i - x_j|^2 = gram_ii + gram_jj - 2 gram_ij
 
@@ -247,7 +273,7 @@ def mix_rows(mixing: jax.Array, stack: PyTree) -> PyTree:
         return [_mix(by_source.T, x) for x in leaves]
 
     leaves, structure = jax.tree.flatten(stack)
-    done = on_each_shard(local, (mixing.T, leaves), PartitionSpec(CLIENTS), (True, True))
+    done = on_each_shard(local, (everywhere(mixing.T), leaves), PartitionSpec(CLIENTS), (True, True))
     return jax.tree.unflatten(structure, done)
 
 
@@ -255,18 +281,18 @@ def _mix(mixing: jax.Array, leaf: jax.Array) -> jax.Array:
     """`mixing @ leaf` in blocks of columns; with shards, `mixing` has this device's columns and the result its rows."""
     shards = num_shards()
     flat = leaf.reshape(leaf.shape[0], -1)
-    m = flat.shape[1]
+    m, kind = flat.shape[1], wide((mixing, leaf))
     width = min(m, _block_width(mixing.shape[0], m, summed=True))
-    taken = (mixing != 0).astype(jnp.float32)
+    taken = (mixing != 0).astype(kind)
 
     def mixed(start: jax.Array) -> jax.Array:
-        block = lax.dynamic_slice(flat, (0, start), (flat.shape[0], width)).astype(jnp.float32)
+        block = lax.dynamic_slice_in_dim(flat, start, width, axis=1).astype(kind)
         finite = jnp.isfinite(block)
         total = product(mixing, jnp.where(finite, block, 0.0))
         # Blocks without NaN are spared the second product; devices may differ in this, so what they exchange is outside.
         spoilt = lax.cond(
             any_run(~jnp.all(finite)),
-            lambda: product(taken, (~finite).astype(jnp.float32)),
+            lambda: product(taken, (~finite).astype(kind)),
             lambda: jnp.zeros_like(total),
         )
         if shards > 1:
@@ -275,7 +301,7 @@ def _mix(mixing: jax.Array, leaf: jax.Array) -> jax.Array:
 
     def write(i: jax.Array, out: jax.Array) -> jax.Array:
         start = jnp.minimum(i * width, m - width)  # the last block overlaps the one before
-        return lax.dynamic_update_slice(out, mixed(start), (0, start))
+        return lax.dynamic_update_slice_in_dim(out, mixed(start), start, axis=1)
 
     out = jnp.zeros((mixing.shape[0] // shards, m), leaf.dtype)
     return lax.fori_loop(0, -(-m // max(width, 1)), write, out).reshape(out.shape[0], *leaf.shape[1:])

@@ -38,14 +38,14 @@ def magnitude_threshold(values: jax.Array | Sequence[jax.Array], k: jax.Array | 
 
     Args:
       values: floating point, of any shape, or several such arrays whose m entries count together; no NaN. What is wider than
-        float32 is rounded to it.
+        float32 is rounded to it. They are differentiated as constants.
       k: how many, `1 <= k <= m`; may be traced. `k <= 0` gives infinity, since no value is large enough.
 
     Returns:
       A float32 scalar. The values strictly above it are at most `k - 1`; ties count together.
     """
     parts = tuple(values) if isinstance(values, Sequence) else (values,)
-    return _search(parts, jnp.asarray(k, jnp.int32))[0]
+    return _search(jax.lax.stop_gradient(parts), jnp.asarray(k, jnp.int32))[0]
 
 
 def _search(parts: Parts, k: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -113,7 +113,7 @@ def _narrow(parts: Parts, k: jax.Array, bracket: _Bracket) -> _Bracket:
         # threshold among the `inside` values, and three standard deviations to both sides.
         low, high = (lax.bitcast_convert_type(jnp.maximum(b, 0), jnp.float32) for b in (bracket.low, bracket.high))
         inside = (bracket.above_low - bracket.above_high).astype(jnp.float32)
-        share = (bracket.above_low - k + 0.5) / inside
+        share = ((bracket.above_low - k).astype(jnp.float32) + 0.5) / inside
         margin = (3.0 * jnp.sqrt(inside * share * (1 - share)) + 0.5) / inside
         shares = jnp.stack([share - margin, share, share + margin])
         guesses = lax.bitcast_convert_type(low + (high - low) * jnp.clip(shares, 0, 1), jnp.int32)
@@ -122,6 +122,11 @@ def _narrow(parts: Parts, k: jax.Array, bracket: _Bracket) -> _Bracket:
         return _probe(parts, k, bracket, [middle, *jnp.where(within, guesses, middle)])
 
     return lax.while_loop(unknown, step, bracket)
+
+
+def rank_of(values: jax.Array) -> jax.Array:
+    """The place of each entry along the last axis if they were sorted, of equal ones the first first: int32."""
+    return jnp.argsort(jnp.argsort(values, axis=-1, stable=True), axis=-1).astype(jnp.int32)
 
 
 def sample_without_replacement(key: jax.Array, population: int, count: int) -> jax.Array:
@@ -136,10 +141,10 @@ def sample_without_replacement(key: jax.Array, population: int, count: int) -> j
     if count > population:
         raise ValueError(f"count = {count}: allowed are at most {population}")
     if population <= 8 * count + 64:
-        return jnp.argsort(jax.random.bits(key, (population,)))[:count].astype(jnp.int32)
+        return jnp.argsort(jax.random.bits(key, (population,), jnp.uint32))[:count].astype(jnp.int32)
     repeated = count * count // (2 * population)  # so many are expected
     draws = jax.random.randint(key, (count + 4 * repeated + 64,), 0, population, dtype=jnp.int32)
     order = jnp.argsort(draws, stable=True)
     ordered = draws[order]
-    is_first = jnp.zeros(len(draws), bool).at[order].set(jnp.diff(ordered, prepend=-1) != 0)
+    is_first = jnp.zeros(len(draws), bool).at[order].set(jnp.diff(ordered, prepend=jnp.int32(-1)) != 0)
     return draws[jnp.flatnonzero(is_first, size=count)]

@@ -17,6 +17,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from lasa_jax.errors import InputError
+from lasa_jax.ops.statistics import root, wide
 from lasa_jax.ops.target import platform
 
 CLIENTS = "clients"  # the mesh axis over which the rows of a stack are sharded
@@ -36,7 +37,12 @@ def one_at_a_time() -> bool:
 
 
 def product(a: jax.Array, b: jax.Array) -> jax.Array:
-    """`a @ b` with every digit of float32: accelerators round the operands of a plain product to TF32 or bfloat16."""
+    """`a @ b` with every digit of float32: accelerators round the operands of a plain product to TF32 or bfloat16.
+
+    Both are float32, or float64 if one of them is, see `wide`.
+    """
+    kind = wide((a, b))
+    a, b = a.astype(kind), b.astype(kind)
     return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
 
 
@@ -55,10 +61,27 @@ def _any_run_of_batch(size: int, batched: list[bool], flag: jax.Array) -> tuple[
     return any_run(jnp.any(flag)), False
 
 
+def everywhere(tree: PyTree) -> PyTree:
+    """The same arrays, whole on every device that shares the clients of a run: for what is small, as numbers of the clients.
+
+    What is computed from them is then computed on every device alike. Left open, the compiler would deal them out over the
+    devices, and exchange them in each sort, median and sum over clients.
+
+    Args:
+      tree: arrays of any shape; given back as they are where the clients lie on one device.
+    """
+    if num_shards() == 1:
+        return tree
+    return jax.tree.map(lambda x: lax.with_sharding_constraint(x, PartitionSpec()), tree)
+
+
 def on_each_shard(
     local: Callable[..., PyTree], operands: tuple[PyTree, ...], out_spec: PartitionSpec, sharded: tuple[bool, ...]
 ) -> PyTree:
-    """Runs `local` on each device's own rows of the operands marked `sharded`; directly if nothing is sharded."""
+    """Runs `local` on each device's own rows of the operands marked `sharded`; directly if nothing is sharded.
+
+    Numbers of the clients, `(n,)`, are whole on every device before and after.
+    """
     shards = num_shards()
     if shards == 1:
         return local(*operands)
@@ -68,8 +91,22 @@ def on_each_shard(
                 raise ValueError(
                     f"{leaf.shape[0]} rows do not divide over {shards} devices: pad the stack with absent rows"
                 )
+    operands = jax.tree.map(lambda x: everywhere(x) if jnp.ndim(x) == 1 else x, operands)
     in_specs = tuple(PartitionSpec(CLIENTS) if is_sharded else PartitionSpec() for is_sharded in sharded)
-    return jax.shard_map(local, in_specs=in_specs, out_specs=out_spec, axis_names={CLIENTS}, check_vma=False)(*operands)
+    mapped = jax.shard_map(local, in_specs=in_specs, out_specs=out_spec, axis_names={CLIENTS}, check_vma=False)
+    result = mapped(*operands)
+    return result if out_spec == PartitionSpec() else _numbers_everywhere(result)
+
+
+def _numbers_everywhere(tree: PyTree) -> PyTree:
+    """Brings the leaves `(n,)` to every device, those of one type in one exchange."""
+    leaves, structure = jax.tree.flatten(tree)
+    numbers = [i for i, x in enumerate(leaves) if x.ndim == 1]
+    for dtype in dict.fromkeys(leaves[i].dtype for i in numbers):
+        alike = [i for i in numbers if leaves[i].dtype == dtype]
+        for i, x in zip(alike, everywhere(jnp.stack([leaves[i] for i in alike])), strict=True):
+            leaves[i] = x
+    return jax.tree.unflatten(structure, leaves)
 
 
 def map_rows(
@@ -91,7 +128,7 @@ def map_rows(
         inside `fn` runs as long as the slowest of them needs; the results stay where they were.
 
     Returns:
-      The results, stacked: leaves `(n, ...)`.
+      The results, stacked: leaves `(n, ...)`, each row on the device of its client; leaves `(n,)` whole on every device.
 
     Raises:
       ValueError: if the rows do not divide over the devices of the mesh.
@@ -153,9 +190,10 @@ def replace_rows(fn: Callable[..., PyTree], stack: PyTree, which: jax.Array, *ot
 
         if one_at_a_time():
             order = jnp.argsort(~which, stable=True)
-            return lax.fori_loop(0, jnp.sum(which), lambda j, stack: row(order[j], stack), stack)
+            count = jnp.sum(which, dtype=jnp.int32)
+            return lax.fori_loop(0, count, lambda j, stack: row(order[j], stack), stack)
         new = jax.vmap(lambda row, *rest: _row_like(fn(row, *rest), stack))(stack, *others)
-        return jax.tree.map(lambda x, y: jnp.where(_column(which, x), y, x), stack, new)
+        return jax.tree.map(lambda x, y: jnp.where(_column(which, x), y.astype(x.dtype), x), stack, new)
 
     return on_each_shard(local, (stack, which, *others), PartitionSpec(CLIENTS), (True,) * (2 + len(others)))
 
@@ -189,8 +227,8 @@ def weighted_sum(
       row_map: applied to each row before it is added; the mapped stack is never written to memory.
 
     Returns:
-      A pytree like one row, leaves `(...)`, added in float32 and returned in the dtypes of the stack. Devices exchange one
-      partial sum of this size.
+      A pytree like one row, leaves `(...)`, added in float32 (float64 where a leaf is float64) and returned in the dtypes of
+      the stack. Devices exchange one partial sum of this size.
     """
     one_for_all = jax.tree_util.all_leaves([weights])
     weight_tree = jax.tree.map(lambda _: weights, stack) if one_for_all else weights
@@ -199,7 +237,7 @@ def weighted_sum(
     def local(weights: PyTree, stack: PyTree, *others: PyTree) -> PyTree:
         if one_at_a_time():
             row = jax.tree.map(lambda x: x[0], (stack, *others))
-            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), jax.eval_shape(lambda r: read(*r), row))
+            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, wide(x)), jax.eval_shape(lambda r: read(*r), row))
 
             def add(first: jax.Array, total: PyTree, count: int) -> PyTree:
                 for i in range(count):
@@ -207,7 +245,7 @@ def weighted_sum(
                         lambda x, at=first + i: lax.dynamic_index_in_dim(x, at, keepdims=False),
                         (weights, stack, *others),
                     )
-                    total = jax.tree.map(lambda a, w, x: a + jnp.where(w != 0, w * x, 0), total, w, read(*row))
+                    total = jax.tree.map(lambda a, w, x: a + _times(w, x), total, w, read(*row))
                 return total
 
             # Four rows for each time the sum is read and written; a map is not worth being compiled four times.
@@ -216,14 +254,19 @@ def weighted_sum(
             total = add(jnp.int32(n // group * group), total, n % group)
         else:
             mapped = jax.vmap(read)(stack, *others)
-            total = jax.tree.map(
-                lambda w, x: jnp.sum(jnp.where(_column(w != 0, x), _column(w, x) * x, 0.0), axis=0), weights, mapped
-            )
+            total = jax.tree.map(lambda w, x: jnp.sum(_times(_column(w, x), x), axis=0), weights, mapped)
         total = lax.psum(total, CLIENTS) if num_shards() > 1 else total
         return jax.tree.map(lambda x, like: x.astype(like.dtype), total, stack)
 
     operands = (weight_tree, stack, *others)
     return on_each_shard(local, operands, PartitionSpec(), (True,) * len(operands))
+
+
+def _times(weight: jax.Array, x: jax.Array) -> jax.Array:
+    """Weight times value in the type in which it is added, 0 where the weight is, and there without a derivative."""
+    kind = wide(x)
+    weight, selected = weight.astype(kind), weight != 0
+    return jnp.where(selected, weight * jnp.where(selected, x.astype(kind), 0), 0)
 
 
 def mean_and_std(stack: PyTree, which: jax.Array) -> tuple[PyTree, PyTree]:
@@ -237,11 +280,11 @@ def mean_and_std(stack: PyTree, which: jax.Array) -> tuple[PyTree, PyTree]:
       stack: leaves `(n, ...)`.
       which: bool `(n,)`; rows that are not marked may hold anything.
     """
-    count = jnp.sum(which)
-    mean = weighted_sum(which / jnp.maximum(count, 1).astype(jnp.float32), stack)
-    share = which / jnp.maximum(count - 1, 1).astype(jnp.float32)
+    count, chosen = jnp.sum(which, dtype=jnp.int32), which.astype(wide(stack))
+    mean = weighted_sum(chosen / jnp.maximum(count, 1).astype(chosen.dtype), stack)
+    share = chosen / jnp.maximum(count - 1, 1).astype(chosen.dtype)
     variance = weighted_sum(share, stack, row_map=lambda row: jax.tree.map(lambda x, m: (x - m) ** 2, row, mean))
-    return mean, jax.tree.map(jnp.sqrt, variance)
+    return mean, jax.tree.map(root, variance)
 
 
 def _column(weights: jax.Array, leaf: jax.Array) -> jax.Array:

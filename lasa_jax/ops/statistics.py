@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,25 @@ from jax import lax
 from lasa_jax.ops.target import platform
 
 _BLOCK = 1024
+
+
+def wide(tree: object) -> jnp.dtype:
+    """The type in which the numbers of some arrays are added and measured: float32; float64 if one of them is float64."""
+    has_doubles = any(jnp.result_type(x) == jnp.float64 for x in jax.tree.leaves(tree))
+    return jnp.dtype(jnp.float64 if has_doubles else jnp.float32)
+
+
+@jax.custom_jvp
+def root(x: jax.Array) -> jax.Array:
+    """Square root, with the derivative 0 at 0 and at infinity, where that of `jnp.sqrt` cannot be used."""
+    return jnp.sqrt(x)
+
+
+@root.defjvp
+def _root_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    result = root(*primals)
+    smooth = (result > 0) & jnp.isfinite(result)
+    return result, jnp.where(smooth, tangents[0], 0) / jnp.where(smooth, 2 * result, 1)
 
 
 def counts(*masks: jax.Array) -> tuple[jax.Array, ...]:
@@ -58,33 +78,57 @@ def total(x: jax.Array) -> jax.Array:
 
 
 def tree_dot(a: object, b: object) -> jax.Array:
-    """Sum of the products of all entries of two updates, a float32 scalar."""
+    """Sum of the products of all entries of two updates, a scalar; float32, see `wide`."""
+    kind = wide((a, b))
     pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    return sum((total(x * y) for x, y in pairs), jnp.float32(0))
+    return sum((total(x.astype(kind) * y.astype(kind)) for x, y in pairs), jnp.zeros((), kind))
 
 
 def tree_norm(row: object) -> jax.Array:
-    """Euclidean norm over all leaves of one update, a float32 scalar; infinite only where the norm is beyond float32."""
+    """Euclidean norm over all leaves of one update, see `tree_size`; infinite only where it is beyond float32."""
     return tree_size(row)[1]
 
 
-def tree_size(row: object) -> tuple[jax.Array, jax.Array]:
-    """Largest magnitude, NaN if any entry is, and Euclidean norm over all leaves of one update, float32 scalars."""
-    leaves = jax.tree.leaves(row)
-    largest = jnp.max(jnp.stack([largest_magnitude(x).astype(jnp.float32) for x in leaves]))
+@jax.custom_jvp
+def tree_size(row: Any) -> tuple[jax.Array, jax.Array]:
+    """Largest magnitude, NaN if any entry is, and Euclidean norm over all leaves of one update: scalars of type `wide`.
+
+    The largest magnitude is differentiated as a constant. The derivative of the norm is `row / norm`, and 0 for a row
+    whose norm is zero, or not finite.
+    """
+    kind = wide(row)
+    leaves = [x.astype(kind) for x in jax.tree.leaves(row)]
+    largest = jnp.max(jnp.stack([largest_magnitude(x) for x in leaves]))
     down, up = _scales(largest)
 
-    def root(down: jax.Array | float) -> jax.Array:
-        return jnp.sqrt(sum((total(jnp.square(x * down)) for x in leaves), jnp.float32(0)))
+    def norm_at(down: jax.Array | float) -> jax.Array:
+        return jnp.sqrt(sum((total(jnp.square(x * down)) for x in leaves), jnp.zeros((), kind)))
 
     if platform() == "cpu":
-        return largest, up * root(down)
+        return largest, up * norm_at(down)
     # At all three scales at once, so that the row is read once and not a second time when its largest is known.
-    roots = {scale: root(scale) for scale in (2.0**-80, 1.0, 2.0**80)}
-    norm = roots[1.0]
-    for scale in (2.0**-80, 2.0**80):
-        norm = jnp.where(down == scale, up * roots[scale], norm)
+    _, small = _range(kind)
+    norms = {scale: norm_at(scale) for scale in (small, 1.0, 1 / small)}
+    norm = norms[1.0]
+    for scale in (small, 1 / small):
+        norm = jnp.where(down == scale, up * norms[scale], norm)
     return largest, norm
+
+
+@tree_size.defjvp
+def _tree_size_jvp(primals: tuple[Any], tangents: tuple[Any]) -> tuple[tuple, tuple]:
+    (row,), (change,) = primals, tangents
+    largest, norm = tree_size(row)
+    has_direction = jnp.isfinite(norm) & (norm >= jnp.finfo(norm.dtype).tiny)
+    divisor = jnp.where(has_direction, norm, 1)
+    unit = jax.tree.map(lambda x: jnp.where(has_direction, x.astype(norm.dtype), 0) / divisor, row)
+    slope = jnp.where(has_direction, tree_dot(unit, change), 0)
+    return (largest, norm), (jnp.zeros_like(largest), slope)
+
+
+def _range(kind: jnp.dtype) -> tuple[float, float]:
+    """Largest magnitude whose squares can be added without a scale, and the power of two for what is larger."""
+    return (1e150, 2.0**-600) if kind == jnp.float64 else (1e15, 2.0**-80)
 
 
 def _scales(largest: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -92,9 +136,11 @@ def _scales(largest: jax.Array) -> tuple[jax.Array, jax.Array]:
 
     Powers of two, since the reciprocal of a number above 1e38 is flushed to zero.
     """
+    limit, small = _range(largest.dtype)
+    low, mid, high = (jnp.asarray(x, largest.dtype) for x in (small, 1.0, 1 / small))
     return (
-        jnp.where(largest > 1e15, 2.0**-80, jnp.where(largest < 1e-15, 2.0**80, 1.0)),
-        jnp.where(largest > 1e15, 2.0**80, jnp.where(largest < 1e-15, 2.0**-80, 1.0)),
+        jnp.where(largest > limit, low, jnp.where(largest < 1 / limit, high, mid)),
+        jnp.where(largest > limit, high, jnp.where(largest < 1 / limit, low, mid)),
     )
 
 
@@ -106,7 +152,7 @@ def masked_median(values: jax.Array, present: jax.Array, *, lower: bool = False)
       present: bool `(n,)`.
       lower: for an even number present take the smaller of the two middle values instead of their mean.
     """
-    count = jnp.sum(present)
+    count = jnp.sum(present, dtype=jnp.int32)
     mask = present.reshape(present.shape + (1,) * (values.ndim - 1))
     ordered = jnp.sort(jnp.where(mask, values, jnp.inf), axis=0, stable=False)
     low = jnp.take(ordered, jnp.maximum(count - 1, 0) // 2, axis=0)
@@ -117,14 +163,15 @@ def masked_median(values: jax.Array, present: jax.Array, *, lower: bool = False)
 def masked_std(values: jax.Array, present: jax.Array) -> jax.Array:
     """Population standard deviation (divide by the number present) over clients, `(n, ...)` to `(...)`; 0 for one."""
     mask = present.reshape(present.shape + (1,) * (values.ndim - 1))
-    count = jnp.maximum(jnp.sum(present), 1)
+    count = jnp.maximum(jnp.sum(present, dtype=jnp.int32), 1).astype(values.dtype)
     down, up = _scales(jnp.max(jnp.where(mask, jnp.abs(values), 0), axis=0))
-    scaled = jnp.where(mask, values, 0) * down
+    scaled = jnp.where(mask, values, 0) * down[None]
     mean = jnp.sum(scaled, axis=0) / count
-    return up * jnp.sqrt(jnp.sum(jnp.where(mask, (scaled - mean) ** 2, 0), axis=0) / count)
+    return up * root(jnp.sum(jnp.where(mask, (scaled - mean[None]) ** 2, 0), axis=0) / count)
 
 
 def sum_of_smallest(values: jax.Array, count: int | jax.Array) -> jax.Array:
     """Sum of the `count` smallest values along the last axis; `count` may be traced, and exceed the number of values."""
     ordered = jnp.sort(values, axis=-1, stable=False)
-    return jnp.sum(jnp.where(jnp.arange(values.shape[-1]) < count, ordered, 0.0), axis=-1)
+    place = jnp.arange(values.shape[-1], dtype=jnp.int32).reshape((1,) * (values.ndim - 1) + (-1,))
+    return jnp.sum(jnp.where(place < jnp.asarray(count, jnp.int32), ordered, 0.0), axis=-1)

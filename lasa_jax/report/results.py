@@ -5,7 +5,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,9 @@ import pandas as pd
 
 from lasa_jax.config import UNIDENTIFYING, flatten
 from lasa_jax.errors import InputError, user_path
+from lasa_jax.report.directories import FILES, one_line, run_directories
 from lasa_jax.workdir import Workdir
 
-_FILES = ("config.json", "metrics.jsonl", "summary.json")
 _LARGEST_FILE = 2**28  # bytes; a hundred times what a long run writes
 _LARGEST_COUNT = 2**53
 _TEXT = re.compile(r"[\w.:,/~ +-]{0,200}")  # what names of methods, datasets and variants are made of
@@ -73,7 +73,7 @@ def load(directory: str | os.PathLike[str]) -> Results:
     seen: dict[str, str] = {}
     twice: list[str] = []
     fields: dict[str, None] = {}  # a set that keeps its order
-    for path in _run_directories(root.resolve(), left_out):
+    for path in run_directories(root.resolve(), left_out):
         name = one_line(str(path.relative_to(root.resolve())))
         try:
             found = _read_run(path, name)
@@ -139,11 +139,6 @@ def select(results: Results, conditions: Sequence[str]) -> Results:
     return results
 
 
-def one_line(text: str) -> str:
-    """At most 500 printable characters: names of files and damaged contents may hold anything."""
-    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))[:500]
-
-
 def _is(value: Any, text: str) -> bool:
     """Whether a setting has the value that a user typed: `0.30` is 0.3."""
     if isinstance(value, int | float) and not isinstance(value, bool):
@@ -154,44 +149,13 @@ def _is(value: Any, text: str) -> bool:
     return str(value) == text
 
 
-def _run_directories(root: Path, left_out: list[str]) -> Iterator[Path]:
-    """The directories at or below `root` that hold a file of a run, in order. Checkpoints are not searched."""
-
-    def unreadable(error: OSError) -> None:
-        left_out.append(one_line(f"{error.filename}: cannot be read ({error.strerror}), left out"))
-
-    for folder, below, files in os.walk(root, onerror=unreadable):
-        path = Path(folder)
-        for name in sorted(below):
-            if (path / name).is_symlink():  # os.walk does not follow it; what it names inside of root is found anyway
-                if not _is_inside(path / name, root):
-                    place = (path / name).relative_to(root)
-                    left_out.append(one_line(f"{place}: is a link that leads outside of {root}, left out"))
-                below.remove(name)
-        below[:] = sorted(name for name in below if name != "checkpoints")
-        here = [name for name in _FILES if name in files or name in below]
-        outside = [name for name in here if not _is_inside(path / name, root)]
-        for name in outside:
-            place = (path / name).relative_to(root)
-            left_out.append(one_line(f"{place}: is a link that leads outside of {root}, its run is left out"))
-        if here and not outside:
-            yield path
-
-
-def _is_inside(path: Path, root: Path) -> bool:
-    try:
-        return path.resolve().is_relative_to(root)
-    except (OSError, RuntimeError):  # a link in a circle
-        return False
-
-
 def _read_run(path: Path, name: str) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]:
     """The flat config of a run, what its summary says, and the detection rates of its layers.
 
     Raises:
       InputError: if the run is not finished or a file is not as it must be.
     """
-    for file in _FILES:
+    for file in FILES:
         if (path / file).exists() and not (path / file).is_file():
             raise InputError(f"{file} is not a file")
         if (path / file).exists() and (path / file).stat().st_size > _LARGEST_FILE:

@@ -7,11 +7,12 @@
         law(my_rule())
 
 A law is a function of a rule or an attack. It returns nothing, or raises an AssertionError that says what is wrong. Laws
-that only some obey are not in the two lists: `testing.promises` has those of rules, `testing.attacks` those of attacks.
+that only some obey are not in the two lists: `testing.promises` has those of rules, `testing.attacks` those of attacks, and
+`testing.settings` those about JAX's settings and floating types.
 Build the rule once and give the same one to all laws: they share its compiled programs.
 """
 
-from lasa_jax.testing import attacks, promises, rules
+from lasa_jax.testing import attacks, promises, rules, settings
 from lasa_jax.testing.attacks import ATTACK_LAWS
 from lasa_jax.testing.rules import RULE_LAWS
 from lasa_jax.testing.stacks import NUM_CLIENTS, SHAPES, as_layers, assert_close, flat_rows, honest
@@ -28,4 +29,5 @@ __all__ = [
     "honest",
     "promises",
     "rules",
+    "settings",
 ]

@@ -15,6 +15,7 @@ import numpy as np
 
 from lasa_jax import aggregators
 from lasa_jax.attacks import Attack
+from lasa_jax.errors import InputError
 from lasa_jax.testing.rules import NOT_CONCRETE
 from lasa_jax.testing.stacks import (
     NUM_CLIENTS,
@@ -85,6 +86,32 @@ def craft(attack: Attack, malicious: Mask, updates: PyTree | None = None, presen
         return _compiled(attack)[0](updates, state, jax.random.key(0), malicious, present)[0]
     except NOT_CONCRETE as error:
         raise AssertionError(f"craft cannot be compiled, it asks for the value of a traced array: {error}") from error
+
+
+def refuses_what_is_no_stack(attack: Attack) -> None:
+    """InputError for a stack without entries, with integers, or with leaves that differ in n, and for a mask that is none.
+
+    An attack made by `same_row` or `changed_row` has this for nothing; others call `attacks.checked`.
+    """
+    floats, four = np.ones((4, 3), np.float32), np.arange(4) < 1
+    state = attack.init({"w": floats[0]})
+    for what, updates, malicious, present in (
+        ("no leaves", {}, four, None),
+        ("no clients", {"w": floats[:0]}, four[:0], None),
+        ("a leaf of integers", {"w": floats.astype(np.int32)}, four, None),
+        ("leaves of 4 and 5 clients", {"b": floats, "w": np.ones((5, 3), np.float32)}, four, None),
+        ("a mask of the malicious of 3 for 4 clients", {"w": floats}, four[:3], None),
+        ("one value for all clients as mask of the malicious", {"w": floats}, np.asarray(True), None),
+        ("a mask of the malicious of integers", {"w": floats}, four.astype(np.int32), None),
+        ("a mask of those present of 3 for 4 clients", {"w": floats}, four, four[:3]),
+    ):
+        try:
+            jax.eval_shape(functools.partial(eager, attack), updates, state, jax.random.key(0), malicious, present)
+        except InputError:
+            continue
+        except (TypeError, ValueError, IndexError, LookupError) as error:
+            raise AssertionError(f"a stack with {what}: {type(error).__name__}, allowed is InputError") from error
+        raise AssertionError(f"a stack with {what} was taken, allowed is InputError")
 
 
 def only_malicious_rows_change(attack: Attack) -> None:
@@ -201,6 +228,7 @@ def keeps_dtypes(attack: Attack) -> None:
 
 
 ATTACK_LAWS: tuple[Callable[[Attack], None], ...] = (
+    refuses_what_is_no_stack,
     only_malicious_rows_change,
     is_a_function_of_its_key,
     vmap_equals_a_loop,

@@ -73,10 +73,9 @@ class Checkpoints:
           template: a pytree of arrays or shapes like the state.
         """
         path = self._path(last_round)
+        if not self.is_whole(last_round):
+            return None
         try:
-            manifest = parse_json(read_file(self._manifest(last_round)))
-            if path.is_symlink() or manifest["round"] != last_round or manifest["files"] != _digests(path):
-                return None
             import orbax.checkpoint as ocp  # half a second that a command which restores nothing should not wait for
 
             shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
@@ -84,6 +83,25 @@ class Checkpoints:
                 return checkpointer.restore(path.absolute(), shapes)
         except (OSError, ValueError, KeyError, TypeError):
             return None
+
+    def is_whole(self, last_round: int) -> bool:
+        """Whether the files of a checkpoint are what its manifest says."""
+        path = self._path(last_round)
+        try:
+            manifest = parse_json(read_file(self._manifest(last_round)))
+            return not path.is_symlink() and manifest["round"] == last_round and manifest["files"] == _digests(path)
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+    def copy(self, other: "Checkpoints", last_round: int) -> None:
+        """Copies a checkpoint of another run, its manifest last, which is what makes it one."""
+        self.folder.mkdir(exist_ok=True)
+        path = self._path(last_round)
+        delete(path)
+        shutil.copytree(other._path(last_round), path)
+        for written in (*path.rglob("*"), path, self.folder, self.folder.parent):
+            sync(written)
+        replace_file(self._manifest(last_round), read_file(other._manifest(last_round)))
 
     def remove_after(self, last_round: int) -> None:
         """Deletes the checkpoints of later rounds: damaged ones, which would push out good ones that follow."""

@@ -202,6 +202,21 @@ class Workdir:
         """The state after `last_round`, None if the checkpoint is damaged, see `Checkpoints.restore`."""
         return self._checkpoints.restore(last_round, template)
 
+    def has_whole(self, last_round: int) -> bool:
+        """Whether the files of a checkpoint are what its manifest says."""
+        return self._checkpoints.is_whole(last_round)
+
+    def begin_from(self, other: "Workdir", last_round: int) -> None:
+        """Copies what another run has up to a round: metrics, filtering, and last the checkpoint, which makes it count."""
+        with self._writing("what the run begins with"):
+            lines = [line for line in other.metrics() if line["round"] <= last_round]
+            replace_file(self.path / "metrics.jsonl", "".join(to_json(line) for line in lines))
+            for file in filtering_files(other.path):
+                if int(file.stem.removeprefix("round_")) <= last_round:
+                    (self.path / "filtering").mkdir(exist_ok=True)
+                    replace_file(self.path / "filtering" / file.name, read_file(file))
+            self._checkpoints.copy(other._checkpoints, last_round)
+
     def remove_checkpoints_after(self, last_round: int) -> None:
         """Deletes the checkpoints of later rounds: damaged ones, which would push out good ones that follow."""
         self._checkpoints.remove_after(last_round)

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import os
 import socket
 from pathlib import Path
@@ -9,8 +10,10 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from lasa_jax.errors import InputError
+from lasa_jax.workdir.files import read_file
 
 _NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of network disks
+_PROBED = 0.2  # seconds after which a lock is not only looked at, see `is_held`
 
 
 def file_lock(path: Path) -> FileLock:
@@ -28,9 +31,9 @@ def lock_directory(path: Path) -> FileLock:
     file = path / ".lock"
     lock = file_lock(file)
     try:
-        lock.acquire(blocking=False)
+        lock.acquire(timeout=_PROBED, poll_interval=0.01)
     except Timeout:
-        raise InputError(f"--workdir={path}: in use by {_holder(file)}") from None
+        raise InputError(f"--workdir={path}: in use by {holder(path) or 'another process'}") from None
     except OSError as error:
         advice = ", use a local disk" if error.errno in _NO_FLOCK else ""
         raise InputError(f"--workdir={path}: cannot be locked ({error.strerror}){advice}") from None
@@ -39,8 +42,32 @@ def lock_directory(path: Path) -> FileLock:
     return lock
 
 
-def _holder(file: Path) -> str:
+def holder(path: Path) -> str | None:
+    """`"process 12 on node7"`: who locked the directory of a run last; None if nobody did, or nobody is named."""
     try:
-        return file.read_text(errors="replace").strip() or "another process"
+        return read_file(path / ".lock").decode(errors="replace").strip() or None
     except OSError:
-        return "another process"
+        return None
+
+
+def is_held(path: Path) -> bool | None:
+    """Whether a process works in the directory of a run; None where the system does not say.
+
+    The lock is looked at for an instant with a shared one, which `lock_directory` waits for. On a network disk whose locks
+    other machines do not see, False means no more than that none of this machine holds it.
+    """
+    try:
+        descriptor = os.open(path / ".lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+    return False

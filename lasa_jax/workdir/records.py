@@ -1,9 +1,12 @@
 """What a run records: one line for each evaluated round, what was filtered, and its summary; made and checked here."""
 
+import functools
 import hashlib
 import platform
+import subprocess
 from collections.abc import Mapping, Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -190,19 +193,41 @@ def detection_rates(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide a result's bits."""
+    """Versions of Python and of the packages that decide a result's bits; in a checkout also the commit of this one."""
     found = {"python": platform.python_version()}
     for name in ("lasa_jax", "jax", "jaxlib", "flax", "optax", "numpy"):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:  # run from a folder that was not installed
             found[name] = "unknown"
-    return found
+    return found | _commit()
+
+
+@functools.cache
+def _commit() -> dict[str, str]:
+    """The commit of the checkout that this package lies in, with `-dirty` where files differ; empty outside of one."""
+    checkout = Path(__file__).parents[2]
+    if not (checkout / ".git").exists():
+        return {}
+    command = ("git", "--no-optional-locks", "-C", str(checkout), "describe", "--always", "--abbrev=40", "--exclude=*")
+    try:
+        told = subprocess.run([*command, "--dirty"], capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):  # no git here, or it does not answer
+        return {}
+    return {"commit": told.stdout.strip()}
 
 
 def device() -> str:
     """The devices of this process, `8 x NVIDIA H100`."""
     return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+
+
+def parameters_sha256(variables: PyTree) -> str:
+    """The SHA-256 of the bytes of a model's variables, leaf by leaf: the same for the same bits."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(variables):
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()
 
 
 def summary(
@@ -233,10 +258,6 @@ def summary(
     best = highest("test_accuracy")
     measures = ("test_accuracy_with_padding", "test_accuracy_without_padding")
     by_padding = {f"best_{field}": highest(field) for field in measures if lines and field in lines[0]}
-    digest = hashlib.sha256()
-    leaves = jax.tree.leaves(variables)
-    for leaf in leaves:
-        digest.update(np.ascontiguousarray(leaf).tobytes())
     return {
         "status": status,
         "best_test_accuracy": best,
@@ -248,10 +269,10 @@ def summary(
         "detection": detection_rates(lines),
         "assumed_malicious": lines[-1]["assumed_malicious"] if lines else None,
         "seconds_per_round": float(np.mean([line["seconds_per_round"] for line in lines])) if lines else None,
-        "num_parameters": sum(leaf.size for leaf in leaves),  # entries of an update, d
+        "num_parameters": sum(leaf.size for leaf in jax.tree.leaves(variables)),  # entries of an update, d
         "compile_seconds": compile_seconds,
         "total_seconds": total_seconds,
-        "parameters_sha256": digest.hexdigest(),
+        "parameters_sha256": parameters_sha256(variables),
         "config_id": config_id,
         "device": device(),
         "versions": versions(),

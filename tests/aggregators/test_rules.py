@@ -1,5 +1,7 @@
 """What is particular to one rule. What all share is in the battery."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,27 +76,49 @@ def test_centered_clipping_starts_from_the_round_before(iterations):
         np.testing.assert_allclose(result, v, atol=2e-6)
 
 
+@pytest.mark.parametrize("binned", [False, True])
 @pytest.mark.parametrize("seed", range(12))
-def test_largest_cluster_is_scikit_learns(seed):
+def test_largest_cluster_is_scikit_learns(seed, binned):
     """Blobs of random number, size and spread, as signs of honest and malicious clients are."""
     rng = np.random.default_rng(seed)
     sizes = rng.integers(2, 20, size=rng.integers(1, 5))
     points = np.concatenate([rng.random(3) + 0.1 * rng.random() * rng.standard_normal((size, 3)) for size in sizes])
     points = rng.permutation(points).astype(np.float32)
-    bandwidth = estimate_bandwidth(points, quantile=0.5)
-    labels = MeanShift(bandwidth=bandwidth, cluster_all=False).fit(points).labels_
-    counts = np.bincount(labels[labels >= 0])
-    ours = np.asarray(CLUSTER(points, np.ones(len(points), bool)))
-    if (counts == counts.max()).sum() == 1:
-        np.testing.assert_array_equal(ours, labels == counts.argmax())
-    else:  # which of two equal ones comes first is arbitrary
-        assert ours.sum() == counts.max()
-    padded = np.concatenate([points, np.full((5, 3), 7, np.float32)])
+    padded = np.concatenate([points, np.full((80 - len(points), 3), 7, np.float32)])  # to one shape, compiled once
     present = np.arange(len(padded)) < len(points)
-    np.testing.assert_array_equal(CLUSTER(padded, present), np.concatenate([ours, np.zeros(5, bool)]))
+    ours = np.asarray(CLUSTER[binned](padded, present))
+    assert not ours[len(points) :].any()
+    assert_is_scikit_learns(ours[: len(points)], points, binned)
 
 
-CLUSTER = jax.jit(largest_cluster)
+@pytest.mark.parametrize("binned", [False, True])
+def test_clusters_of_25_clients_are_scikit_learns(binned):
+    """120 sets of sign shares. Where bins are the starts, a third of them has another cluster than without."""
+    sets = []
+    for seed in range(120):
+        rng = np.random.default_rng(seed)
+        positive = np.clip(0.5 + rng.normal(0, 0.05, 25) - 0.15 * (np.arange(25) < rng.integers(0, 8)), 0, 1)
+        zero = rng.random(25) * 0.1
+        shares = np.stack([positive * (1 - zero), zero, (1 - positive) * (1 - zero)], axis=1)
+        sets.append((shares / shares.max(axis=0)).astype(np.float32))
+    ours = np.asarray(
+        jax.jit(jax.vmap(lambda x: largest_cluster(x, jnp.ones(25, bool), binned=binned)))(np.stack(sets))
+    )
+    for found, points in zip(ours, sets, strict=True):
+        assert_is_scikit_learns(found, points, binned)
+
+
+def assert_is_scikit_learns(found, points, binned):
+    bandwidth = estimate_bandwidth(points, quantile=0.5)
+    labels = MeanShift(bandwidth=bandwidth, bin_seeding=binned, cluster_all=False).fit(points).labels_
+    counts = np.bincount(labels[labels >= 0])
+    if (counts == counts.max()).sum() == 1:
+        np.testing.assert_array_equal(found, labels == counts.argmax())
+    else:  # which of two equal ones comes first is arbitrary
+        assert found.sum() == counts.max()
+
+
+CLUSTER = {binned: jax.jit(functools.partial(largest_cluster, binned=binned)) for binned in (False, True)}
 
 
 def test_signguard_drops_flipped_signs_and_odd_norms():

@@ -1,6 +1,7 @@
 """Every attack of ours obeys the laws of `lasa_jax.testing`, and has the property that defines it."""
 
 import functools
+import re
 from statistics import NormalDist
 
 import jax
@@ -279,8 +280,30 @@ def test_inner_product_zero_and_mimic():
     assert not row.any()
     row, benign = sent_and_benign(ATTACKS["mimic"])
     moved = benign - benign.mean(0)
-    direction = moved.T @ (moved @ (moved[0] / np.linalg.norm(moved[0])))
-    np.testing.assert_array_equal(row, benign[(moved @ direction).argmax()])
+    first = moved[np.linalg.norm(moved, axis=1).argmax()]
+    direction = moved.T @ (moved @ (first / np.linalg.norm(first)))
+    np.testing.assert_array_equal(row, benign[np.abs(moved @ direction).argmax()])
+
+
+def test_mimic_copies_the_same_client_in_any_order():
+    """A direction of largest spread has no sign: the client may be at its lower end, and come anywhere."""
+    rows = np.array([0, -1, -1.1, -0.9, 5, -4.4], np.float32)
+    attack = attacks.mimic()
+    step = jax.jit(lambda u, malicious: attack.craft(u, attack.init({"w": u["w"][0]}), malicious, key=KEY)[0])
+    for order in ([0, 1, 2, 3, 4, 5], [0, 4, 1, 2, 3, 5], [5, 4, 3, 2, 1, 0], [1, 0, 5, 2, 4, 3]):
+        for sign in (1, -1):
+            updates, malicious = {"w": sign * rows[order][:, None]}, np.array(order) == 0
+            assert step(updates, malicious)["w"][malicious] == sign * 5
+
+
+def test_mimic_weights_all_rounds_alike():
+    attack = attacks.mimic()
+    state = attack.init({"w": np.zeros(3, np.float32)})
+    rounds = [np.random.default_rng(seed).standard_normal((N, 3)).astype(np.float32) for seed in range(3)]
+    step = jax.jit(lambda u, state: attack.craft(u, state, SOME, key=KEY))
+    for rows in rounds:
+        _, state = step({"w": rows}, state)
+    np.testing.assert_allclose(state.mean["w"], np.mean([rows[~SOME].mean(0) for rows in rounds], axis=0), atol=1e-6)
 
 
 def test_mimic_learns_the_direction_of_largest_spread():
@@ -352,6 +375,23 @@ def test_adaptive_works_with_every_rule(rule):
     # The search is coarse, and what is honest is not among what it tries.
     assert moved(crafted) >= 0.8 * moved(honest())
     assert np.isfinite(flat(crafted)).all()
+
+
+@pytest.mark.parametrize(
+    ("updates", "malicious", "line"),
+    [
+        (
+            {"w": np.ones((4, 2), np.float32)},
+            np.ones(3, bool),
+            "malicious: bool[3], allowed is bool[4], a value a client",
+        ),
+        ({"w": np.ones((4, 2), np.float32)}, [1, 0, 0, 0], "malicious: int32[4], allowed is bool[4], a value a client"),
+        ({"w": np.ones((4, 2), np.int32)}, np.ones(4, bool), "updates['w']: int32, allowed are floating-point arrays"),
+    ],
+)
+def test_what_is_said_of_a_mask_that_is_none(updates, malicious, line):
+    with pytest.raises(ValueError, match=re.escape(line)):
+        attacks.lie().craft(updates, (), malicious, key=KEY)
 
 
 def test_adaptive_must_be_given_the_rule():

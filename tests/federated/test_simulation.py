@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from benchmarks import collectives
-from lasa_jax import build
+from lasa_jax import build, ops
 from lasa_jax import config as configs
 from lasa_jax.data import FederatedDataset
 from lasa_jax.federated import make_mesh, one_round
@@ -55,7 +55,7 @@ def test_each_round_on_8_devices_equals_the_round_on_1():
         state = wanted
 
 
-def test_local_training_gathers_nothing():
+def test_local_training_exchanges_the_loss_of_each_client_and_nothing_else():
     simulation, point, fed = setup(8)
     with jax.set_mesh(simulation.mesh):
         state = jax.eval_shape(simulation.program.init, point)
@@ -66,8 +66,7 @@ def test_local_training_gathers_nothing():
             return train_clients(program, attack, state.variables, point, fed, clients, index, key=keys.train)
 
         text = jax.jit(train).lower(state, point, fed, jnp.int32(1)).compile().as_text()
-    assert "all-gather" not in text
-    assert "all-to-all" not in text
+    assert collectives.count(text) == {"all-gather": (4 * 32, False)}  # 30 clients, and two rows that divide them by 8
 
 
 @functools.cache
@@ -151,6 +150,38 @@ def test_meshes_of_runs_and_clients_agree(rows):
             lambda a, b, r=run: np.testing.assert_allclose(a[r], b, atol=1e-4), together.variables, wanted.variables
         )
         np.testing.assert_array_equal(metrics.rounds.malicious_filtered[run, 0], wanted_metrics.malicious_filtered)
+
+
+@pytest.mark.parametrize(("rule", "form"), [("lasa", "all rows"), ("krum", "all rows"), ("dnc", "one row at a time")])
+def test_nothing_crosses_runs_on_a_mesh_of_runs_and_clients(rule, form, monkeypatch):
+    """Four runs on 2 x 2 devices, in both orders of runs and clients: devices of one row exchange, and no others do."""
+    for module in (ops, ops.rows, ops.columns):
+        monkeypatch.setattr(module, "one_at_a_time", lambda: form == "one row at a time")
+    small = {"model": "mlp", "rounds": 1, "num_clients": 12, "clients_per_round": 6, "client.epochs": 1}
+    runs = [resolved(**small, **{"aggregator.name": rule, "block_rounds": 1, "seed": seed}) for seed in range(4)]
+    simulation, *placed = build.simulation(runs, make_mesh(jax.devices()[:4], runs=2))
+    found = collectives.groups(simulation.compile(*placed)[0].as_text())
+    kinds = {kind for kind, _ in found}
+    assert "all-reduce" in kinds
+    assert all(set(group) in ({0, 1}, {2, 3}) for _, groups in found for group in groups)
+    # What is small is whole on every device; the columns of krum's distances change places, within a row.
+    assert kinds <= {"all-reduce", "all-gather", "all-to-all" if rule == "krum" else ""}
+
+
+def test_groups_are_read_in_every_form():
+    start = "  %x = f32[2]{0} "
+    lines = {
+        "all-reduce(%a), replica_groups={{0,1},{2,3}}, to_apply=%add": [[0, 1], [2, 3]],
+        "all-reduce(%a), replica_groups=[2,2]<=[4], to_apply=%add": [[0, 1], [2, 3]],
+        "all-gather(%a), replica_groups=[2,2]<=[2,2]T(1,0), dimensions={0}": [[0, 2], [1, 3]],
+        "all-gather(%a), replica_groups=mesh['runs'=2,'clients'=2] {'clients'}, channel_id=1": [[0, 1], [2, 3]],
+        "all-to-all(%a), replica_groups=mesh['runs'=2,'clients'=2] {'runs'}, dimensions={0}": [[0, 2], [1, 3]],
+        "collective-permute(%a), source_target_pairs={{1,0},{3,2}}": [[1, 0], [3, 2]],
+    }
+    for line, groups in lines.items():
+        assert collectives.groups(start + line) == [(line.split("(")[0], groups)]
+    with pytest.raises(ValueError, match="not known"):
+        collectives.groups(start + "all-reduce(%a), replica_groups=?")
 
 
 def test_lasa_exchanges_one_model_and_a_small_table():

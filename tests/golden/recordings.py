@@ -1,7 +1,12 @@
 """Reads recordings of the official code: the full set beside the checkout if it is there, else the copy in tests/golden."""
 
+import contextlib
 import json
+import math
+from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -68,3 +73,56 @@ def recordings() -> list[Recording]:
     """All recordings at hand."""
     folder = FULL if FULL.is_dir() else COPY
     return [Recording(path) for path in sorted(folder.glob("*.npz"))]
+
+
+class Difference(NamedTuple):
+    """How far numbers are from the recorded ones, at the entry that uses most of its tolerance.
+
+    Attributes:
+      largest: |ours - recorded| there.
+      allowed: the tolerance there.
+    """
+
+    largest: float
+    allowed: float
+
+    @property
+    def used(self) -> float:
+        """Of the tolerance: at most 1 is within it."""
+        if not self.largest:
+            return 0.0
+        return self.largest / self.allowed if self.allowed and math.isfinite(self.largest) else math.inf
+
+
+_noted: ContextVar[list[Difference] | None] = ContextVar("noted", default=None)
+
+
+@contextlib.contextmanager
+def noting() -> Iterator[list[Difference]]:
+    """Within it, in this thread, every comparison by `assert_near` adds its difference to the list."""
+    differences: list[Difference] = []
+    token = _noted.set(differences)
+    try:
+        yield differences
+    finally:
+        _noted.reset(token)
+
+
+def assert_near(actual: Any, wanted: Any, rtol: float = 1e-7, atol: float = 0.0, err_msg: str = "") -> None:
+    """`np.testing.assert_allclose`: `|actual - wanted| <= atol + rtol * |wanted|` everywhere, NaN being equal to NaN."""
+    if (differences := _noted.get()) is not None:
+        differences.append(_difference(np.asarray(actual, float), np.asarray(wanted, float), rtol, atol))
+    np.testing.assert_allclose(actual, wanted, rtol=rtol, atol=atol, err_msg=err_msg)
+
+
+def _difference(actual: np.ndarray, wanted: np.ndarray, rtol: float, atol: float) -> Difference:
+    with np.errstate(all="ignore"):  # infinities
+        same = (actual == wanted) | (np.isnan(actual) & np.isnan(wanted))
+        off = np.where(same, 0.0, np.abs(actual - wanted))
+        off = np.where(np.isnan(off), np.inf, off)  # a number where none is recorded, or the reverse
+        allowed = np.broadcast_to(atol + rtol * np.abs(wanted), off.shape)
+        used = np.where(np.isinf(off), np.inf, np.where(off > 0, off / allowed, 0.0))
+    if not used.size:
+        return Difference(0.0, atol)
+    at = np.unravel_index(np.argmax(used), used.shape)
+    return Difference(float(off[at]), float(allowed[at]))

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lasa_jax import build, experiment, grid, ops
+from lasa_jax import build, experiment, grid, ops, track
 from lasa_jax import config as configs
 from lasa_jax.errors import InputError
 from lasa_jax.federated import Executables, Simulation, cards, make_mesh, memory
@@ -247,11 +248,12 @@ def test_outcomes_are_in_the_order_of_the_points(undisturbed):
 
 
 def test_only_missing_points_run(undisturbed, tmp_path):
+    """Of a grid that has grown in the same directory, those that it had not before."""
     path, *_ = undisturbed
-    found = grid.points(grid.Grid(base(), SMALL))
-    run(found[:3], tmp_path)
+    run(grid.Grid(base(), [*SMALL[:2], {"seed": [2]}]), tmp_path)
     before = {name: (tmp_path / name / "summary.json").stat().st_mtime_ns for name in results(tmp_path)}
-    run(found, tmp_path)
+    assert len(before) == 4
+    run(grid.Grid(base(), SMALL), tmp_path)
     assert results(tmp_path) == results(path)
     assert all((tmp_path / name / "summary.json").stat().st_mtime_ns == at for name, at in before.items())
 
@@ -263,6 +265,54 @@ def test_a_failed_point_does_not_stop_the_others(tmp_path):
     outcomes, _ = run(found, tmp_path)
     assert [outcome.error is None for outcome in outcomes] == [True, False, True]
     assert outcomes[1].error.startswith("InputError: --workdir=")
+
+
+def test_metrics_are_handed_on_and_written_for_tensorboard(tmp_path):
+    """Two runs of one batch and one of another, each with its own; what a hook raises ends the sweep, which then goes on."""
+    from tests.test_main import events
+
+    found = grid.points(grid.Grid(base(model="mlp"), [{"seed": [1, 2, 3]}]))
+    told: dict[str, list] = {}
+    threads = set()
+
+    def hear(name: str, index: int, metrics: dict) -> None:
+        threads.add(threading.get_ident())
+        told.setdefault(name, []).append(metrics)
+        assert metrics["round"] == index
+
+    outcomes, shared = run(found, tmp_path / "whole", batch=2, tensorboard=True, on_metrics=hear)
+    assert threads == {threading.get_ident()}
+    for outcome in outcomes:
+        lines = [json.loads(line) for line in (outcome.path / "metrics.jsonl").read_text().splitlines()]
+        assert told[outcome.point.name] == lines
+        shown = [
+            (event.step, value.simple_value)
+            for event in events(outcome.path / "tb")
+            for value in event.summary.value
+            if value.tag == "test_accuracy"
+        ]
+        assert shown == [(line["round"], pytest.approx(line["test_accuracy"])) for line in lines]
+
+    def stumble(name: str, index: int, metrics: dict) -> None:
+        if index == 2:
+            raise OSError("no network")
+
+    with pytest.raises(OSError, match="no network"):
+        grid.run(
+            found, tmp_path / "cut", batch=2, on_metrics=stumble, executables=shared, log=lambda text: None, threads=1
+        )
+    grid.run(found, tmp_path / "cut", executables=shared, log=lambda text: None)
+    assert results(tmp_path / "cut") == results(tmp_path / "whole")
+
+
+def test_tensorboard_is_an_extra(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(track, "find_spec", lambda name: None)
+    assert (
+        sweep.main([f"--config={SWEEPS / 'table3.py'}:digits", f"--workdir={tmp_path / 'out'}", "--tensorboard"]) == 2
+    )
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: --tensorboard: needs the extra")
+    assert not (tmp_path / "out").exists()
 
 
 def test_divergence_is_a_result(tmp_path):

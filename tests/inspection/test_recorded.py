@@ -75,14 +75,14 @@ def test_a_recorded_entry_takes_at_most_24_bytes(run):
 def test_what_a_stopped_run_recorded_beyond_its_checkpoint_is_recorded_again(run, tmp_path):
     stop, seen = threading.Event(), []
 
-    def watch(line):
-        seen.append(line["round"])
-        if line["round"] == 6 - 1:  # in the block after the checkpoint of round 4
+    def watch(_, index, metrics):
+        seen.append(index)
+        if index == 6 - 1:  # in the block after the checkpoint of round 4
             stop.set()
 
     config = small(rounds=8, block_rounds=1)
     with pytest.raises(experiment.Stopped):
-        experiment.run(config, tmp_path / "run", on_line=watch, stop=stop, log=lambda text: None)
+        experiment.run(config, tmp_path / "run", on_metrics=watch, stop=stop, log=lambda text: None)
     assert recorded.load(tmp_path / "run")["round"].max() == 5
     experiment.run(config, tmp_path / "run", log=lambda text: None)
     experiment.run(config, tmp_path / "whole", log=lambda text: None)

@@ -9,6 +9,7 @@ import pytest
 from lasa_jax import grid
 from lasa_jax.errors import InputError
 from lasa_jax.launch import ray_cluster, slurm
+from lasa_jax.report import standing
 from tests.grid.test_grid import SWEEP_FILE, command, results
 
 cluster_utils = pytest.importorskip("ray.cluster_utils", reason="pip install 'lasa_jax[cluster]'")
@@ -26,6 +27,30 @@ def counted(path: Path) -> int:
     return len(list(path.glob("*/summary.json")))
 
 
+def look(path: Path, seen: dict[str, set[int]]) -> None:
+    """Notes how many points of a sweep are running, and so on, as `lasa-jax status` reads it."""
+    if (path / "points.json").exists():
+        runs, _ = standing.load(path)
+        for state in standing.STATES:
+            seen.setdefault(state, set()).add(sum(run.state == state for run in runs))
+
+
+def check_seen(seen: dict[str, set[int]]) -> None:
+    """All waited at first; then some ran, and some were finished while others were not."""
+    assert 8 in seen["waiting"]
+    assert max(seen["running"]) in (1, 2)
+    assert seen["finished"] & set(range(1, 8))
+    assert seen["failed"] == {0}
+
+
+def check_extended(points: list[grid.Point], path: Path) -> None:
+    """Points with more rounds have the lines of the old runs, times included: they were not computed again."""
+    for point in points:
+        old, new = ((path / name / "metrics.jsonl").read_text() for name in (point.extends.name, point.name))
+        assert new.startswith(old)
+        assert json.loads((path / point.name / "summary.json").read_text())["rounds"] == point.config.rounds
+
+
 def test_a_lost_node_loses_no_point(small, tmp_path, monkeypatch):
     cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:
@@ -39,15 +64,21 @@ def test_a_lost_node_loses_no_point(small, tmp_path, monkeypatch):
         first, second = (cluster.add_node(num_cpus=1) for _ in range(2))
         assert first is not second
         arguments = (f"--config={small}", f"--workdir={tmp_path / 'out'}")
-        process = command(*arguments, "--backend=ray", f"--address={cluster.address}")
-        deadline = time.monotonic() + 300
+        process = command(*arguments, "--backend=ray", f"--address={cluster.address}", "--tensorboard")
+        deadline, seen = time.monotonic() + 300, {}
         while counted(tmp_path / "out") < 2 and process.poll() is None and time.monotonic() < deadline:
+            look(tmp_path / "out", seen)
             time.sleep(0.1)
         assert process.poll() is None, process.communicate()
         cluster.remove_node(second, allow_graceful=False)
         output, error = process.communicate(timeout=300)
         assert process.returncode == 0, error
         assert "results: 8 of 8" in output
+        look(tmp_path / "out", seen)
+        check_seen(seen)
+        assert {file.parents[1].name for file in tmp_path.glob("out/*/tb/events*")} == {
+            run.name for run in tmp_path.glob("out/digits*")
+        }
     finally:
         process.kill()
         cluster.shutdown()
@@ -60,14 +91,24 @@ def test_a_lost_node_loses_no_point(small, tmp_path, monkeypatch):
 def test_slurm_tasks_share_the_points(small, tmp_path):
     """Two tasks of submitit's local executor, each a process of its own; started again, there is nothing to submit."""
     points = grid.points(grid.load(small))
-    options = {"jobs": 2, "batch": None, "parameters": "timeout_min=10", "cluster": "local"}
+    options = {"jobs": 2, "batch": None, "parameters": "timeout_min=10", "cluster": "local", "tensorboard": True}
     jobs = slurm.submit(small, points, tmp_path / "out", **options)
+    seen: dict[str, set[int]] = {}
+    while not all(job.done() for job in jobs):
+        look(tmp_path / "out", seen)
+        time.sleep(0.1)
     errors = [job.result() for job in jobs]
+    check_seen(seen)
     assert [len(part) for part in errors] == [4, 4]
     assert not any(error for part in errors for error in part.values())
     assert counted(tmp_path / "out") == 8
+    assert len(list(tmp_path.glob("out/*/tb/events*"))) == 8
     assert not slurm.submit(small, points, tmp_path / "out", **options)
     assert json.loads((tmp_path / "out" / "sweep.json").read_text())["batch"].keys() == grid.programs(points).keys()
+    longer = grid.extended(grid.load(small), 6)[:2]
+    (job,) = slurm.submit(small, longer, tmp_path / "out", **{**options, "jobs": 1}, extend=6)
+    assert list(job.result().values()) == [None, None]
+    check_extended(longer, tmp_path / "out")
 
 
 def test_a_task_that_is_stopped_is_submitted_again():
@@ -146,7 +187,7 @@ class Ray:
             def __getattr__(self, name):
                 return type("Method", (), {"remote": staticmethod(lambda *given: lambda: behave(name, given))})
 
-        return lambda cls: type("Actor", (), {"remote": staticmethod(lambda workdir, search: Worker())})
+        return lambda cls: type("Actor", (), {"remote": staticmethod(lambda *given: Worker())})
 
     def get(self, reference):
         return reference()

@@ -4,6 +4,7 @@ Each trains from the command line, as an axis of a sweep here, on a Ray cluster 
 and appears in reports and inspection.
 """
 
+import csv
 import json
 import os
 import signal
@@ -212,6 +213,16 @@ def test_an_axis_of_a_sweep_here(world):
     assert done.returncode == 0, done.stderr
     assert "results: 4 of 4" in done.stdout
     assert "using stranger.robust:gate from " in done.stderr
+    (world / "broken").mkdir(exist_ok=True)  # where there is no such package
+    done = lasa_jax(world / "broken", "status", "../sweeps/here")
+    assert done.returncode == 0, done.stderr
+    assert "finished: 4" in done.stdout
+    done = lasa_jax(world / "broken", "export", "../sweeps/here", "--out=runs.csv")
+    assert done.returncode == 0, done.stderr
+    rows = list(csv.DictReader((world / "broken" / "runs.csv").open()))
+    assert [row["aggregator.name"] for row in rows] == ["stranger.robust:gate"] * 4
+    assert [row["aggregator.gate.factor"] for row in rows] == ["2.0"] * 4
+    assert [row["preaggregators.shrink.by"] for row in rows] == ["0.9"] * 4
 
 
 def test_a_sweep_on_ray(world):
@@ -219,11 +230,20 @@ def test_a_sweep_on_ray(world):
     cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
         address = f"--address={cluster.address}"
-        done = lasa_jax(world, "sweep", "my_sweep.py", "--workdir=sweeps/ray", "--backend=ray", address)
+        arguments = ("sweep", "my_sweep.py", "--workdir=sweeps/ray", "--backend=ray", address)
+        done = lasa_jax(world, *arguments)
+        longer = lasa_jax(world, *arguments, "--extend=4")
     finally:
         cluster.shutdown()
-    assert done.returncode == 0, done.stderr
-    assert "results: 4 of 4" in done.stdout
+    for command in (done, longer):
+        assert command.returncode == 0, command.stderr
+        assert "results: 4 of 4" in command.stdout
+    lines = [path.read_text() for path in (world / "sweeps" / "ray").glob("*/metrics.jsonl")]
+    old, new = ([text for text in lines if text.count("\n") == rounds] for rounds in (3, 4))
+    assert (len(old), len(new)) == (4, 4)
+    assert all(
+        any(longer.startswith(text) for longer in new) for text in old
+    )  # with the same times: not computed again
 
 
 def test_a_sweep_through_submitit(world, monkeypatch):

@@ -90,6 +90,14 @@ class TestPrimitives:
             np.testing.assert_allclose(std[name], wanted_std, atol=1e-6)
 
 
+def test_rows_stay_on_their_devices_and_numbers_go_to_all():
+    with jax.set_mesh(make_mesh()):
+        result = jax.jit(lambda x: ops.map_rows(lambda row: (row["w"], row["w"].sum(), row["b"].max()), x))(stack())
+    rows, *numbers = (x.sharding for x in result)
+    assert rows.spec == jax.sharding.PartitionSpec(ops.CLIENTS)
+    assert all(x.is_fully_replicated for x in numbers)
+
+
 def test_rows_that_do_not_divide_are_refused():
     with jax.set_mesh(make_mesh()), pytest.raises(ValueError, match="15 rows do not divide over 8 devices"):
         ops.map_rows(lambda x: x, np.ones((15, 2), np.float32))

@@ -22,7 +22,7 @@ def flipped(factor, which=lambda malicious, present: malicious & present, *, ini
     """An attack that is right but for what is given: who sends the own update times `factor(updates, which, present)`."""
 
     def craft(updates, state, malicious, *, key, present=None, aggregate=None):
-        present = jnp.ones(len(malicious), bool) if present is None else present
+        _, present = attacks.checked(updates, malicious, present)
         chosen = which(malicious, present)
         times = factor(updates, chosen, present)
 
@@ -75,6 +75,11 @@ def every_second(malicious, present):
 
 FLIP = flipped(by(-1.0))
 CAUGHT = [
+    (
+        laws.refuses_what_is_no_stack,
+        Attack(stateless, honest_labels, lambda updates, state, malicious, **_: (updates, state)),
+        "no leaves was taken, allowed is InputError",
+    ),
     (laws.only_malicious_rows_change, flipped(by(-1.0), every_second), "benign rows, none of 16 malicious"),
     (
         laws.only_malicious_rows_change,

@@ -1,15 +1,19 @@
 """Locks: one holder, who is named, and nothing stale."""
 
+import errno
+import fcntl
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 
 from lasa_jax.errors import InputError
-from lasa_jax.workdir import Workdir
+from lasa_jax.workdir import Workdir, holder, is_held
 from lasa_jax.workdir.locks import file_lock, lock_directory
 
 HOLD = """
@@ -37,10 +41,39 @@ def test_a_killed_process_leaves_nothing_stale(tmp_path):
         for _ in range(2):  # who is refused does not wipe out the name
             with pytest.raises(InputError, match=f"in use by process {process.pid} on {socket.gethostname()}"):
                 lock_directory(tmp_path)
+        assert is_held(tmp_path)
+        assert holder(tmp_path) == f"process {process.pid} on {socket.gethostname()}"
     finally:
         process.send_signal(signal.SIGKILL)
         process.communicate()
+    assert is_held(tmp_path) is False
     lock_directory(tmp_path).release()
+
+
+def test_who_looks_at_a_lock_keeps_nobody_out(tmp_path, monkeypatch):
+    """As if a run began at the very moment in which its lock is looked at."""
+    lock_directory(tmp_path).release()
+    (tmp_path / ".lock").touch()
+    refused = []
+    flock = fcntl.flock
+
+    def while_it_is_looked_at(descriptor: int, how: int) -> None:
+        flock(descriptor, how)
+        monkeypatch.setattr(fcntl, "flock", flock)
+        thread.start()
+        time.sleep(0.05)
+
+    def begin() -> None:
+        try:
+            lock_directory(tmp_path).release()
+        except InputError as error:
+            refused.append(error)
+
+    thread = threading.Thread(target=begin)
+    monkeypatch.setattr(fcntl, "flock", while_it_is_looked_at)
+    assert is_held(tmp_path) is False
+    thread.join()
+    assert not refused
 
 
 def test_a_link_in_place_of_the_lock(tmp_path):
@@ -53,8 +86,6 @@ def test_a_link_in_place_of_the_lock(tmp_path):
 
 def test_a_disk_without_flock_is_said_to_be_one(tmp_path, monkeypatch):
     """A lock of another kind, that a kill would leave stale, is not taken."""
-    import errno
-    import fcntl
 
     def missing(*_: int) -> None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))

@@ -1,6 +1,8 @@
 """What a run records, and what is believed of it when it is read."""
 
 import json
+import shutil
+import subprocess
 
 import jax
 import numpy as np
@@ -127,3 +129,30 @@ def test_a_summary_has_the_form_that_is_checked(lines):
     assert summary["num_parameters"] == 6
     assert summary["best_test_accuracy"] == (0.5 if lines else None)
     assert summary["versions"]["jax"] == jax.__version__
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_the_commit_of_a_checkout(tmp_path, monkeypatch):
+    def git(*arguments: str) -> str:
+        who = ("-c", "user.name=a", "-c", "user.email=a@b")
+        command = ["git", "-C", str(tmp_path), *who, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    def commit() -> dict[str, str]:
+        records._commit.cache_clear()
+        return records._commit()
+
+    file = tmp_path / "lasa_jax" / "workdir" / "records.py"
+    file.parent.mkdir(parents=True)
+    file.touch()
+    monkeypatch.setattr(records, "__file__", str(file))
+    assert commit() == {}
+    git("init")
+    assert commit() == {}  # nothing was committed
+    git("add", ".")
+    git("commit", "-m", "first")
+    assert commit() == {"commit": git("rev-parse", "HEAD")}
+    file.write_text("1")
+    assert commit() == {"commit": git("rev-parse", "HEAD") + "-dirty"}
+    monkeypatch.undo()
+    records._commit.cache_clear()

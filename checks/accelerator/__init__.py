@@ -1,0 +1,1 @@
+"""What compilers for accelerators make of the programs here, on a machine that has none: `python -m checks.accelerator`."""
