@@ -54,9 +54,11 @@ def test_attacks(name):
     assert not failures, "\n".join(failures)
 
 
-@pytest.mark.parametrize("name", aggregators.names())
-def test_what_is_no_stack_is_refused_by_rules(name):
-    _, failures = attacks.fuzz_wrong_inputs(30, names=[f"rule {name}"])
+@pytest.mark.parametrize(
+    "name", [*(f"rule {name}" for name in aggregators.names()), *(f"attack {name}" for name in ATTACKS)]
+)
+def test_what_is_no_stack_is_refused(name):
+    _, failures = attacks.fuzz_wrong_inputs(30, names=[name])
     assert not failures, "\n".join(failures)
 
 
