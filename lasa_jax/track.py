@@ -1,6 +1,7 @@
 """Runs to watch while they go on, in TensorBoard: their scalars, and who was filtered in which layer."""
 
 import contextlib
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
@@ -42,6 +43,8 @@ _drawing = threading.Lock()  # matplotlib shares its fonts between the threads o
 class Board:
     """What writes lines of metrics of one run to a folder that TensorBoard reads; the folder is made with the first line.
 
+    Who watches must not end a run: where the folder cannot be written, that is said once, and no more is written there.
+
     A run that goes on after a kill computes rounds again that are written already: from the first line on, older ones of the
     same or later rounds are no longer shown.
     """
@@ -51,9 +54,24 @@ class Board:
         check_installed()
         self._path = path
         self._writer: Any = None
+        self._given_up = False
 
     def __call__(self, line: Mapping[str, Any]) -> None:
         """Writes one line of metrics.jsonl."""
+        if not self._given_up:
+            with self._giving_up():
+                self._write(line)
+
+    @contextlib.contextmanager
+    def _giving_up(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._given_up = True
+            text = f"{self._path}: cannot be written ({error.strerror}); the run goes on, and no more is written there"
+            print(text, file=sys.stderr, flush=True)
+
+    def _write(self, line: Mapping[str, Any]) -> None:
         step = line["round"]
         if self._writer is None:
             from tensorboardX import SummaryWriter
@@ -74,8 +92,9 @@ class Board:
 
     def close(self) -> None:
         """Waits until everything is written, and ends the thread that does."""
-        if self._writer is not None:
-            self._writer.close()
+        if self._writer is not None and not self._given_up:
+            with self._giving_up():
+                self._writer.close()
 
 
 @contextlib.contextmanager

@@ -27,7 +27,6 @@ THOROUGH = (
     r"tests/attacks/test_battery.py::test_(adaptive|law\[(devices|vmap|keeps_dtypes)|one_trace)",
     r"tests/benchmarks/test_peers.py::test_(lasa_jax_is_timed|pip_is_asked)",
     r"tests/attacks/test_peers.py::test_with_nobody_malicious",
-    r"tests/checks/test_(causes|faults|fuzz)",
     r"tests/checks/test_(causes|faults|forms.py::test_(models|no_form)|fuzz)",
     r"tests/data/test_by_client.py::TestRealFiles",
     r"tests/federated/test_(ragged|simulation)",

@@ -212,6 +212,19 @@ def events(folder: Path) -> list[event_pb2.Event]:
     return found
 
 
+def test_a_folder_for_tensorboard_that_cannot_be_written_ends_no_run(tmp_path, capsys):
+    (tmp_path / "tb").write_text("a file where the folder should be")
+    filtered = {"malicious_filtered": {"w": 1}, "benign_filtered": {"w": 0}}
+    numbers = dict.fromkeys(("train_loss", "test_loss", "test_accuracy", "update_norm"), 0.5)
+    board = track.Board(tmp_path / "tb")
+    for index in (1, 2):
+        board({**numbers, "round": index, "malicious": 1, "benign": 2, **filtered})
+    board.close()
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert "cannot be written" in said[0]
+
+
 def test_tensorboard_is_an_extra(tmp_path, monkeypatch):
     monkeypatch.setattr(track, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"--tensorboard: .*lasa_jax\[tensorboard\]"):

@@ -73,9 +73,11 @@ def commit() -> str:
 def main() -> int:
     """Prints inputs tried and failures; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stacks", type=int, default=10_000, help="of updates, and of wrong inputs")
+    parser.add_argument("--stacks", type=int, default=10_000, help="inputs of updates, attacks and wrong inputs")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--mutations", type=int, default=1000, help="of each other kind")
+    parser.add_argument(
+        "--mutations", type=int, default=1000, help="inputs of each other kind; environments has a list of its own"
+    )
     parser.add_argument("--kinds", nargs="*", default=list(KINDS), choices=list(KINDS))
     given = parser.parse_args()
     today = datetime.datetime.now(datetime.UTC).date()

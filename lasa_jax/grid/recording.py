@@ -26,7 +26,8 @@ def begin(found: Sequence[Point], workdir: Path, mine: Sequence[Point]) -> None:
     differs = _differences(found, stored)
     for point in found:
         costs = " ".join(part for part in configs.cost_key(point.config) if not part.startswith("rounds="))
-        of = {"program": point.program, "costs": costs, "differs": differs[point.name]}
+        of: dict[str, Any] = {"program": point.program, "costs": costs, "differs": differs[point.name]}
+        of["done"] = 0 if point.extends is None else point.extends.config.rounds
         told[point.name] = {**of, "config": stored[point.name]}
     write_points(workdir, told)
     forget_failures(workdir, [point.name for point in mine])

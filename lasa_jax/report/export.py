@@ -111,17 +111,18 @@ def _run(argv: Sequence[str] | None) -> None:
     runs, left_out = standing.load(given.directory)
     path: Path = given.out if given.out is not None else given.directory / "runs.csv"
     text = table(runs, given.last)
+    what = f"--out={path}" if given.out is not None else str(path)
     if path.is_dir() or path.is_symlink():
-        raise InputError(f"--out={path}: is {'a link' if path.is_symlink() else 'a folder'}, allowed is a file")
+        raise InputError(f"{what}: is {'a link' if path.is_symlink() else 'a folder'}, allowed is a file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, text)
     except OSError as error:
-        raise InputError(f"--out={path}: cannot be written ({error.strerror})") from None
+        raise InputError(f"{what}: cannot be written ({error.strerror})") from None
     for line in left_out:
         print(line)
     ended = sum(run.state == "finished" for run in runs)
-    print(f"export: {path}: {len(runs)} runs, {ended} finished")
+    print(f"export: {path}: {len(runs)} run{'s' * (len(runs) != 1)}, {ended} finished")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

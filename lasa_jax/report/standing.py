@@ -94,6 +94,7 @@ def _of(path: Path, name: str, planned: dict[str, Any] | None) -> Standing:
     of = planned or {}
     known = Standing(
         *(name if name != "." else path.name, path, "failed", "", of.get("config", {})),
+        done=_count(of.get("done")),
         program=of.get("program", ""),
         costs=of.get("costs", ""),
         batch=of.get("batch", 1),
@@ -102,6 +103,7 @@ def _of(path: Path, name: str, planned: dict[str, Any] | None) -> Standing:
     if path.is_symlink():
         return dataclasses.replace(known, note="is a link, which is not followed")
     workdir = Workdir(path, lock=False)
+    held = is_held(path)  # asked first: a run that ends after this has its summary by then
     try:
         config, summary = workdir.config() or known.config, workdir.summary()
         lines = [] if summary is not None else workdir.metrics()
@@ -117,13 +119,13 @@ def _of(path: Path, name: str, planned: dict[str, Any] | None) -> Standing:
     if lines:
         seconds = sum(line["seconds_per_round"] for line in lines) / len(lines)
         known = dataclasses.replace(known, done=_count(lines[-1]["round"]), seconds=seconds)
-    state, note = _unfinished(known, workdir)
+    state, note = _unfinished(known, workdir, held)
     return dataclasses.replace(known, state=state, note=one_line(note))
 
 
-def _unfinished(run: Standing, workdir: Workdir) -> tuple[str, str]:
-    """State and note of a run without a summary."""
-    held, who = is_held(run.path), holder(run.path)
+def _unfinished(run: Standing, workdir: Workdir, held: bool | None) -> tuple[str, str]:
+    """State and note of a run without a summary. Args: held: whether a process works on it, as `is_held` says."""
+    who = holder(run.path)
     error, progress = read_failure(run.path.parent, run.path.name), f"round {run.done} of {run.rounds}"
     if held:
         return "running", f"{progress}, {who or 'another process'}"
@@ -132,8 +134,8 @@ def _unfinished(run: Standing, workdir: Workdir) -> tuple[str, str]:
         silent = _silent(run.path)
         a_block = _count(run.config.get("block_rounds")) * run.batch * (run.seconds or 0.0)
         if silent <= max(_HEARD, 3 * a_block):
-            return "running", f"{progress}, {who}, heard of {commandline.duration(silent)} ago"
-        return "waiting", f"not heard of for {commandline.duration(silent)}, {progress}, {who}"
+            return "running", f"{progress}, {who}, last written {commandline.duration(silent)} ago"
+        return "waiting", f"nothing written for {commandline.duration(silent)}, {progress}, {who}"
     if error is not None:
         return "failed", error
     return "waiting", f"stopped, {progress}" if workdir.has_results() else ""

@@ -118,7 +118,6 @@ def forget_failures(workdir: Path, names: Collection[str]) -> None:
     with contextlib.suppress(OSError):
         for name in names:
             _failure(workdir, name).unlink(missing_ok=True)
-        _failure(workdir, "any").parent.rmdir()  # if it is empty
 
 
 def _failure(workdir: Path, name: str) -> Path:
