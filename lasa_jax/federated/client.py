@@ -179,12 +179,12 @@ class LocalTraining:
         wide = jax.enable_x64(True) if self.precision == "float64" else contextlib.nullcontext()
         with wide, jax.default_matmul_precision(self.matmul_precision), ops.convolving_by(self.convolution):
             optimizer = optax.sgd(rate.astype(kept), momentum=jnp.asarray(sgd.momentum, kept))
-            first = cast(variables, kept)
+            begun = cast(variables, kept)
             # Hidden from the compiler: it would keep one copy for each client of what all begin with, to subtract it below.
-            first, velocity = jax.lax.optimization_barrier((first, optimizer.init(first["params"])))
+            first, velocity = jax.lax.optimization_barrier((begun, optimizer.init(begun["params"])))
             start = (first, velocity, jnp.zeros(2, jnp.float32))  # loss and labels so far
             local, _, loss = jax.lax.fori_loop(0, self.epochs, epoch, start)
-            update = jax.tree.map(lambda new, old, like: (new - old).astype(like.dtype), local, first, variables)
+            update = jax.tree.map(lambda new, old, like: (new - old).astype(like.dtype), local, begun, variables)
         if sgd.clip_norm is not None:
             part = {"params": update["params"]} if self.clips_parameters_only else update
             update = {**update, **clip_update(part, sgd.clip_norm)}
