@@ -8,6 +8,7 @@ from checks.accelerator import bound, hlo, trips
 from checks.accelerator.compiling import ROOT, Compiled
 from checks.accelerator.programs import Item
 from checks.accelerator.targets import TARGETS
+from lasa_jax.workdir import replace_file
 
 TABLE = ROOT / "docs" / "results" / "accelerator.json"
 _LARGEST = 10
@@ -92,4 +93,4 @@ def write(column: str, name: str, row: Row) -> None:
     """Puts one row into the table, so that what was done before an end is not lost."""
     table = read()
     table.setdefault(column, {})[name] = row
-    TABLE.write_text(json.dumps(table, indent=1) + "\n")
+    replace_file(TABLE, json.dumps(table, indent=1) + "\n")

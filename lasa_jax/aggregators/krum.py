@@ -99,9 +99,8 @@ def _krum(
             chosen = iterated_selection(rows.squared_distances, rows.present, count, f, fewer)
         else:
             to_all = jnp.sum(jnp.where(jnp.isfinite(rows.squared_distances), rows.squared_distances, 0.0), axis=1)
-            place = jnp.argsort(jnp.lexsort((to_all, score))).astype(
-                jnp.int32
-            )  # of equal scores the smaller sum of all distances first
+            # Of equal scores the smaller sum of all distances first.
+            place = jnp.argsort(jnp.lexsort((to_all, score))).astype(jnp.int32)
             chosen = jnp.isfinite(score) & (place < jnp.asarray(count, jnp.int32))
         weight = equal_weights(rows, chosen)
         return rows.weighted_sum(weight), state, Selection(weight, f, score)

@@ -136,14 +136,14 @@ class Simulation:
             state: State, point: Point, partition: Any, train: Examples, test: Examples, start: jax.Array
         ) -> tuple[State, BlockMetrics]:
             run_data = FederatedDataset(train, test, partition)
+            # No NaN, which `jax_debug_nans` would take for a failure.
+            shapes = jax.eval_shape(tested, state, test)
+            untested = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
             def step(state: State, index: jax.Array) -> tuple[State, BlockMetrics]:
                 state, metrics = one_round(self.program, state, point, run_data, index)
                 due = is_evaluated(index, self.eval_every, self.rounds)
-                shapes = jax.eval_shape(tested, state, test)
-                # No NaN, which `jax_debug_nans` would take for a failure.
-                nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-                return state, BlockMetrics(metrics, lax.cond(due, lambda: tested(state, test), lambda: nothing))
+                return state, BlockMetrics(metrics, lax.cond(due, lambda: tested(state, test), lambda: untested))
 
             def step_or_skip(state: State, index: jax.Array) -> tuple[State, BlockMetrics]:
                 shapes = jax.eval_shape(step, state, index)[1]

@@ -230,6 +230,14 @@ def weighted_sum(
       A pytree like one row, leaves `(...)`, added in float32 (float64 where a leaf is float64) and returned in the dtypes of
       the stack. Devices exchange one partial sum of this size.
     """
+    total = _weighted_total(weights, stack, *others, row_map=row_map)
+    return jax.tree.map(lambda x, like: x.astype(like.dtype), total, stack)
+
+
+def _weighted_total(
+    weights: PyTree, stack: PyTree, *others: PyTree, row_map: Callable[..., PyTree] | None = None
+) -> PyTree:
+    """`weighted_sum` in the types in which it is added."""
     one_for_all = jax.tree_util.all_leaves([weights])
     weight_tree = jax.tree.map(lambda _: weights, stack) if one_for_all else weights
     read = row_map if row_map is not None else lambda row: row
@@ -255,8 +263,7 @@ def weighted_sum(
         else:
             mapped = jax.vmap(read)(stack, *others)
             total = jax.tree.map(lambda w, x: jnp.sum(_times(_column(w, x), x), axis=0), weights, mapped)
-        total = lax.psum(total, CLIENTS) if num_shards() > 1 else total
-        return jax.tree.map(lambda x, like: x.astype(like.dtype), total, stack)
+        return lax.psum(total, CLIENTS) if num_shards() > 1 else total
 
     operands = (weight_tree, stack, *others)
     return on_each_shard(local, operands, PartitionSpec(), (True,) * len(operands))
@@ -283,8 +290,12 @@ def mean_and_std(stack: PyTree, which: jax.Array) -> tuple[PyTree, PyTree]:
     count, chosen = jnp.sum(which, dtype=jnp.int32), which.astype(wide(stack))
     mean = weighted_sum(chosen / jnp.maximum(count, 1).astype(chosen.dtype), stack)
     share = chosen / jnp.maximum(count - 1, 1).astype(chosen.dtype)
-    variance = weighted_sum(share, stack, row_map=lambda row: jax.tree.map(lambda x, m: (x - m) ** 2, row, mean))
-    return mean, jax.tree.map(root, variance)
+
+    def squared(row: PyTree) -> PyTree:  # in the type in which it is added: 300 squared is beyond float16
+        return jax.tree.map(lambda x, m: (x.astype(wide(x)) - m.astype(wide(m))) ** 2, row, mean)
+
+    variance = _weighted_total(share, stack, row_map=squared)
+    return mean, jax.tree.map(lambda x, like: root(x).astype(like.dtype), variance, stack)
 
 
 def _column(weights: jax.Array, leaf: jax.Array) -> jax.Array:

@@ -216,10 +216,12 @@ def test_golden_has_every_case_of_the_tests():
 @pytest.mark.thorough
 def test_golden_runs_the_tests(tmp_path):
     assert card.main(["golden", "--small", f"--out={tmp_path}/found.json", "--only=median, a1"]) == 0
-    (facts,) = json.loads((tmp_path / "found.json").read_text())["items"].values()
-    assert facts["comparisons"] >= facts["cases"] > 0
-    assert facts["wrong"] == []
-    assert 0 < facts["used"] <= 1
+    found = json.loads((tmp_path / "found.json").read_text())["items"]
+    assert found  # more of them where all recordings are at hand
+    for facts in found.values():
+        assert facts["comparisons"] >= facts["cases"] > 0
+        assert facts["wrong"] == []
+        assert 0 <= facts["used"] <= 1
 
 
 def test_errors_are_relative_to_float64():

@@ -101,3 +101,14 @@ def test_rows_stay_on_their_devices_and_numbers_go_to_all():
 def test_rows_that_do_not_divide_are_refused():
     with jax.set_mesh(make_mesh()), pytest.raises(ValueError, match="15 rows do not divide over 8 devices"):
         ops.map_rows(lambda x: x, np.ones((15, 2), np.float32))
+
+
+@pytest.mark.parametrize("size", [1e-4, 300.0])
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_deviations_of_half_precision_are_added_in_float32(size, platform):
+    """The square of 300 is beyond float16, and that of 1e-4 has hardly a digit there."""
+    rows = np.array([[size], [-size], [2 * size], [-2 * size], [0.0]], np.float16)
+    with ops.compiling_for(platform):
+        _, std = ops.mean_and_std({"w": jnp.asarray(rows)}, jnp.arange(5) < 4)
+    assert std["w"].dtype == jnp.float16
+    np.testing.assert_allclose(std["w"], rows[:4].astype(np.float64).std(ddof=1), rtol=2e-3, atol=6e-8)
