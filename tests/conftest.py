@@ -25,7 +25,7 @@ THOROUGH = (
     r"tests/aggregators/test_preaggregators.py::test_(a_link_may_come|eight_devices|granularity|mixing_before|rules_on_mixed)",
     r"tests/aggregators/test_rules.py::test_(clusters_of|largest_cluster|the_assumed_number)",
     r"tests/attacks/test_battery.py::test_(adaptive|law\[(devices|vmap|keeps_dtypes)|one_trace)",
-    r"tests/benchmarks/test_peers.py::test_(lasa_jax_is_timed|pip_is_asked)",
+    r"tests/benchmarks/test_peers.py::test_pip_is_asked",
     r"tests/attacks/test_peers.py::test_with_nobody_malicious",
     r"tests/checks/test_(causes|faults|forms.py::test_(models|no_form)|fuzz)",
     r"tests/data/test_by_client.py::TestRealFiles",

@@ -177,6 +177,7 @@ def test_all_begin_with_the_same_model(work):
     np.testing.assert_allclose(logits, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_lasa_jax_is_timed_and_learns(tmp_path, monkeypatch):
     """The whole command with our own runner at a tiny size, and the page and the JSON that it writes."""
     monkeypatch.delenv("TFDS_DATA_DIR", raising=False)

@@ -96,8 +96,8 @@ def test_rounds_beyond_the_last_change_nothing():
     second, last = executable(copy(first), points, fed, jnp.int32(2))  # round 3, and one that does not exist
     third, _ = executable(copy(second), points, fed, jnp.int32(3))
     jax.tree.map(np.testing.assert_array_equal, second.variables, third.variables)
-    assert np.isfinite(metrics.test_accuracy).all()
-    assert np.isfinite(last.test_accuracy[0, 0])
+    assert np.isfinite(metrics.test.reported.accuracy).all()
+    assert np.isfinite(last.test.reported.accuracy[0, 0])
     # A block is the rounds it says: one round at a time gives the same.
     point, fed_one = jax.tree.map(lambda x: x[0], points), FederatedDataset(*setup(1, rounds=3)[2])
     step = jax.jit(functools.partial(one_round, simulation.program))
