@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from lasa_jax import aggregators, attacks, build
 from lasa_jax import config as configs
-from lasa_jax.aggregators import Aggregator, Diagnostics
+from lasa_jax.aggregators import Aggregator, Context, Diagnostics
 from lasa_jax.attacks import Attack
 from lasa_jax.data import FederatedDataset
 from lasa_jax.federated import Simulation, make_mesh
@@ -33,36 +33,55 @@ MAY_DIVERGE = ("fedavg", "median", "sparsefed", "trimmed_mean")  # under NaN, se
 def one_rule(rules: list[Aggregator], index: jax.Array) -> Aggregator:
     """The rule of that index; its state is the tuple of the states of all."""
 
-    def aggregate(updates: Any, states: tuple, **settings: Any) -> tuple[Any, tuple, Diagnostics]:
+    def aggregate(
+        updates: Any, states: tuple, context: Context | None = None, **settings: Any
+    ) -> tuple[Any, tuple, Diagnostics]:
         def branch(i: int) -> Any:
             def run(updates: Any, states: tuple) -> tuple[Any, tuple, Diagnostics]:
-                update, state, info = rules[i].aggregate(updates, states[i], **settings)
+                update, state, info = rules[i].aggregate(updates, states[i], **settings, **rules[i].knowing(context))
                 return update, (*states[:i], state, *states[i + 1 :]), Diagnostics(info.weight)
 
             return run
 
         return jax.lax.switch(index, [branch(i) for i in range(len(rules))], updates, states)
 
-    return Aggregator(lambda params: tuple(rule.init(params) for rule in rules), aggregate)
+    needs = frozenset().union(*(rule.needs for rule in rules))
+    return Aggregator(lambda params: tuple(rule.init(params) for rule in rules), aggregate, needs)
 
 
 def one_attack(those: list[Attack], index: jax.Array) -> Attack:
     """The attack of that index; its state is the tuple of the states of all."""
 
-    def craft(updates: Any, states: tuple, malicious: jax.Array, **settings: Any) -> tuple[Any, tuple]:
+    def craft(
+        updates: Any, states: tuple, malicious: jax.Array, context: Context | None = None, **settings: Any
+    ) -> tuple[Any, tuple]:
         def branch(i: int) -> Any:
             def run(updates: Any, states: tuple) -> tuple[Any, tuple]:
-                updates, state = those[i].craft(updates, states[i], malicious, **settings)
+                updates, state = those[i].craft(updates, states[i], malicious, **settings, **those[i].knowing(context))
                 return updates, (*states[:i], state, *states[i + 1 :])
 
             return run
 
         return jax.lax.switch(index, [branch(i) for i in range(len(those))], updates, states)
 
-    def poison_labels(labels: jax.Array, num_classes: int) -> jax.Array:
-        return jax.lax.switch(index, [lambda y, a=a: a.poison_labels(y, num_classes) for a in those], labels)
+    def poison(inputs: jax.Array, labels: jax.Array, **known: Any) -> tuple[jax.Array, jax.Array]:
+        return jax.lax.switch(index, [lambda x, y, a=a: a.poison(x, y, **known) for a in those], inputs, labels)
 
-    return Attack(lambda params: tuple(attack.init(params) for attack in those), poison_labels, craft)
+    def constrain(params: Any, start: Any, states: tuple) -> Any:
+        held = [lambda p, i=i: those[i].constrain(p, start, states[i]) for i in range(len(those))]
+        return jax.lax.switch(index, held, params)
+
+    def begin(states: tuple, context: Context) -> tuple:
+        return tuple(attack.begin(state, context) for attack, state in zip(those, states, strict=True))
+
+    return Attack(
+        lambda params: tuple(attack.init(params) for attack in those),
+        poison,
+        craft,
+        constrain=constrain,
+        begin=begin,
+        needs=frozenset().union(*(attack.needs for attack in those)),
+    )
 
 
 def load(path: str, attack: str, rule: str, settings: Mapping[str, Any]) -> ConfigDict:

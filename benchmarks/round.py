@@ -19,7 +19,6 @@ import numpy as np
 from benchmarks.roofline import best_of, machine
 from lasa_jax import aggregators, build
 from lasa_jax import config as configs
-from lasa_jax.attacks import Attack
 from lasa_jax.data import FederatedDataset
 from lasa_jax.federated import Program, make_mesh, one_round
 from lasa_jax.federated.evaluation import evaluate
@@ -27,14 +26,14 @@ from lasa_jax.federated.round import draw_clients, round_keys, train_clients
 from lasa_jax.main import use_all_cores
 
 
-def local_training(program: Program, attack: Attack) -> Any:
+def local_training(program: Program) -> Any:
     """The training of a round's clients, jitted: `(state, point, fed, round index) -> (updates, who is malicious)`."""
 
     @jax.jit
     def train(state: Any, point: Any, fed: Any, index: jax.Array) -> Any:
         keys = round_keys(point.key, index)
         clients = draw_clients(program, point, keys.draw)
-        updates, *_ = train_clients(program, attack, state.variables, point, fed, clients, index, key=keys.train)
+        updates, *_ = train_clients(program, state.attack, state.variables, point, fed, clients, index, key=keys.train)
         return updates, clients.malicious
 
     return train
@@ -66,7 +65,7 @@ def ours(rounds: int) -> tuple[dict[str, float], Iterator[np.ndarray]]:
     result[f"whole round, mean of {rounds}"] = float(np.mean(seconds))
     result["peak memory, GiB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
-    train = local_training(program, attack)
+    train = local_training(program)
     result["local training"] = best_of(train, state, point, fed, jnp.int32(1), repeat=1)
     test = jax.jit(lambda state: evaluate(program, state, fed.test, config.eval_batch_size))
     result["evaluation"] = best_of(test, state)

@@ -144,15 +144,18 @@ def prepare(
     built = _model(config, dataset, model)
     program = _program(config, dataset, shares, built, _factories(config, attack, aggregator))
     point = _point(config, len(shares.sizes), built, attack, aggregator)
-    _check_methods(config, built, program, point, attack, aggregator)
+    if "server_update" in program.make_attack(point.attack).needs | program.make_aggregator(point.aggregator).needs:
+        point = point._replace(root=_root(config, dataset))
+    _check_methods(config, dataset, built, program, point, attack, aggregator)
     return Run(config, dataset, shares, program, point)
 
 
 def _check_methods(
-    config: ConfigDict, model: Model, program: Program, point: Point, attack: Any, aggregator: Any
+    config: ConfigDict, dataset: Dataset, model: Model, program: Program, point: Point, attack: Any, aggregator: Any
 ) -> None:
     """Asks a rule and an attack that are not ours, given or named by a path, whether they give what they must."""
     variables = jax.eval_shape(model.init, jax.random.key(0))
+    examples = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, *x.shape[1:]), x.dtype), dataset.train)
     paths = configs.user_functions(config)
     with methods.naming_the_line(paths):
         # What was given may be no rule at all: it is asked before it is wrapped.
@@ -162,10 +165,10 @@ def _check_methods(
             where = f"config.aggregator.name = {config.aggregator.name!r}"
             check_aggregator(program.make_aggregator(point.aggregator), variables, where)
         if attack is not None:
-            check_attack(attack, variables, "attack")
+            check_attack(attack, variables, examples, "attack")
         elif config.attack.name in paths:
             where = f"config.attack.name = {config.attack.name!r}"
-            check_attack(program.make_attack(point.attack), variables, where)
+            check_attack(program.make_attack(point.attack), variables, examples, where)
 
 
 def _model(config: ConfigDict, dataset: Dataset, given: Any) -> Model:
@@ -280,6 +283,14 @@ def _point(
         return jnp.asarray(x, kinds.get(type(x)))
 
     return jax.tree.map(placed, numbers)
+
+
+def _root(config: ConfigDict, dataset: Dataset) -> jax.Array:
+    """The training examples that the server has too, drawn at random from all: int32 `(root_examples,)`."""
+    total = len(dataset.train.labels)
+    check_number("config.root_examples", config.root_examples, high=total)
+    drawn = np.random.default_rng([config.seed, 1]).choice(total, config.root_examples, replace=False)
+    return jnp.asarray(drawn, jnp.int32)
 
 
 def _numbers(config: ConfigDict, kind: str, name: str, model: Model) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 from lasa_jax.aggregators.base import (
     Aggregator,
     Assumed,
+    Context,
     Diagnostics,
     PreAggregator,
     Rows,
@@ -96,6 +97,7 @@ __all__ = [
     "RULES",
     "Aggregator",
     "Assumed",
+    "Context",
     "Diagnostics",
     "FilterDiagnostics",
     "PreAggregator",

@@ -53,17 +53,67 @@ class Selection(NamedTuple):
     score: jax.Array
 
 
+class Context(NamedTuple):
+    """What a round knows beside the updates. A field that nobody needs is None.
+
+    Attributes:
+      params: the global model, a pytree like one update.
+      sizes: int32 `(n,)`, how many training examples each client has, 0 in absent rows.
+      ids: int32 `(n,)`, each client's number in the population; those of absent rows mean nothing.
+      server_update: an update that the server trained on examples of its own, as a client would; like one update.
+      last_update: what the rule returned in the round before; zeros in the first round; like one update.
+      round_index: int32, counted from 1.
+    """
+
+    params: PyTree = None
+    sizes: jax.Array | None = None
+    ids: jax.Array | None = None
+    server_update: PyTree = None
+    last_update: PyTree = None
+    round_index: int | jax.Array | None = None
+
+    def parameters_only(self) -> "Context":
+        """The same with the collection "params" of each pytree only, see `aggregators.parameters_only`."""
+        trees = {name: getattr(self, name) for name in ("params", "server_update", "last_update")}
+        return self._replace(**{name: {"params": tree["params"]} for name, tree in trees.items() if tree is not None})
+
+
+def needed(context: Context | None, needs: frozenset[str], name: str) -> Context:
+    """The context, which must have what a rule or an attack needs.
+
+    Args:
+      context: as `aggregate` or `craft` was given it.
+      needs: of the rule or the attack.
+      name: of it, for messages.
+
+    Raises:
+      InputError: for a field that is missing.
+    """
+    context = Context() if context is None else context
+    missing = ", ".join(f"{field}=..." for field in sorted(needs) if getattr(context, field) is None)
+    if missing:
+        raise InputError(f"{name}: context without what it needs, allowed is context=aggregators.Context({missing})")
+    return context
+
+
 class Aggregator(NamedTuple):
     """An aggregation rule as two pure functions, jittable and vmappable.
 
     init: `init(params) -> state`; `params` is one update's worth of arrays.
-    aggregate: `aggregate(updates, state, *, key, num_malicious, present=None) -> (update, state, diagnostics)`.
-      updates: leaves `(n, ...)`. key: for rules that draw. num_malicious: the server's assumption f, used only by rules
-      that are allowed to know it. present: bool `(n,)`, rows that count; all if None. The update has leaves `(...)`.
+    aggregate: `aggregate(updates, state, *, key, num_malicious, present=None, context=None) -> (update, state,
+      diagnostics)`. updates: leaves `(n, ...)`. key: for rules that draw. num_malicious: the server's assumption f, used
+      only by rules that are allowed to know it. present: bool `(n,)`, rows that count; all if None. context: a `Context`
+      with what the rule needs; a rule that needs nothing is called without. The update has leaves `(...)`.
+    needs: the fields of `Context` that the rule reads. Nothing else is computed for it.
     """
 
     init: Callable[[PyTree], PyTree]
     aggregate: Callable[..., tuple[PyTree, PyTree, Any]]
+    needs: frozenset[str] = frozenset()
+
+    def knowing(self, context: Context | None) -> dict[str, Context | None]:
+        """The argument `context` of a call of `aggregate`, or no argument where the rule needs none."""
+        return {"context": context} if self.needs else {}
 
 
 def stateless(params: PyTree) -> tuple[()]:
@@ -321,16 +371,24 @@ def chain(*steps: PreAggregator | Aggregator) -> Aggregator:
             )
 
     def aggregate(
-        updates: PyTree, state: PyTree, *, key: jax.Array, num_malicious: Count, present: jax.Array | None = None
+        updates: PyTree,
+        state: PyTree,
+        *,
+        key: jax.Array,
+        num_malicious: Count,
+        present: jax.Array | None = None,
+        context: Context | None = None,
     ) -> tuple[PyTree, PyTree, Any]:
         rows = dataclasses.replace(Rows.of(updates, present), made_of=None)  # counted from here: chains may be nested
         for index, step in enumerate(before):
             rows = step(rows, key=jax.random.fold_in(key, index), num_malicious=num_malicious)
         rule_key = jax.random.fold_in(key, len(before))
-        update, state, info = rule.aggregate(rows, state, key=rule_key, num_malicious=num_malicious)
+        update, state, info = rule.aggregate(
+            rows, state, key=rule_key, num_malicious=num_malicious, **rule.knowing(context)
+        )
         made_of = rows.made_of
         if made_of is not None:  # the weight of the rows that came, not of the mixed ones
             info = info._replace(weight=jax.tree.map(lambda w: ops.product(w, made_of), info.weight))
         return update, state, info
 
-    return Aggregator(rule.init, aggregate)
+    return Aggregator(rule.init, aggregate, rule.needs)

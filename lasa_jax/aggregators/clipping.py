@@ -59,7 +59,13 @@ def centered_clipping(clip_radius: Scalar = 10.0, num_iterations: int = 1) -> Ag
         return jax.tree.map(jnp.zeros_like, params)
 
     def aggregate(
-        updates: PyTree, state: PyTree, *, key: jax.Array, num_malicious: Count, present: jax.Array | None = None
+        updates: PyTree,
+        state: PyTree,
+        *,
+        key: jax.Array,
+        num_malicious: Count,
+        present: jax.Array | None = None,
+        context: object = None,
     ) -> tuple[PyTree, PyTree, Diagnostics]:
         rows = Rows.of(updates, present)
         center, radius = state, jnp.asarray(clip_radius, rows.dtype)

@@ -51,7 +51,13 @@ def trimmed_mean(num_trimmed: Count | None = None, variant: str = "paper") -> Ag
         num_trimmed = 10
 
     def aggregate(
-        updates: PyTree, state: PyTree, *, key: jax.Array, num_malicious: Count, present: jax.Array | None = None
+        updates: PyTree,
+        state: PyTree,
+        *,
+        key: jax.Array,
+        num_malicious: Count,
+        present: jax.Array | None = None,
+        context: object = None,
     ) -> tuple[PyTree, PyTree, Assumed]:
         rows = Rows.of(updates, present)
         f = at_most((rows.count - 1) // 2, num_malicious if num_trimmed is None else num_trimmed)
@@ -83,7 +89,13 @@ def median() -> Aggregator:
     """
 
     def aggregate(
-        updates: PyTree, state: PyTree, *, key: jax.Array, num_malicious: Count, present: jax.Array | None = None
+        updates: PyTree,
+        state: PyTree,
+        *,
+        key: jax.Array,
+        num_malicious: Count,
+        present: jax.Array | None = None,
+        context: object = None,
     ) -> tuple[PyTree, PyTree, Diagnostics]:
         rows = Rows.of(updates, present)
 

@@ -72,7 +72,13 @@ def dnc(
         check_number("assumed_malicious", assumed_malicious, low=0, whole=True)
 
     def aggregate(
-        updates: PyTree, state: PyTree, *, key: jax.Array, num_malicious: Count, present: jax.Array | None = None
+        updates: PyTree,
+        state: PyTree,
+        *,
+        key: jax.Array,
+        num_malicious: Count,
+        present: jax.Array | None = None,
+        context: object = None,
     ) -> tuple[PyTree, PyTree, Selection]:
         rows = Rows.of(updates, present)
         usable = rows.present & rows.each(is_finite)

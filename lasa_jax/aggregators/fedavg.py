@@ -24,7 +24,13 @@ def fedavg() -> Aggregator:
     """
 
     def aggregate(
-        updates: PyTree, state: PyTree, *, key: jax.Array, num_malicious: Count, present: jax.Array | None = None
+        updates: PyTree,
+        state: PyTree,
+        *,
+        key: jax.Array,
+        num_malicious: Count,
+        present: jax.Array | None = None,
+        context: object = None,
     ) -> tuple[PyTree, PyTree, Diagnostics]:
         rows = Rows.of(updates, present)
         weight = equal_weights(rows, rows.present)

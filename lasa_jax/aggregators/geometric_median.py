@@ -55,7 +55,13 @@ def geometric_median(
     check_number("refinements", repeats, low=0, high=100, whole=True)
 
     def aggregate(
-        updates: PyTree, state: PyTree, *, key: jax.Array, num_malicious: Count, present: jax.Array | None = None
+        updates: PyTree,
+        state: PyTree,
+        *,
+        key: jax.Array,
+        num_malicious: Count,
+        present: jax.Array | None = None,
+        context: object = None,
     ) -> tuple[PyTree, PyTree, Diagnostics]:
         rows = Rows.of(updates, present)
         usable = jnp.isfinite(jnp.diagonal(rows.gram))

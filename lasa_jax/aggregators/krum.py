@@ -88,7 +88,13 @@ def _krum(
     assumed_malicious = _assumed(assumed_malicious, variant, official=10)
 
     def aggregate(
-        updates: PyTree, state: PyTree, *, key: jax.Array, num_malicious: Count, present: jax.Array | None = None
+        updates: PyTree,
+        state: PyTree,
+        *,
+        key: jax.Array,
+        num_malicious: Count,
+        present: jax.Array | None = None,
+        context: object = None,
     ) -> tuple[PyTree, PyTree, Selection]:
         rows = Rows.of(updates, present)
         f = at_most((rows.count - 3) // 2, num_malicious if assumed_malicious is None else assumed_malicious)
@@ -170,7 +176,13 @@ def bulyan(assumed_malicious: Count | None = None, variant: str = "paper") -> Ag
     official = variant == "official"
 
     def aggregate(
-        updates: PyTree, state: PyTree, *, key: jax.Array, num_malicious: Count, present: jax.Array | None = None
+        updates: PyTree,
+        state: PyTree,
+        *,
+        key: jax.Array,
+        num_malicious: Count,
+        present: jax.Array | None = None,
+        context: object = None,
     ) -> tuple[PyTree, PyTree, Selection]:
         rows = Rows.of(updates, present)
         n = rows.count

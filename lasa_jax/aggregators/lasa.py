@@ -126,7 +126,13 @@ def layer_filter(
         return jax.tree.map(lambda _: whole, row)
 
     def aggregate(
-        updates: PyTree, state: PyTree, *, key: jax.Array, num_malicious: Count, present: jax.Array | None = None
+        updates: PyTree,
+        state: PyTree,
+        *,
+        key: jax.Array,
+        num_malicious: Count,
+        present: jax.Array | None = None,
+        context: object = None,
     ) -> tuple[PyTree, PyTree, Diagnostics | FilterDiagnostics]:
         rows = Rows.of(updates, present)
         if granularity == "coordinate":

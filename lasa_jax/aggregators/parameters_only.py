@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from lasa_jax import ops
-from lasa_jax.aggregators.base import Aggregator, Count, PyTree, Rows, is_finite
+from lasa_jax.aggregators.base import Aggregator, Context, Count, PyTree, Rows, is_finite
 
 
 def parameters_only(rule: Aggregator) -> Aggregator:
@@ -38,12 +38,23 @@ def parameters_only(rule: Aggregator) -> Aggregator:
         return rule.init(_parameters(params))
 
     def aggregate(
-        updates: PyTree, state: PyTree, *, key: jax.Array, num_malicious: Count, present: jax.Array | None = None
+        updates: PyTree,
+        state: PyTree,
+        *,
+        key: jax.Array,
+        num_malicious: Count,
+        present: jax.Array | None = None,
+        context: Context | None = None,
     ) -> tuple[PyTree, PyTree, Any]:
         if isinstance(updates, Rows):
             raise TypeError("parameters_only(rule): pre-aggregators go inside, parameters_only(chain(pre, rule))")
         update, state, info = rule.aggregate(
-            _parameters(updates), state, key=key, num_malicious=num_malicious, present=present
+            _parameters(updates),
+            state,
+            key=key,
+            num_malicious=num_malicious,
+            present=present,
+            **rule.knowing(None if context is None else context.parameters_only()),
         )
         rest = {name: rows for name, rows in updates.items() if name != "params"}
         if not rest:
@@ -61,7 +72,7 @@ def parameters_only(rule: Aggregator) -> Aggregator:
         by_layer["weight"] = {**info.weight, **jax.tree.map(lambda _: share, rest)}
         return {**update, **ops.weighted_sum(share, rest)}, state, info._replace(**by_layer)
 
-    return Aggregator(init, aggregate)
+    return Aggregator(init, aggregate, rule.needs)
 
 
 def _parameters(tree: PyTree) -> PyTree:

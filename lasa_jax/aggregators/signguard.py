@@ -63,7 +63,13 @@ def signguard(
     check_choice("variant", variant, ("paper", "official"))
 
     def aggregate(
-        updates: PyTree, state: PyTree, *, key: jax.Array, num_malicious: Count, present: jax.Array | None = None
+        updates: PyTree,
+        state: PyTree,
+        *,
+        key: jax.Array,
+        num_malicious: Count,
+        present: jax.Array | None = None,
+        context: object = None,
     ) -> tuple[PyTree, PyTree, SignDiagnostics]:
         rows = Rows.of(updates, present)
         params = jax.tree.map(lambda x: x[0], rows.stack)

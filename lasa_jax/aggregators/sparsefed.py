@@ -53,7 +53,13 @@ def sparsefed(
         return SparseFedState(zeros, jax.tree.map(jnp.copy, zeros))
 
     def aggregate(
-        updates: PyTree, state: PyTree, *, key: jax.Array, num_malicious: Count, present: jax.Array | None = None
+        updates: PyTree,
+        state: PyTree,
+        *,
+        key: jax.Array,
+        num_malicious: Count,
+        present: jax.Array | None = None,
+        context: object = None,
     ) -> tuple[PyTree, PyTree, Diagnostics]:
         rows = Rows.of(updates, present)
         weight = equal_weights(rows, rows.present)

@@ -11,7 +11,16 @@ from collections.abc import Callable
 from typing import Any
 
 from lasa_jax.attacks.adaptive import adaptive
-from lasa_jax.attacks.base import Attack, changed_row, checked, known_rows, same_row, stateless
+from lasa_jax.attacks.base import (
+    Attack,
+    changed_row,
+    checked,
+    honest_examples,
+    known_rows,
+    same_row,
+    stateless,
+    unconstrained,
+)
 from lasa_jax.attacks.distance import min_max, min_sum, min_sum_stealthy
 from lasa_jax.attacks.mimic import mimic
 from lasa_jax.attacks.naive import label_flip, nan, noise, none, random, sign_flip, zero
@@ -65,6 +74,7 @@ __all__ = [
     "changed_row",
     "checked",
     "create",
+    "honest_examples",
     "ipm",
     "known_rows",
     "label_flip",
@@ -84,5 +94,6 @@ __all__ = [
     "stateless",
     "tailored_krum",
     "tailored_trmean",
+    "unconstrained",
     "zero",
 ]

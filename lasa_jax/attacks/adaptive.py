@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from lasa_jax import ops
-from lasa_jax.attacks.base import Attack, PyTree, checked, honest_labels, known_rows, stateless
+from lasa_jax.attacks.base import Attack, PyTree, checked, honest_examples, known_rows, stateless
 from lasa_jax.errors import check_choice, check_number
 
 _SMALLEST, _LARGEST = 0.1, 10.0  # magnitudes tried first, in units of the spread of a layer
@@ -56,6 +56,7 @@ def adaptive(
         key: jax.Array,
         present: jax.Array | None = None,
         aggregate: Callable[[PyTree], PyTree] | None = None,
+        context: object = None,
     ) -> tuple[PyTree, PyTree]:
         if aggregate is None:
             raise ValueError("attack 'adaptive' needs the rule it attacks: craft(..., aggregate=updates -> update)")
@@ -108,7 +109,7 @@ def adaptive(
         row = row_of(direction, magnitude)
         return ops.replace_rows(lambda _: row, crafted, malicious), state
 
-    return Attack(stateless, honest_labels, craft)
+    return Attack(stateless, honest_examples, craft)
 
 
 def _directions(mean: jax.Array, std: jax.Array) -> jax.Array:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from lasa_jax import ops
-from lasa_jax.aggregators import Rows
+from lasa_jax.aggregators import Context, Rows
 from lasa_jax.errors import InputError, check_choice
 
 PyTree = Any
@@ -16,30 +16,58 @@ Scalar = float | jax.Array
 KNOWLEDGE = ("benign", "colluders", "all")
 
 
-class Attack(NamedTuple):
-    """An attack as pure functions, jittable and vmappable.
-
-    init: `init(params) -> state`; `params` is one update's worth of arrays.
-    poison_labels: `(labels, num_classes) -> labels` of one malicious client's training examples.
-    craft: `craft(updates, state, malicious, *, key, present=None, aggregate=None) -> (updates, state)`. updates: what
-      every client, malicious ones too, would have sent after honest training, leaves `(n, ...)`. malicious: bool `(n,)`.
-      aggregate: the server's rule as a function of updates, for attacks that adapt to it. Only malicious rows change. Raises
-      InputError for a stack or a mask that is none, see `checked`.
-    """
-
-    init: Callable[[PyTree], PyTree]
-    poison_labels: Callable[[jax.Array, int], jax.Array]
-    craft: Callable[..., tuple[PyTree, PyTree]]
-
-
 def stateless(params: PyTree) -> tuple[()]:
     """`init` of an attack that carries nothing from round to round."""
     return ()
 
 
-def honest_labels(labels: jax.Array, num_classes: int) -> jax.Array:
-    """`poison_labels` of an attack that does not poison data."""
-    return labels
+def honest_examples(
+    inputs: jax.Array, labels: jax.Array, *, num_classes: int, key: jax.Array, client: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """`poison` of an attack that does not poison data."""
+    return inputs, labels
+
+
+def unconstrained(params: PyTree, start: PyTree, state: PyTree) -> PyTree:
+    """`constrain` of an attack that lets its clients train freely."""
+    return params
+
+
+def unprepared(state: PyTree, context: Context) -> PyTree:
+    """`begin` of an attack that learns nothing when a round begins."""
+    return state
+
+
+class Attack(NamedTuple):
+    """An attack as pure functions, jittable and vmappable. The last five do nothing unless they are given.
+
+    init: `init(params) -> state`; `params` is one update's worth of arrays.
+    poison: `poison(inputs, labels, *, num_classes, key, client) -> (inputs, labels)` of a batch of one malicious client's
+      training examples, as stored: images are uint8, before they are normalised. client: its number in the population.
+    craft: `craft(updates, state, malicious, *, key, present=None, aggregate=None, context=None) -> (updates, state)`.
+      updates: what every client, malicious ones too, would have sent after training, leaves `(n, ...)`. malicious: bool
+      `(n,)`. aggregate: the server's rule as a function of updates, for attacks that adapt to it. context: an
+      `aggregators.Context` with what the attack needs; an attack that needs nothing is called without. Only malicious
+      rows change. Raises InputError for a stack or a mask that is none, see `checked`.
+    constrain: `constrain(params, start, state) -> params`, after every local step of a malicious client. params: its model,
+      a pytree like one update. start: the global model.
+    begin: `begin(state, context) -> state`, when a round begins, before anybody trains.
+    trigger: `trigger(inputs, labels) -> (inputs, target labels, counted)` of test examples as stored: with the backdoor's
+      trigger, the labels that it aims at, and which examples count in its success rate, bool. None without a backdoor.
+    needs: the fields of `aggregators.Context` that `craft` and `begin` read.
+    """
+
+    init: Callable[[PyTree], PyTree]
+    poison: Callable[..., tuple[jax.Array, jax.Array]]
+    craft: Callable[..., tuple[PyTree, PyTree]]
+    constrain: Callable[[PyTree, PyTree, PyTree], PyTree] = unconstrained
+    begin: Callable[[PyTree, Context], PyTree] = unprepared
+    trigger: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array, jax.Array]] | None = None
+    needs: frozenset[str] = frozenset()
+
+    def knowing(self, context: Context | None) -> dict[str, Context | None]:
+        """The argument `context` of a call of `craft`, or no argument where the attack needs none."""
+        return {"context": context} if self.needs else {}
 
 
 def checked(updates: PyTree, malicious: Any, present: Any = None) -> tuple[jax.Array, jax.Array]:
@@ -93,12 +121,13 @@ def same_row(craft_row: Callable[[PyTree, jax.Array, jax.Array], PyTree]) -> Att
         key: jax.Array,
         present: jax.Array | None = None,
         aggregate: object = None,
+        context: object = None,
     ) -> tuple[PyTree, PyTree]:
         malicious, present = checked(updates, malicious, present)
         row = craft_row(updates, malicious, present)
         return ops.replace_rows(lambda _: row, updates, malicious), state
 
-    return Attack(stateless, honest_labels, craft)
+    return Attack(stateless, honest_examples, craft)
 
 
 def changed_row(change: Callable[[PyTree, jax.Array], PyTree]) -> Attack:
@@ -112,11 +141,12 @@ def changed_row(change: Callable[[PyTree, jax.Array], PyTree]) -> Attack:
         key: jax.Array,
         present: jax.Array | None = None,
         aggregate: object = None,
+        context: object = None,
     ) -> tuple[PyTree, PyTree]:
         which, _ = checked(updates, malicious, present)
         return ops.replace_rows(change, updates, which, row_keys(key, len(which))), state
 
-    return Attack(stateless, honest_labels, craft)
+    return Attack(stateless, honest_examples, craft)
 
 
 def simulated_copies(knowledge: str, malicious: jax.Array, present: jax.Array) -> jax.Array:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from lasa_jax import ops
-from lasa_jax.attacks.base import Attack, PyTree, checked, honest_labels, known_rows
+from lasa_jax.attacks.base import Attack, PyTree, checked, honest_examples, known_rows
 
 
 class MimicState(NamedTuple):
@@ -43,6 +43,7 @@ def mimic() -> Attack:
         key: jax.Array,
         present: jax.Array | None = None,
         aggregate: object = None,
+        context: object = None,
     ) -> tuple[PyTree, MimicState]:
         malicious, present = checked(updates, malicious, present)
         known = known_rows("benign", malicious, present)
@@ -87,7 +88,7 @@ def mimic() -> Attack:
         )
         return crafted, MimicState(mean, direction, state.rounds + 1)
 
-    return Attack(init, honest_labels, craft)
+    return Attack(init, honest_examples, craft)
 
 
 def _as_type(tree: PyTree, kind: jnp.dtype) -> PyTree:

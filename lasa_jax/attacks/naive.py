@@ -9,7 +9,7 @@ from lasa_jax.attacks.base import (
     Scalar,
     changed_row,
     checked,
-    honest_labels,
+    honest_examples,
     normal_like,
     same_row,
     stateless,
@@ -19,7 +19,7 @@ from lasa_jax.errors import check_number
 
 def none() -> Attack:
     """No attack: malicious clients are marked, but send what honest training gives."""
-    return Attack(stateless, honest_labels, _honest_updates)
+    return Attack(stateless, honest_examples, _honest_updates)
 
 
 def label_flip() -> Attack:
@@ -28,10 +28,12 @@ def label_flip() -> Attack:
     Source: Tolpegin, Truex, Gursoy and Liu, ESORICS 2020; in this form Fang, Cao, Jia and Gong, USENIX Security 2020.
     """
 
-    def poison_labels(labels: jax.Array, num_classes: int) -> jax.Array:
-        return num_classes - 1 - labels
+    def poison(
+        inputs: jax.Array, labels: jax.Array, *, num_classes: int, key: jax.Array, client: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        return inputs, num_classes - 1 - labels
 
-    return Attack(stateless, poison_labels, _honest_updates)
+    return Attack(stateless, poison, _honest_updates)
 
 
 def _honest_updates(
@@ -42,6 +44,7 @@ def _honest_updates(
     key: jax.Array,
     present: jax.Array | None = None,
     aggregate: object = None,
+    context: object = None,
 ) -> tuple[PyTree, PyTree]:
     checked(updates, malicious, present)
     return updates, state

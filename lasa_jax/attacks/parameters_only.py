@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 import jax
 
-from lasa_jax.attacks.base import Attack, PyTree, checked
+from lasa_jax.aggregators import Context
+from lasa_jax.attacks.base import Attack, PyTree, checked, unconstrained
 
 
 def parameters_only(attack: Attack) -> Attack:
@@ -28,6 +29,7 @@ def parameters_only(attack: Attack) -> Attack:
         key: jax.Array,
         present: jax.Array | None = None,
         aggregate: Callable[[PyTree], PyTree] | None = None,
+        context: Context | None = None,
     ) -> tuple[PyTree, PyTree]:
         checked(updates, malicious, present)
 
@@ -42,7 +44,17 @@ def parameters_only(attack: Attack) -> Attack:
             key=key,
             present=present,
             aggregate=None if aggregate is None else foresee,
+            **attack.knowing(None if context is None else context.parameters_only()),
         )
         return {**updates, **crafted}, state
 
-    return Attack(init, attack.poison_labels, craft)
+    def constrain(params: PyTree, start: PyTree, state: PyTree) -> PyTree:
+        part = attack.constrain({"params": params["params"]}, {"params": start["params"]}, state)
+        return {**params, **part}
+
+    return attack._replace(
+        init=init,
+        craft=craft,
+        constrain=attack.constrain if attack.constrain is unconstrained else constrain,
+        begin=lambda state, context: attack.begin(state, context.parameters_only()),
+    )

@@ -13,7 +13,7 @@ from lasa_jax.attacks.base import (
     PyTree,
     Scalar,
     checked,
-    honest_labels,
+    honest_examples,
     known_rows,
     same_row,
     stateless,
@@ -104,6 +104,7 @@ def byzmean(z: Scalar = 0.5, variant: str = "paper", knowledge: str = "benign") 
         key: jax.Array,
         present: jax.Array | None = None,
         aggregate: object = None,
+        context: object = None,
     ) -> tuple[PyTree, PyTree]:
         malicious, present = checked(updates, malicious, present)
         n, f = jnp.sum(present, dtype=jnp.int32), jnp.sum(malicious, dtype=jnp.int32)
@@ -126,7 +127,7 @@ def byzmean(z: Scalar = 0.5, variant: str = "paper", knowledge: str = "benign") 
 
         return ops.replace_rows(row, updates, malicious, sends_beta), state
 
-    return Attack(stateless, honest_labels, craft)
+    return Attack(stateless, honest_examples, craft)
 
 
 def lie_row(updates: PyTree, known: jax.Array, z: Scalar) -> PyTree:

@@ -128,6 +128,9 @@ SETTINGS: dict[str, Setting] = {
     "aggregator.assumed_malicious": Setting(
         "the server's f; None: attack_ratio * clients_per_round", None, int, NUMBER, {"low": 0}, optional=True
     ),
+    "root_examples": Setting(
+        "training examples that the server has too, for rules that train on them", 100, int, PROGRAM, _COUNT, costs=True
+    ),
     "attack.name": Setting("what malicious clients do", "none", str, PROGRAM),
     "eval_every": Setting("rounds between evaluations", 1, int, PROGRAM, _COUNT, costs=True),
     "eval_batch_size": Setting(

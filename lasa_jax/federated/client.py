@@ -103,7 +103,8 @@ class LocalTraining:
         indices: jax.Array,
         size: jax.Array,
         key: jax.Array,
-        relabel: Callable[[jax.Array], jax.Array],
+        poison: Callable[..., tuple[jax.Array, jax.Array]] | None = None,
+        constrain: Callable[[Variables, Variables], Variables] | None = None,
     ) -> tuple[Variables, jax.Array]:
         """Trains from the global model and returns the update.
 
@@ -118,7 +119,9 @@ class LocalTraining:
           indices: int32 `(width,)`, the client's examples, padded.
           size: how many of them are real; 0 takes no step.
           key: of this client in this round.
-          relabel: applied to the labels of a batch, for attacks that poison data.
+          poison: `(inputs, labels, key=key) -> (inputs, labels)` of a batch as stored, after augmentation, for attacks that
+            poison data. Which labels count is asked of the true ones.
+          constrain: `(model, global model) -> model` after every step, for attacks that hold their clients back.
 
         Returns:
           `local model - global model` over the whole tree of variables, batch statistics included, scaled down to
@@ -137,7 +140,13 @@ class LocalTraining:
 
         def loss_of(params: Any, rest: Variables, batch: jax.Array, real: jax.Array, key: jax.Array) -> Any:
             augment_key, dropout_key = jax.random.split(key)
-            inputs = self.dataset.normalise(self.dataset.augment(augment_key, train.inputs[batch]))
+            labels = train.labels[batch]
+            inputs, wanted = self.dataset.augment(augment_key, train.inputs[batch]), labels
+            if poison is not None:
+                inputs, wanted = poison(
+                    inputs, labels, key=jax.random.fold_in(key, 2)
+                )  # 0 and 1 are those of the split
+            inputs = self.dataset.normalise(inputs)
             # What padding holds must not matter: its gradient is zero, but zero times NaN is NaN.
             inputs = jnp.where(real.reshape((-1,) + (1,) * (inputs.ndim - 1)), inputs, 0)
             logits, updated = self.model.apply(
@@ -147,8 +156,7 @@ class LocalTraining:
                 key=dropout_key,
                 mask=real,
             )
-            labels = train.labels[batch]
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(kept), relabel(labels))
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(kept), wanted)
             counted = self.dataset.counted(labels, real)
             total = jnp.sum(jnp.where(counted, losses, 0.0))
             count = jnp.sum(counted, dtype=jnp.int32).astype(total.dtype)
@@ -171,7 +179,8 @@ class LocalTraining:
                     current["params"], current, batch, real, step_key
                 )
                 change, velocity = optimizer.update(grads, velocity)
-                return {**updated, "params": optax.apply_updates(current["params"], change)}, velocity, loss + total
+                moved = {**updated, "params": optax.apply_updates(current["params"], change)}
+                return moved if constrain is None else constrain(moved, begun), velocity, loss + total
 
             steps = (size + self.batch_size - 1) // self.batch_size
             return _repeat(step, carry, steps, None if self.ragged else width // self.batch_size)

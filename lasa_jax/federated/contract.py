@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lasa_jax.aggregators import Aggregator
+from lasa_jax.aggregators import Aggregator, Context
 from lasa_jax.attacks import Attack
 from lasa_jax.errors import InputError
 from lasa_jax.models import Variables
@@ -31,7 +31,8 @@ def check_aggregator(rule: Any, variables: Variables, where: str) -> None:
 
     def ask(params: Variables, updates: Any, present: jax.Array, key: jax.Array) -> Any:
         state = rule.init(params)
-        return state, rule.aggregate(updates, state, key=key, num_malicious=jnp.int32(1), present=present)
+        known = rule.knowing(_context(params))
+        return state, rule.aggregate(updates, state, key=key, num_malicious=jnp.int32(1), present=present, **known)
 
     state, result = _asked(ask, variables, where, jax.ShapeDtypeStruct((_ROWS,), bool))
     if not isinstance(result, tuple) or len(result) != 3:
@@ -45,8 +46,14 @@ def check_aggregator(rule: Any, variables: Variables, where: str) -> None:
     _must_be_like(info.weight, weights, f"{where}: weight", "(n,) in each layer of the update", dtypes=False)
 
 
-def check_attack(attack: Any, variables: Variables, where: str) -> None:
-    """Asks an attack to craft a few updates. Arguments as in `check_aggregator`.
+def check_attack(attack: Any, variables: Variables, examples: Any, where: str) -> None:
+    """Asks an attack to poison a few examples and to craft a few updates.
+
+    Args:
+      attack: what should be an `Attack`.
+      variables: arrays or shapes of the global model.
+      examples: shapes of the inputs and labels of a batch as stored.
+      where: what has the attack, for messages.
 
     Raises:
       InputError: if it is no attack, or what it sends is not shaped as what honest clients send.
@@ -55,32 +62,42 @@ def check_attack(attack: Any, variables: Variables, where: str) -> None:
         called = "; call it" if callable(attack) else ""
         raise InputError(f"{where}: is {_kind(attack)}, allowed is a lasa_jax.attacks.Attack{called}")
 
-    def ask(params: Variables, updates: Any, present: jax.Array, key: jax.Array) -> Any:
+    def ask(params: Variables, updates: Any, present: jax.Array, key: jax.Array, batch: Any) -> Any:
         def mean(rows: Any) -> Any:
             return jax.tree.map(lambda x: jnp.mean(x, axis=0), rows)
 
-        state = attack.init(params)
-        labels = attack.poison_labels(jnp.zeros(2, jnp.int32), 2)
-        return state, labels, attack.craft(updates, state, present, key=key, present=present, aggregate=mean)
+        context, state = _context(params), attack.init(params)
+        begun = attack.begin(state, context)
+        poisoned = attack.poison(*batch, num_classes=2, key=key, client=jnp.int32(0))
+        held = attack.constrain(params, params, begun)
+        known = attack.knowing(context)
+        crafted = attack.craft(updates, begun, present, key=key, present=present, aggregate=mean, **known)
+        return state, poisoned, held, crafted
 
-    state, labels, result = _asked(ask, variables, where, jax.ShapeDtypeStruct((_ROWS,), bool))
-    if not isinstance(result, tuple) or len(result) != 2:
-        raise InputError(f"{where}: craft gives {_kind(result)}, allowed is (updates, state)")
-    _must_be_like(result[0], _stacked(variables), f"{where}: the updates", "shaped like those that it is given")
-    _must_be_like(result[1], state, f"{where}: the state after a round", "shaped like that of init")
-    _must_be_like(labels, jax.ShapeDtypeStruct((2,), jnp.int32), f"{where}: poisoned labels", "shaped like the labels")
+    state, poisoned, held, crafted = _asked(ask, variables, where, jax.ShapeDtypeStruct((_ROWS,), bool), examples)
+    _must_be_like(poisoned, tuple(examples), f"{where}: poisoned examples", "shaped like the inputs and labels")
+    _must_be_like(held, variables, f"{where}: a constrained model", "shaped like the model")
+    if not isinstance(crafted, tuple) or len(crafted) != 2:
+        raise InputError(f"{where}: craft gives {_kind(crafted)}, allowed is (updates, state)")
+    _must_be_like(crafted[0], _stacked(variables), f"{where}: the updates", "shaped like those that it is given")
+    _must_be_like(crafted[1], state, f"{where}: the state after a round", "shaped like that of init")
 
 
-def _asked(ask: Callable[..., Any], variables: Variables, where: str, present: jax.ShapeDtypeStruct) -> Any:
+def _asked(ask: Callable[..., Any], variables: Variables, where: str, present: Any, *more: Any) -> Any:
     key = jax.eval_shape(lambda: jax.random.key(0))
     try:
-        return jax.eval_shape(ask, variables, _stacked(variables), present, key)
+        return jax.eval_shape(ask, variables, _stacked(variables), present, key, *more)
     except jax.errors.ConcretizationTypeError:  # told by who knows the file
         raise
     except InputError as error:
         raise InputError(f"{where}: {error}") from error.__cause__
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, AssertionError) as error:
         raise InputError(f"{where}: {type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
+
+
+def _context(params: Variables) -> Context:
+    rows = jnp.arange(_ROWS, dtype=jnp.int32)
+    return Context(params, sizes=rows + 1, ids=rows, server_update=params, last_update=params, round_index=jnp.int32(1))
 
 
 def _stacked(variables: Variables) -> Any:

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from lasa_jax import ops
-from lasa_jax.attacks import Attack
+from lasa_jax.aggregators import Context
+from lasa_jax.attacks import unconstrained
 from lasa_jax.data import FederatedDataset
 from lasa_jax.federated import memory
 from lasa_jax.federated.types import Clients, Filtering, Point, Program, RoundKeys, RoundMetrics, State, Trained
@@ -34,20 +35,26 @@ def one_round(
 
     clients = draw_clients(program, point, keys.draw)
 
-    trained = train_clients(program, attack, state.variables, point, data, clients, round_index, key=keys.train)
+    needs = attack.needs | rule.needs
+    context = context_of(needs, program, state, point, data, clients, round_index, key=keys.server)
+    attack_state = attack.begin(state.attack, context)
+
+    trained = train_clients(program, attack_state, state.variables, point, data, clients, round_index, key=keys.train)
 
     def aggregate(rows: Any, key: jax.Array) -> tuple[Any, Any, Any]:
-        f = point.assumed_malicious
-        return rule.aggregate(rows, state.aggregator, key=key, num_malicious=f, present=clients.present)
+        f, present = point.assumed_malicious, clients.present
+        known = rule.knowing(context)
+        return rule.aggregate(rows, state.aggregator, key=key, num_malicious=f, present=present, **known)
 
     updates, attack_state = attack.craft(
         trained.updates,
-        state.attack,
+        attack_state,
         clients.malicious,
         key=keys.attack,
         present=clients.present,
         # The attacker knows the rule and its state, but cannot foresee the server's draws.
         aggregate=lambda rows: aggregate(rows, keys.rehearse)[0],
+        **attack.knowing(context),
     )
 
     update, rule_state, info = aggregate(updates, keys.aggregate)
@@ -67,7 +74,8 @@ def one_round(
         assumed_malicious=jnp.asarray(getattr(info, "num_malicious", -1), jnp.int32),
         filtering=filtering_of(clients, info) if program.record_filtering else None,
     )
-    return State(variables, attack_state, rule_state), metrics
+    last_update = update if "last_update" in needs else ()
+    return State(variables, attack_state, rule_state, last_update), metrics
 
 
 def round_keys(key: jax.Array, round_index: jax.Array) -> RoundKeys:
@@ -87,9 +95,49 @@ def draw_clients(program: Program, point: Point, key: jax.Array) -> Clients:
     return Clients(*ops.everywhere((ids, point.malicious[ids] & present, present)))
 
 
+def context_of(
+    needs: frozenset[str],
+    program: Program,
+    state: State,
+    point: Point,
+    data: FederatedDataset,
+    clients: Clients,
+    round_index: jax.Array,
+    *,
+    key: jax.Array,
+) -> Context:
+    """What rule and attack need to know beside the updates, and nothing else.
+
+    Args:
+      needs: fields of `Context`.
+      program, state, point, data, clients, round_index: of the round.
+      key: `RoundKeys.server`.
+    """
+
+    def server_update() -> Variables:
+        size = jnp.int32(len(point.root))
+        training = program.local_training
+        return training(state.variables, point.sgd, data.train, round_index, indices=point.root, size=size, key=key)[0]
+
+    fields = {
+        "params": lambda: state.variables,
+        "sizes": lambda: _sizes(clients, data),
+        "ids": lambda: clients.ids,
+        "server_update": server_update,
+        "last_update": lambda: state.last_update,
+        "round_index": lambda: round_index,
+    }
+    return Context(**{name: fields[name]() for name in sorted(needs)})
+
+
+def _sizes(clients: Clients, data: FederatedDataset) -> jax.Array:
+    """Examples of each client of the round, 0 in absent rows."""
+    return jnp.where(clients.present, data.partition.sizes[clients.ids], 0)
+
+
 def train_clients(
     program: Program,
-    attack: Attack,
+    attack_state: Any,
     variables: Variables,
     point: Point,
     data: FederatedDataset,
@@ -102,7 +150,7 @@ def train_clients(
 
     Args:
       program: what is compiled in.
-      attack: malicious clients train on the labels that it poisons.
+      attack_state: of the attack, which may poison what malicious clients train on and hold them back.
       variables: the global model.
       point: numbers of the run.
       data: examples, and this run's partition of them.
@@ -113,14 +161,25 @@ def train_clients(
     training = program.local_training
     num_classes = training.dataset.num_classes
 
-    # `shared` are the first arguments of `LocalTraining.__call__`; why they are not closed over, `ops.map_rows` says.
-    def train(indices: Any, size: Any, key: Any, is_malicious: Any, *shared: Any) -> tuple[Variables, jax.Array]:
-        def relabel(labels: jax.Array) -> jax.Array:
-            return jnp.where(is_malicious, attack.poison_labels(labels, num_classes), labels)
+    constrains = program.make_attack(point.attack).constrain is not unconstrained
 
-        return training(*shared, indices=indices, size=size, key=key, relabel=relabel)
+    # What is `shared` is not closed over; why, `ops.map_rows` says.
+    def train(indices: Any, size: Any, key: Any, client: Any, is_malicious: Any, *shared: Any) -> Any:
+        numbers, attack_state, *begun = shared
+        attack = program.make_attack(numbers)
 
-    sizes = jnp.where(clients.present, data.partition.sizes[clients.ids], 0)
+        def poison(inputs: jax.Array, labels: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+            poisoned = attack.poison(inputs, labels, num_classes=num_classes, key=key, client=client)
+            return jax.tree.map(functools.partial(jnp.where, is_malicious), poisoned, (inputs, labels))
+
+        def constrain(model: Variables, start: Variables) -> Variables:
+            held = attack.constrain(model, start, attack_state)
+            return jax.tree.map(functools.partial(jnp.where, is_malicious), held, model)
+
+        settings = {"indices": indices, "size": size, "key": key, "poison": poison}
+        return training(*begun, **settings, constrain=constrain if constrains else None)
+
+    sizes = _sizes(clients, data)
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(clients.ids)
     steps = training.epochs * (-(-sizes // training.batch_size))
     at_once = memory.most_at_once(program)
@@ -129,8 +188,9 @@ def train_clients(
         data.partition.indices[clients.ids],
         sizes,
         keys,
+        clients.ids,
         clients.malicious,
-        shared=(variables, point.sgd, data.train, round_index),
+        shared=(point.attack, attack_state if constrains else (), variables, point.sgd, data.train, round_index),
         at_once=at_once,
         cost=steps if program.ragged else None,
     )

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from lasa_jax.aggregators import Aggregator
 from lasa_jax.attacks import Attack
@@ -21,11 +22,13 @@ class State(NamedTuple):
       variables: the global model.
       attack: what the attack remembers.
       aggregator: what the rule remembers.
+      last_update: what the rule returned in the round before, where rule or attack need it; else `()`.
     """
 
     variables: Variables
     attack: Any
     aggregator: Any
+    last_update: Any = ()
 
 
 class Point(NamedTuple):
@@ -38,6 +41,7 @@ class Point(NamedTuple):
       sgd: numbers of local training.
       attack: what `Program.make_attack` is given.
       aggregator: what `Program.make_aggregator` is given.
+      root: int32 `(root_examples,)`, training examples that the server has too, where a rule needs its update; else `()`.
     """
 
     key: jax.Array
@@ -46,6 +50,7 @@ class Point(NamedTuple):
     sgd: SGD
     attack: Numbers
     aggregator: Numbers
+    root: Any = ()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -76,7 +81,9 @@ class Program:
         """The state before the first round."""
         variables = self.local_training.model.init(jax.random.fold_in(point.key, 0))
         attack, rule = self.make_attack(point.attack), self.make_aggregator(point.aggregator)
-        return State(variables, attack.init(variables), rule.init(variables))
+        keeps = "last_update" in attack.needs | rule.needs
+        last_update = jax.tree.map(jnp.zeros_like, variables) if keeps else ()
+        return State(variables, attack.init(variables), rule.init(variables), last_update)
 
 
 class RoundKeys(NamedTuple):
@@ -90,6 +97,7 @@ class RoundKeys(NamedTuple):
       attack: of crafted rows, folded with the place among the clients of the round, which seed and round decide.
       aggregate: of the rule.
       rehearse: of the rule where an attack tries it.
+      server: of the server's own training.
     """
 
     draw: jax.Array
@@ -97,6 +105,7 @@ class RoundKeys(NamedTuple):
     attack: jax.Array
     aggregate: jax.Array
     rehearse: jax.Array
+    server: jax.Array
 
 
 class Clients(NamedTuple):

@@ -24,7 +24,7 @@ from lasa_jax.aggregators import Aggregator
 from lasa_jax.data import FederatedDataset
 from lasa_jax.errors import InputError, check_number
 from lasa_jax.federated import Point, Program, RoundMetrics, State, one_round
-from lasa_jax.federated.round import draw_clients, round_keys, train_clients
+from lasa_jax.federated.round import context_of, draw_clients, round_keys, train_clients
 from lasa_jax.models import Variables
 from lasa_jax.workdir import Workdir
 
@@ -147,7 +147,7 @@ def _telling(rule: Aggregator) -> Aggregator:
         update, state, info = rule.aggregate(updates, state, **known)
         return update, (state, updates), info
 
-    return Aggregator(rule.init, aggregate)
+    return Aggregator(rule.init, aggregate, rule.needs)
 
 
 def received(before: Before) -> tuple[PyTree, np.ndarray, np.ndarray]:
@@ -170,16 +170,18 @@ def local_models(before: Before) -> Variables:
     index = jnp.int32(before.round_index)
 
     @jax.jit
-    def after(epochs: jax.Array, variables: Variables, point: Point, fed: FederatedDataset) -> Variables:
+    def after(epochs: jax.Array, state: State, point: Point, fed: FederatedDataset) -> Variables:
         # Traced, as the bound of a loop may be: one program serves all.
         training = dataclasses.replace(before.program.local_training, epochs=epochs)
         program = dataclasses.replace(before.program, local_training=training)
         attack, keys = program.make_attack(point.attack), round_keys(point.key, index)
         clients = draw_clients(program, point, keys.draw)
-        trained = train_clients(program, attack, variables, point, fed, clients, index, key=keys.train)
-        return jax.tree.map(jnp.add, variables, trained.updates)
+        context = context_of(attack.needs, program, state, point, fed, clients, index, key=keys.server)
+        begun = attack.begin(state.attack, context)
+        trained = train_clients(program, begun, state.variables, point, fed, clients, index, key=keys.train)
+        return jax.tree.map(jnp.add, state.variables, trained.updates)
 
-    given = (before.state.variables, point, before.data)
+    given = (before.state, point, before.data)
     stages = [after(jnp.int32(epochs), *given) for epochs in range(before.program.local_training.epochs)]
     return jax.tree.map(lambda *models: np.stack(models), *stages)
 

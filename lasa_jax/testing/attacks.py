@@ -7,6 +7,7 @@ In the formulas A is the attack, x_i the honest update of client i of n, and M t
 import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import chex
 import jax
@@ -209,10 +210,17 @@ def state_keeps_its_shape(attack: Attack) -> None:
         raise AssertionError(f"round 0 to 2: traced {1 + len(traces) - counted} times, allowed is once")
 
 
-def labels_stay_labels(attack: Attack) -> None:
-    """0 <= poisoned label < C for labels of C classes, in their own shape and dtype."""
-    labels = jnp.arange(10, dtype=jnp.int32).reshape(2, 5)
-    poisoned = jax.jit(lambda x: attack.poison_labels(x, 10))(labels)
+def examples_stay_examples(attack: Attack) -> None:
+    """0 <= poisoned label < C for labels of C classes; images and labels keep their shape and dtype."""
+    images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (10, 8, 8, 1)), jnp.uint8)
+    labels = jnp.arange(10, dtype=jnp.int32)
+
+    @jax.jit
+    def poison(images: jax.Array, labels: jax.Array, key: jax.Array, client: jax.Array) -> Any:
+        return attack.poison(images, labels, num_classes=10, key=key, client=client)
+
+    poisoned_images, poisoned = poison(images, labels, jax.random.key(0), jnp.int32(3))
+    assert_like(poisoned_images, images, "poisoned images")
     assert_like(poisoned, labels, "poisoned labels")
     if np.min(poisoned) < 0 or np.max(poisoned) > 9:
         raise AssertionError(f"poisoned labels of 10 classes: {np.ravel(poisoned).tolist()}, allowed are 0 to 9")
@@ -236,7 +244,7 @@ ATTACK_LAWS: tuple[Callable[[Attack], None], ...] = (
     absent_rows_are_neither_read_nor_written,
     padding_changes_nothing,
     state_keeps_its_shape,
-    labels_stay_labels,
+    examples_stay_examples,
     keeps_dtypes,
 )
 

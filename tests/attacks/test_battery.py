@@ -87,9 +87,10 @@ def test_one_trace_over_a_grid_of_numbers(name):
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_labels(name):
-    labels = jnp.arange(5)
+    images, labels = jnp.zeros((5, 8, 8, 1), jnp.uint8), jnp.arange(5)
     wanted = labels[::-1] if name == "label_flip" else labels
-    np.testing.assert_array_equal(ATTACKS[name].poison_labels(labels, 5), wanted)
+    known = {"num_classes": 5, "key": jax.random.key(0), "client": jnp.int32(0)}
+    np.testing.assert_array_equal(ATTACKS[name].poison(images, labels, **known)[1], wanted)
 
 
 def test_nan_sends_nothing_else():

@@ -58,5 +58,5 @@ def test_with_nobody_malicious_nothing_changes(name):
 
 def test_label_flipping_is_its_own_inverse_and_keeps_the_range():
     labels = np.arange(7)
-    flipped = np.asarray(attacks.label_flip().poison_labels(labels, 7))
+    flipped = np.asarray(attacks.label_flip().poison(ROWS, labels, num_classes=7, key=None, client=0)[1])
     assert flipped.tolist() == [6, 5, 4, 3, 2, 1, 0]

@@ -28,12 +28,12 @@ def counting_problem(epochs: int, batch_size: int) -> tuple[LocalTraining, data.
     return LocalTraining(model, dataset, epochs, batch_size, decay_every=1), examples
 
 
-def train(local, examples, indices, size, sgd=None, key=KEY, round_index=1, relabel=lambda labels: labels):
+def train(local, examples, indices, size, sgd=None, key=KEY, round_index=1, **held):
     variables = local.model.init(jax.random.key(0))
     sgd = SGD(0.1, 0.0, 1.0, None) if sgd is None else sgd
     return jax.jit(
         lambda v, train, indices, size: local(
-            v, sgd, train, jnp.int32(round_index), indices=indices, size=size, key=key, relabel=relabel
+            v, sgd, train, jnp.int32(round_index), indices=indices, size=size, key=key, **held
         )
     )(variables, examples, jnp.asarray(indices, jnp.int32), jnp.int32(size))
 
@@ -86,8 +86,31 @@ def test_a_client_without_examples_sends_zero():
 
 def test_labels_can_be_poisoned():
     local, examples = counting_problem(epochs=1, batch_size=4)
-    update, _ = train(local, examples, np.arange(NUM), 4, relabel=lambda labels: 1 - labels)
+    flip = lambda inputs, labels, key: (inputs, 1 - labels)  # noqa: E731
+    update, _ = train(local, examples, np.arange(NUM), 4, poison=flip)
     assert (update["params"]["p"][:4] < 0).all()
+
+
+def test_inputs_can_be_poisoned_and_each_batch_has_a_key_of_its_own():
+    local, examples = counting_problem(epochs=1, batch_size=2)
+    doubled, _ = train(local, examples, np.arange(NUM), 4, poison=lambda inputs, labels, key: (2 * inputs, labels))
+    plain, _ = train(local, examples, np.arange(NUM), 4)
+    assert not np.allclose(doubled["params"]["p"], plain["params"]["p"])
+    draws = lambda inputs, labels, key: (inputs * jax.random.normal(key), labels)  # noqa: E731
+    drawn, _ = train(local, examples, np.arange(NUM), 4, poison=draws)
+    assert len(set(np.abs(np.asarray(drawn["params"]["p"][:4])).round(6))) > 1
+
+
+def test_a_model_can_be_held_back_after_every_step():
+    local, examples = counting_problem(epochs=2, batch_size=2)
+
+    def half_way(model, start):
+        return jax.tree.map(lambda new, old: old + jnp.clip(new - old, -1e-3, 1e-3), model, start)
+
+    free, _ = train(local, examples, np.arange(NUM), 4)
+    held, _ = train(local, examples, np.arange(NUM), 4, constrain=half_way)
+    assert np.abs(free["params"]["p"]).max() > 1e-3
+    np.testing.assert_allclose(np.abs(held["params"]["p"]).max(), 1e-3, rtol=1e-6)
 
 
 def test_steps_are_those_of_plain_sgd_with_momentum():
@@ -147,7 +170,7 @@ def test_clients_of_different_sizes_together(at_once):
 
     def one(indices, size, key):
         sgd = SGD(0.1, 0.9, 1.0, None)
-        return local(variables, sgd, examples, 1, indices=indices, size=size, key=key, relabel=lambda labels: labels)[0]
+        return local(variables, sgd, examples, 1, indices=indices, size=size, key=key)[0]
 
     indices = jnp.stack([jnp.roll(jnp.arange(NUM), shift) for shift in range(5)])
     together = jax.jit(lambda: ops.map_rows(one, indices, sizes, keys, at_once=at_once))()
@@ -174,7 +197,6 @@ def local_update(precision, learning_rate=0.1):
             indices=jnp.arange(20),
             size=jnp.int32(20),
             key=KEY,
-            relabel=lambda labels: labels,
         )
 
     compiled = jax.jit(call).lower(variables, dataset.train).compile()
@@ -209,7 +231,7 @@ def test_products_of_training_have_their_precision_on_accelerators(precision, wa
     local = LocalTraining(model, dataset, epochs=1, batch_size=8, decay_every=1, precision=precision)
 
     def call(variables, train):
-        same = {"indices": jnp.arange(8), "size": jnp.int32(8), "key": KEY, "relabel": lambda labels: labels}
+        same = {"indices": jnp.arange(8), "size": jnp.int32(8), "key": KEY}
         return local(variables, SGD(0.1, 0.9, 1.0, None), train, jnp.int32(1), **same)
 
     variables = jax.eval_shape(model.init, jax.random.key(0))
@@ -233,7 +255,7 @@ def test_an_accelerator_knows_how_many_steps_clients_of_one_size_take(ragged):
     variables, examples = model.init(jax.random.key(0)), jax.tree.map(jnp.asarray, dataset.train)
 
     def train(size):  # of the last client, which has a step fewer
-        same = {"indices": jnp.arange(20), "key": KEY, "relabel": lambda labels: labels}
+        same = {"indices": jnp.arange(20), "key": KEY}
         return local(variables, SGD(0.1, 0.9, 1.0, None), examples, jnp.int32(1), size=size, **same)
 
     sizes = jnp.array([20, 18, 16], jnp.int32)
@@ -265,7 +287,6 @@ def test_the_form_of_convolutions_reaches_the_program(form, grouped):
                 indices=jnp.arange(4),
                 size=jnp.int32(4),
                 key=key,
-                relabel=lambda labels: labels,
             )
 
         return jax.vmap(one)(keys)
@@ -299,9 +320,7 @@ def test_every_model_trains_in_every_precision(name, shape, precision, mapped):
     sgd = SGD(0.1, 0.9, 1.0, None)
 
     def one(variables, train, indices, size, key):
-        return local(
-            variables, sgd, train, jnp.int32(1), indices=indices, size=size, key=key, relabel=lambda labels: labels
-        )
+        return local(variables, sgd, train, jnp.int32(1), indices=indices, size=size, key=key)
 
     def many(variables, train, indices, sizes, keys):
         if mapped == "together":

@@ -154,7 +154,6 @@ class TestSequences:
                 indices=indices,
                 size=size,
                 key=KEY,
-                relabel=lambda y: y,
             )
         )(variables, jax.tree.map(jnp.asarray, examples), jnp.asarray(list(indices), jnp.int32))
 

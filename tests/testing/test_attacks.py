@@ -8,14 +8,10 @@ import numpy as np
 import pytest
 
 from lasa_jax import attacks, ops
-from lasa_jax.attacks import Attack, changed_row, stateless
+from lasa_jax.attacks import Attack, changed_row, honest_examples, stateless
 from lasa_jax.testing import ATTACK_LAWS
 from lasa_jax.testing import attacks as laws
 from tests.testing.test_rules import alone, drawn_outside, plain
-
-
-def honest_labels(labels, num_classes):
-    return labels
 
 
 def flipped(factor, which=lambda malicious, present: malicious & present, *, init=stateless, carry=lambda state: state):
@@ -32,7 +28,7 @@ def flipped(factor, which=lambda malicious, present: malicious & present, *, ini
 
         return jax.tree.map(row, updates), carry(state)
 
-    return Attack(init, honest_labels, craft)
+    return Attack(init, honest_examples, craft)
 
 
 def by(number):
@@ -57,12 +53,16 @@ def branches(updates, state, malicious, *, key, present=None, aggregate=None):
     return updates, state
 
 
-def next_class(labels, num_classes):
-    return labels + 1
+def next_class(inputs, labels, **_):
+    return inputs, labels + 1
 
 
-def float_labels(labels, num_classes):
-    return labels * 1.0
+def float_labels(inputs, labels, **_):
+    return inputs, labels * 1.0
+
+
+def float_images(inputs, labels, **_):
+    return inputs / 255.0, labels
 
 
 def absent_too(malicious, present):
@@ -77,18 +77,18 @@ FLIP = flipped(by(-1.0))
 CAUGHT = [
     (
         laws.refuses_what_is_no_stack,
-        Attack(stateless, honest_labels, lambda updates, state, malicious, **_: (updates, state)),
+        Attack(stateless, honest_examples, lambda updates, state, malicious, **_: (updates, state)),
         "no leaves was taken, allowed is InputError",
     ),
     (laws.only_malicious_rows_change, flipped(by(-1.0), every_second), "benign rows, none of 16 malicious"),
     (
         laws.only_malicious_rows_change,
-        Attack(stateless, honest_labels, branches),
+        Attack(stateless, honest_examples, branches),
         "asks for the value of a traced array",
     ),
     (
         laws.only_malicious_rows_change,
-        Attack(stateless, honest_labels, lambda updates, state, malicious, **_: (updates["bias"], state)),
+        Attack(stateless, honest_examples, lambda updates, state, malicious, **_: (updates["bias"], state)),
         "what is sent: ",
     ),
     (laws.is_a_function_of_its_key, flipped(lambda *_: drawn_outside(None)), "traced twice, craft is two programs"),
@@ -108,8 +108,9 @@ CAUGHT = [
         flipped(by(-1.0), init=lambda _: jnp.zeros(1), carry=lambda state: jnp.append(state, 0)),
         "the state after round 0",
     ),
-    (laws.labels_stay_labels, attacks.none()._replace(poison_labels=next_class), "allowed are 0 to 9"),
-    (laws.labels_stay_labels, attacks.none()._replace(poison_labels=float_labels), "poisoned labels: .*float32"),
+    (laws.examples_stay_examples, attacks.none()._replace(poison=next_class), "allowed are 0 to 9"),
+    (laws.examples_stay_examples, attacks.none()._replace(poison=float_labels), "poisoned labels: .*float32"),
+    (laws.examples_stay_examples, attacks.none()._replace(poison=float_images), "poisoned images: .*float32"),
     (laws.keeps_dtypes, flipped(lambda *_: -jnp.ones(())), "what is sent, of bfloat16"),
     (
         laws.keeps_dtypes,
@@ -119,7 +120,11 @@ CAUGHT = [
     (laws.sends_finite_rows, attacks.nan(), "non-finite"),
     (laws.sends_other_rows, attacks.none(), "one of 16 malicious: they send the honest"),
     (laws.sends_other_rows, attacks.lie(z=0.0, knowledge="colluders"), "one of 16 malicious: they send the honest"),
-    (laws.draws_for_each_client, Attack(stateless, honest_labels, draws_one_row), "of the 8 draws of 'bias' are equal"),
+    (
+        laws.draws_for_each_client,
+        Attack(stateless, honest_examples, draws_one_row),
+        "of the 8 draws of 'bias' are equal",
+    ),
     (laws.draws_for_each_client, changed_row(lambda row, _: row), "of the 8 draws of 'bias' are equal"),
     (
         functools.partial(laws.traces_once, numbers={"factor": [1.0, 2.0]}),
