@@ -144,9 +144,9 @@ def prepare(
     built = _model(config, dataset, model)
     program = _program(config, dataset, shares, built, _factories(config, attack, aggregator))
     point = _point(config, len(shares.sizes), built, attack, aggregator)
+    _check_methods(config, dataset, built, program, point, attack, aggregator)
     if "server_update" in program.make_attack(point.attack).needs | program.make_aggregator(point.aggregator).needs:
         point = point._replace(root=_root(config, dataset))
-    _check_methods(config, dataset, built, program, point, attack, aggregator)
     return Run(config, dataset, shares, program, point)
 
 

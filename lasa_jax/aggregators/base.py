@@ -74,8 +74,13 @@ class Context(NamedTuple):
 
     def parameters_only(self) -> "Context":
         """The same with the collection "params" of each pytree only, see `aggregators.parameters_only`."""
-        trees = {name: getattr(self, name) for name in ("params", "server_update", "last_update")}
-        return self._replace(**{name: {"params": tree["params"]} for name, tree in trees.items() if tree is not None})
+
+        def part(tree: PyTree) -> PyTree:
+            return None if tree is None else {"params": tree["params"]}
+
+        return self._replace(
+            params=part(self.params), server_update=part(self.server_update), last_update=part(self.last_update)
+        )
 
 
 def needed(context: Context | None, needs: frozenset[str], name: str) -> Context:

@@ -67,7 +67,7 @@ def known(method: Aggregator | Attack, updates: PyTree, ids: Mask | None = None)
         )
 
     def of_server(path: Any, x: Any) -> jax.Array:
-        like = all_honest.get(getattr(path[-1], "key", None), np.zeros(0)) if path else np.zeros(0)
+        like = all_honest.get(str(getattr(path[-1], "key", "")), np.zeros(0)) if path else np.zeros(0)
         return jnp.asarray(like.mean(axis=0), x.dtype) if like.shape[1:] == x.shape[1:] else pattern(x, 1.0)
 
     everything = Context(
