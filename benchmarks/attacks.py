@@ -15,6 +15,7 @@ from benchmarks.roofline import compare, updates
 from benchmarks.rules import start
 from lasa_jax import aggregators, attacks
 from lasa_jax.federated import make_mesh
+from lasa_jax.testing import known
 
 # Recorded from the official code, n = 100, d = 1,663,370: seconds / seconds of an average of the stack.
 OFFICIAL = {"lie": 6, "byzmean": 23, "min_max": 62, "min_sum": 62, "tailored_trmean": 297}
@@ -32,7 +33,7 @@ def lowered(attack: attacks.Attack, stack: Any, malicious: jax.Array) -> jax.sta
 
     @functools.partial(jax.jit, donate_argnums=0)
     def craft(stack: Any, state: Any, malicious: jax.Array) -> Any:
-        return attack.craft(stack, state, malicious, key=key, aggregate=aggregate)[0]
+        return attack.craft(stack, state, malicious, key=key, aggregate=aggregate, **known(attack, stack))[0]
 
     return craft.lower(stack, jax.eval_shape(lambda stack: start(attack, stack), stack), malicious)
 

@@ -22,6 +22,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from lasa_jax import aggregators, attacks, ops
 from lasa_jax.federated import make_mesh
+from lasa_jax.testing import known
 
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
 _BYTES |= {"s64": 8, "u64": 8, "f64": 8}
@@ -129,7 +130,8 @@ def of_rule(name: str, n: int, d: int) -> dict[str, tuple[int, bool]]:
     present = jax.ShapeDtypeStruct((n,), jnp.bool_)
 
     def aggregate(updates: Any, state: Any, key: Any, present: Any) -> Any:
-        return rule.aggregate(updates, state, key=key, num_malicious=n // 5, present=present)[0]
+        context = known(rule, updates)
+        return rule.aggregate(updates, state, key=key, num_malicious=n // 5, present=present, **context)[0]
 
     return count(compiled(aggregate, updates, state, key, present))
 
@@ -146,7 +148,9 @@ def of_attack(name: str, n: int, d: int) -> dict[str, tuple[int, bool]]:
         def aggregate(updates: Any) -> Any:
             return rule.aggregate(updates, (), key=key, num_malicious=n // 5, present=present)[0]
 
-        crafted = attack.craft(updates, state, malicious, key=key, present=present, aggregate=aggregate)[0]
+        crafted = attack.craft(
+            updates, state, malicious, key=key, present=present, aggregate=aggregate, **known(attack, updates)
+        )[0]
         return jax.lax.with_sharding_constraint(crafted, PartitionSpec(ops.CLIENTS))
 
     return count(compiled(craft, updates, state, mask, key, mask))

@@ -19,6 +19,7 @@ import numpy as np
 from benchmarks.roofline import best_of, compare, updates
 from lasa_jax import aggregators, attacks
 from lasa_jax.federated import make_mesh
+from lasa_jax.testing import known
 
 # Recorded from the official code, n = 100, d = 1,663,370: seconds / seconds of an average of the stack.
 OFFICIAL = {
@@ -85,7 +86,7 @@ def start(method: aggregators.Aggregator | attacks.Attack, stack: Any) -> Any:
 def lowered(rule: aggregators.Aggregator, stack: Any, f: int) -> jax.stages.Lowered:
     """One aggregation as a function of `(stack, state)`, which need no more than shapes, before it is compiled."""
     key = jax.random.key(0)
-    aggregate = jax.jit(lambda u, s: rule.aggregate(u, s, key=key, num_malicious=f)[0])
+    aggregate = jax.jit(lambda u, s: rule.aggregate(u, s, key=key, num_malicious=f, **known(rule, u))[0])
     return aggregate.lower(stack, jax.eval_shape(lambda stack: start(rule, stack), stack))
 
 

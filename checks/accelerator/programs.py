@@ -17,6 +17,7 @@ from lasa_jax.aggregators import Aggregator
 from lasa_jax.attacks import Attack
 from lasa_jax.data import Dataset, Examples, FederatedDataset, load
 from lasa_jax.federated import make_mesh
+from lasa_jax.testing import known
 
 CLIENTS = 100
 # Model, shape of an example, classes, clients together, examples of a batch.
@@ -163,25 +164,27 @@ def rule(made: Aggregator, one: Any, place: Any) -> Program:
     assumed = jax.ShapeDtypeStruct((), jnp.int32, sharding=place)
     present = jax.ShapeDtypeStruct((CLIENTS,), bool, sharding=place)
 
-    def aggregate(updates: Any, state: Any, key: jax.Array, assumed: jax.Array, present: jax.Array) -> Any:
-        return made.aggregate(updates, state, key=key, num_malicious=assumed, present=present)
+    context = _shapes(jax.eval_shape(functools.partial(known, made), stack), place)
 
-    return Program(jax.jit(aggregate), (stack, state, _key(place), assumed, present), _bytes(stack))
+    def aggregate(updates: Any, state: Any, key: Any, assumed: Any, present: Any, context: Any) -> Any:
+        return made.aggregate(updates, state, key=key, num_malicious=assumed, present=present, **context)
+
+    return Program(jax.jit(aggregate), (stack, state, _key(place), assumed, present, context), _bytes(stack))
 
 
 def attack(made: Attack, one: Any, place: Any) -> Program:
     """One crafting by an attack, which may write over the stack; an adaptive one is given the average as the rule."""
     stack, state = _shapes(one, place, (CLIENTS,)), _shapes(jax.eval_shape(made.init, one), place)
     mask = jax.ShapeDtypeStruct((CLIENTS,), bool, sharding=place)
-    average = aggregators.fedavg()
+    average, context = aggregators.fedavg(), _shapes(jax.eval_shape(functools.partial(known, made), stack), place)
 
-    def craft(updates: Any, state: Any, key: jax.Array, malicious: jax.Array, present: jax.Array) -> Any:
+    def craft(updates: Any, state: Any, key: Any, malicious: Any, present: Any, context: Any) -> Any:
         def aggregate(sent: Any) -> Any:
             return average.aggregate(sent, (), key=key, num_malicious=CLIENTS // 5, present=present)[0]
 
-        return made.craft(updates, state, malicious, key=key, present=present, aggregate=aggregate)
+        return made.craft(updates, state, malicious, key=key, present=present, aggregate=aggregate, **context)
 
-    return Program(jax.jit(craft, donate_argnums=0), (stack, state, _key(place), mask, mask), _bytes(stack))
+    return Program(jax.jit(craft, donate_argnums=0), (stack, state, _key(place), mask, mask, context), _bytes(stack))
 
 
 def update() -> Any:

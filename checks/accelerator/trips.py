@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
 
 from lasa_jax import aggregators, ops
+from lasa_jax.testing import known
 
 Trips = dict[str, list[int]]  # by file and function, in the order of the program
 Found = dict[int, tuple[str, int]]  # by the identity of an equation
@@ -28,8 +29,10 @@ def measure(name: str) -> Trips:
     }
     state = rule.init(jax.tree.map(lambda x: x[0], updates))
 
+    context = known(rule, updates)
+
     def aggregate(updates: Any, state: Any, f: jax.Array) -> Any:
-        return rule.aggregate(updates, state, key=jax.random.key(1), num_malicious=f)[0]
+        return rule.aggregate(updates, state, key=jax.random.key(1), num_malicious=f, **context)[0]
 
     with ops.compiling_for("gpu"):
         return counted(aggregate, updates, state, jnp.int32(CLIENTS // 5))

@@ -11,6 +11,7 @@ from checks.fuzz.failures import Failures, outcome
 from checks.fuzz.updates import MOST, SHAPES, as_tree, bad_row, benign_rows
 from lasa_jax import aggregators, attacks
 from lasa_jax.errors import InputError
+from lasa_jax.testing import known
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in attacks.names()}
 VARIANTS |= {
@@ -46,6 +47,9 @@ def make_cases(count: int, seed: int = 0) -> list[Case]:
     return cases
 
 
+FOUR = {name: np.zeros((4, *shape), np.float32) for name, shape in SHAPES.items()}  # a sound stack
+
+
 def craft_all(attack: attacks.Attack, cases: list[Case]) -> np.ndarray:
     """What everybody sends, `(len(cases), MOST, d)`, through one executable."""
 
@@ -58,6 +62,7 @@ def craft_all(attack: attacks.Attack, cases: list[Case]) -> np.ndarray:
             key=jax.random.fold_in(jax.random.key(0), seed),
             present=present,
             aggregate=lambda x: rule.aggregate(x, (), key=jax.random.key(1), num_malicious=2, present=present)[0],
+            **known(attack, rows),
         )
         return jnp.concatenate([sent[name].reshape(MOST, -1) for name in SHAPES], axis=1)
 
@@ -201,14 +206,16 @@ def fuzz_wrong_inputs(count: int, seed: int = 0, names: list[str] | None = None)
             attack = attacks.create(name)
 
             def call(a: Any = attack, u: Any = updates, m: Any = malicious, p: Any = present, r: Any = rows) -> Any:
-                return a.craft(u, a.init(r), m, key=jax.random.key(0), present=p, aggregate=lambda x: r)
+                return a.craft(
+                    u, a.init(r), m, key=jax.random.key(0), present=p, aggregate=lambda x: r, **known(a, FOUR)
+                )
         elif what.startswith("malicious"):
             continue
         else:
             rule = aggregators.create(name)
 
             def call(a: Any = rule, u: Any = updates, m: Any = None, p: Any = present, r: Any = rows) -> Any:
-                return a.aggregate(u, a.init(r), key=jax.random.key(0), num_malicious=1, present=p)
+                return a.aggregate(u, a.init(r), key=jax.random.key(0), num_malicious=1, present=p, **known(a, FOUR))
 
         if (wrong := refuses(call)) is not None:
             failures.append(f"{kind} {name}, input {index}, {what}: {wrong}")

@@ -12,6 +12,7 @@ from hypothesis.extra import numpy as hnp
 
 from checks.fuzz.failures import Failures
 from lasa_jax import aggregators
+from lasa_jax.testing import known
 
 SHAPES = {"bias": (4,), "conv": (2, 3), "kernel": (3, 4)}
 SIZES = [math.prod(shape) for shape in SHAPES.values()]
@@ -135,7 +136,8 @@ def aggregate_all(rule: aggregators.Aggregator, stacks: list[Stack], *, absent: 
 
     def one(rows: dict, present: jax.Array | None, f: jax.Array) -> jax.Array:
         state = rule.init(jax.tree.map(lambda x: x[0], rows))
-        update, *_ = rule.aggregate(rows, state, key=jax.random.key(0), num_malicious=f, present=present)
+        context = known(rule, rows)
+        update, *_ = rule.aggregate(rows, state, key=jax.random.key(0), num_malicious=f, present=present, **context)
         return jnp.concatenate([x.ravel() for x in jax.tree.leaves(update)])
 
     results = np.empty((len(stacks), sum(SIZES)), np.float32)

@@ -29,6 +29,7 @@ from lasa_jax.testing.stacks import (
     filled,
     first_row,
     honest,
+    known,
     marked,
     sharded_clients,
 )
@@ -57,10 +58,14 @@ def eager(
     key: jax.Array,
     malicious: Mask,
     present: Mask | None = None,
+    ids: Mask | None = None,
 ) -> tuple[PyTree, PyTree]:
     """One round of an attack, not compiled: what is sent, and the attack's state."""
     rule = functools.partial(server_rule, present=present)
-    return attack.craft(updates, state, malicious, key=key, present=present, aggregate=rule)
+    context = known(attack, updates, ids)
+    if context:
+        state = attack.begin(state, context["context"])
+    return attack.craft(updates, state, malicious, key=key, present=present, aggregate=rule, **context)
 
 
 @functools.cache
@@ -75,16 +80,23 @@ def _compiled(attack: Attack) -> tuple[Callable[..., tuple[PyTree, PyTree]], lis
     return jax.jit(step), traces
 
 
-def craft(attack: Attack, malicious: Mask, updates: PyTree | None = None, present: Mask | None = None) -> PyTree:
+def craft(
+    attack: Attack,
+    malicious: Mask,
+    updates: PyTree | None = None,
+    present: Mask | None = None,
+    ids: Mask | None = None,
+) -> PyTree:
     """What all clients send in the first round of an attack, of `honest()` updates if None.
 
     It is compiled once for each attack and number of clients. `malicious` and `present` are numbers of the program.
     """
     updates = honest() if updates is None else updates
     present = np.ones(len(malicious), bool) if present is None else present
+    ids = np.arange(len(malicious)) if ids is None else ids
     state = attack.init(first_row(updates))
     try:
-        return _compiled(attack)[0](updates, state, jax.random.key(0), malicious, present)[0]
+        return _compiled(attack)[0](updates, state, jax.random.key(0), malicious, present, ids)[0]
     except NOT_CONCRETE as error:
         raise AssertionError(f"craft cannot be compiled, it asks for the value of a traced array: {error}") from error
 
@@ -191,7 +203,8 @@ def padding_changes_nothing(attack: Attack, absent: Sequence[int] = (13, 14, 15)
     """
     present = ~marked(absent)
     padded = craft(attack, SOME, filled(honest(), ~present, np.nan), present)
-    alone = craft(attack, SOME[present], jax.tree.map(lambda x: x[present], honest()))
+    ids = np.flatnonzero(present)
+    alone = craft(attack, SOME[present], jax.tree.map(lambda x: x[present], honest()), ids=ids)
     counted = jax.tree.map(lambda x: x[present], padded)
     assert_close(counted, alone, atol=1e-5, what=f"clients {list(absent)} absent, against no such clients")
 

@@ -25,6 +25,7 @@ from lasa_jax.testing.stacks import (
     filled,
     first_row,
     honest,
+    known,
     marked,
     sharded_clients,
 )
@@ -43,10 +44,10 @@ def _compiled(rule: Aggregator) -> tuple[Callable[..., tuple[PyTree, PyTree, Any
     traces: list[None] = []
 
     def step(
-        updates: PyTree, state: PyTree, key: jax.Array, num_malicious: jax.Array, present: jax.Array
+        updates: PyTree, state: PyTree, key: jax.Array, num_malicious: jax.Array, present: jax.Array, context: PyTree
     ) -> tuple[PyTree, PyTree, Any]:
         traces.append(None)
-        return rule.aggregate(updates, state, key=key, num_malicious=num_malicious, present=present)
+        return rule.aggregate(updates, state, key=key, num_malicious=num_malicious, present=present, **context)
 
     return jax.jit(step), traces
 
@@ -59,24 +60,31 @@ def _compiled_runs(rule: Aggregator) -> Callable[[PyTree], PyTree]:
 
 def eager(rule: Aggregator, updates: PyTree, num_malicious: int = 3) -> tuple[PyTree, Any]:
     """The first round of a rule, not compiled: its result and its diagnostics."""
+    context = known(rule, updates)
     update, _, info = rule.aggregate(
-        updates, rule.init(first_row(updates)), key=jax.random.key(0), num_malicious=num_malicious
+        updates, rule.init(first_row(updates)), key=jax.random.key(0), num_malicious=num_malicious, **context
     )
     return update, info
 
 
 def run(
-    rule: Aggregator, updates: PyTree, present: np.ndarray | None = None, num_malicious: int = 3
+    rule: Aggregator,
+    updates: PyTree,
+    present: np.ndarray | None = None,
+    num_malicious: int = 3,
+    ids: np.ndarray | None = None,
 ) -> tuple[PyTree, Any]:
     """The first round of a rule: its result and its diagnostics.
 
-    It is compiled once for each rule and number of clients. `present` and `num_malicious` are numbers of the program.
+    It is compiled once for each rule and number of clients. `present`, `num_malicious` and what `known` gives are numbers
+    of the program.
     """
     n = len(jax.tree.leaves(updates)[0])
     present = np.ones(n, bool) if present is None else present
     state = rule.init(first_row(updates))
     try:
-        update, _, info = _compiled(rule)[0](updates, state, jax.random.key(0), num_malicious, present)
+        context = known(rule, updates, ids)
+        update, _, info = _compiled(rule)[0](updates, state, jax.random.key(0), num_malicious, present, context)
     except NOT_CONCRETE as error:
         raise AssertionError(
             f"aggregate cannot be compiled, it asks for the value of a traced array: {error}"
@@ -106,8 +114,8 @@ def refuses_what_is_no_stack(rule: Aggregator) -> None:
         ("a mask of 3 for 4 clients", {"w": floats}, np.ones(3, bool)),
         ("a mask of integers", {"w": floats}, np.ones(4, np.int32)),
     ):
-        state = rule.init({"w": np.ones(3, np.float32)})
-        call = functools.partial(rule.aggregate, key=jax.random.key(0), num_malicious=1, present=present)
+        state, context = rule.init({"w": np.ones(3, np.float32)}), known(rule, {"w": floats})
+        call = functools.partial(rule.aggregate, key=jax.random.key(0), num_malicious=1, present=present, **context)
         try:
             jax.eval_shape(call, updates, state)
         except InputError:
@@ -164,7 +172,7 @@ def order_does_not_matter(rule: Aggregator) -> None:
     updates, order = honest(), np.random.default_rng(3).permutation(NUM_CLIENTS)
     for f in (0, 1, 3, 7):
         update, info = run(rule, updates, num_malicious=f)
-        shuffled, moved = run(rule, jax.tree.map(lambda x: x[order], updates), num_malicious=f)
+        shuffled, moved = run(rule, jax.tree.map(lambda x: x[order], updates), num_malicious=f, ids=order)
         assert_close(shuffled, update, atol=2e-6, what=f"clients in another order, f = {f}")
         carried = jax.tree.map(lambda w: w[order], info.weight)
         assert_close(moved.weight, carried, what=f"weights of clients in another order, f = {f}")
@@ -176,7 +184,7 @@ def absent_rows_do_not_exist(rule: Aggregator) -> None:
     A rule that draws for each client by its place obeys it in distribution only.
     """
     present = ~marked([0, 5, 15])
-    wanted, _ = run(rule, jax.tree.map(lambda x: x[present], honest()))
+    wanted, _ = run(rule, jax.tree.map(lambda x: x[present], honest()), ids=np.flatnonzero(present))
     for content in (0.0, np.nan, np.inf, 3e38, "copy"):
         actual, info = run(rule, filled(honest(), ~present, content), present)
         assert_close(actual, wanted, what=f"absent rows holding {content}, against no such rows")
@@ -227,7 +235,8 @@ def state_keeps_its_shape(rule: Aggregator) -> None:
     present = np.ones(NUM_CLIENTS, bool)
     counted = 0
     for index in range(3):
-        _, state, _ = step(honest(index), state, jax.random.key(index), 1 + index, present)
+        context = known(rule, honest(index))
+        _, state, _ = step(honest(index), state, jax.random.key(index), 1 + index, present, context)
         assert_like(state, before, f"the state after round {index}")
         counted = counted or len(traces)
     if len(traces) > counted:
@@ -240,8 +249,9 @@ def reads_through_rows(rule: Aggregator) -> None:
 
     def behind(updates: PyTree) -> PyTree:
         mapped = Rows.of(updates).mapped(lambda row, scale: jax.tree.map(lambda x: scale * x, row), scales)
+        rows, context = mapped.accepting(jnp.asarray(present)), known(rule, updates)
         state = rule.init(first_row(updates))
-        return rule.aggregate(mapped.accepting(jnp.asarray(present)), state, key=jax.random.key(0), num_malicious=3)[0]
+        return rule.aggregate(rows, state, key=jax.random.key(0), num_malicious=3, **context)[0]
 
     try:
         actual = jax.jit(behind)(honest())
@@ -257,7 +267,7 @@ def keeps_dtypes(rule: Aggregator) -> None:
     """F and the state have the dtypes of the updates, bfloat16 too, and a layer without entries is no reason to fail."""
     updates = {"w": jnp.asarray(honest()["kernel"], jnp.bfloat16), "none": jnp.zeros((NUM_CLIENTS, 0), jnp.bfloat16)}
     state = rule.init(first_row(updates))
-    call = functools.partial(rule.aggregate, key=jax.random.key(0), num_malicious=3)
+    call = functools.partial(rule.aggregate, key=jax.random.key(0), num_malicious=3, **known(rule, updates))
     update, after, _ = jax.eval_shape(call, updates, state)
     assert_like(update, first_row(updates), "the result of bfloat16")
     assert_like(after, state, "the state of bfloat16")
@@ -274,8 +284,12 @@ def writes_no_second_stack(rule: Aggregator) -> None:
     n, size = 50, math.prod(LARGE_LEAF)
     params = {"a": jax.ShapeDtypeStruct(LARGE_LEAF, np.float32), "b": jax.ShapeDtypeStruct(LARGE_LEAF[:1], np.float32)}
     stack = jax.tree.map(lambda x: jax.ShapeDtypeStruct((n, *x.shape), x.dtype), params)
-    call = functools.partial(rule.aggregate, key=jax.random.key(0), num_malicious=10)
-    compiled = jax.jit(call).lower(stack, jax.eval_shape(rule.init, params)).compile()
+    context = jax.eval_shape(functools.partial(known, rule), stack)
+
+    def call(updates: PyTree, state: PyTree, context: PyTree) -> Any:
+        return rule.aggregate(updates, state, key=jax.random.key(0), num_malicious=10, **context)
+
+    compiled = jax.jit(call).lower(stack, jax.eval_shape(rule.init, params), context).compile()
     whole = 4 * n * (size + LARGE_LEAF[0])
     memory, text = compiled.memory_analysis(), compiled.as_text()
     if memory is None or text is None:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from lasa_jax.aggregators import Aggregator
 from lasa_jax.attacks import Attack
 from lasa_jax.testing import attacks
-from lasa_jax.testing.stacks import PyTree, assert_like, first_row, honest
+from lasa_jax.testing.stacks import PyTree, assert_like, first_row, honest, known
 
 _FLOATS = ("float32", "bfloat16", "float16")
 
@@ -70,7 +70,7 @@ def rule_keeps_types(rule: Aggregator) -> None:
 
     def ask(updates: PyTree, key: jax.Array) -> tuple[PyTree, PyTree]:
         before = rule.init(first_row(updates))
-        update, after, _ = rule.aggregate(updates, before, key=key, num_malicious=3)
+        update, after, _ = rule.aggregate(updates, before, key=key, num_malicious=3, **known(rule, updates))
         return (update, after), (first_row(updates), before)
 
     _asked(ask)

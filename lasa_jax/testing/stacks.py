@@ -8,10 +8,13 @@ from typing import Any
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType
 
 from lasa_jax import ops
+from lasa_jax.aggregators import Aggregator, Context
+from lasa_jax.attacks import Attack
 
 PyTree = Any
 Updates = dict[str, np.ndarray]
@@ -39,6 +42,43 @@ def as_layers(flat: np.ndarray) -> dict[str, np.ndarray]:
     """One update `(d,)`, in the order of `flat_rows`, as its layers; each of them flat."""
     ends = np.cumsum([math.prod(shape) for shape in SHAPES.values()])
     return dict(zip(SHAPES, np.split(flat, ends[:-1]), strict=True))
+
+
+def known(method: Aggregator | Attack, updates: PyTree, ids: Mask | None = None) -> dict[str, Context]:
+    """The argument `context` of a rule or an attack, as a call takes it: `aggregate(..., **known(rule, updates))`.
+
+    What a client is known by goes with its id; the rest depends on the shapes of the layers only.
+
+    Args:
+      method: empty for one that needs nothing.
+      updates: leaves `(n, ...)`.
+      ids: int `(n,)`, who sent which update; in order if None.
+    """
+    if not method.needs:
+        return {}
+    ids = jnp.arange(len(jax.tree.leaves(updates)[0]), dtype=jnp.int32) if ids is None else jnp.asarray(ids, jnp.int32)
+    all_honest = honest()
+
+    def pattern(x: Any, times: float) -> jax.Array:
+        return (
+            (times * jnp.cos(jnp.arange(math.prod(x.shape[1:]), dtype=jnp.float32)))
+            .reshape(x.shape[1:])
+            .astype(x.dtype)
+        )
+
+    def of_server(path: Any, x: Any) -> jax.Array:
+        like = all_honest.get(getattr(path[-1], "key", None), np.zeros(0)) if path else np.zeros(0)
+        return jnp.asarray(like.mean(axis=0), x.dtype) if like.shape[1:] == x.shape[1:] else pattern(x, 1.0)
+
+    everything = Context(
+        params=jax.tree.map(lambda x: pattern(x, 0.1), updates),
+        sizes=1 + ids % 5,
+        ids=ids,
+        server_update=jax.tree_util.tree_map_with_path(of_server, updates),
+        last_update=jax.tree.map(lambda x: pattern(x, 0.3), updates),
+        round_index=jnp.int32(1),
+    )
+    return {"context": Context(**{name: getattr(everything, name) for name in method.needs})}
 
 
 def first_row(updates: PyTree) -> PyTree:

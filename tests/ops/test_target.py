@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from lasa_jax import aggregators, attacks, ops
+from lasa_jax import aggregators, attacks, ops, testing
 from lasa_jax.aggregators.base import Rows
 from lasa_jax.testing import honest
 
@@ -83,7 +83,7 @@ def test_rules_lower_with_whole_products(name, platform):
     state = rule.init(jax.tree.map(lambda x: x[0], UPDATES))
 
     def aggregate(updates):
-        return rule.aggregate(updates, state, key=jax.random.key(0), num_malicious=3)
+        return rule.aggregate(updates, state, key=jax.random.key(0), num_malicious=3, **testing.known(rule, updates))
 
     _assert_whole(lowered(aggregate, UPDATES, platform=platform))
 
@@ -98,7 +98,8 @@ def test_attacks_lower_with_whole_products(name, platform):
         def aggregate(rows):
             return aggregators.lasa().aggregate(rows, (), key=jax.random.key(0), num_malicious=3)[0]
 
-        return attack.craft(updates, state, malicious, key=jax.random.key(0), aggregate=aggregate)[0]
+        context = testing.known(attack, updates)
+        return attack.craft(updates, state, malicious, key=jax.random.key(0), aggregate=aggregate, **context)[0]
 
     _assert_whole(lowered(craft, UPDATES, platform=platform))
 
