@@ -28,7 +28,14 @@ from lasa_jax.data import FederatedDataset
 from lasa_jax.errors import InputError
 from lasa_jax.federated import Simulation, make_mesh
 
-MAY_DIVERGE = ("fedavg", "meamed", "median", "robust_learning_rate", "sparsefed", "trimmed_mean")  # under NaN, see their docstrings
+MAY_DIVERGE = (
+    "fedavg",
+    "meamed",
+    "median",
+    "robust_learning_rate",
+    "sparsefed",
+    "trimmed_mean",
+)  # under NaN, see their docstrings
 
 
 def one_rule(rules: list[Aggregator], index: jax.Array) -> Aggregator:

@@ -46,8 +46,8 @@ def flame(clustered: str = "models", noise_factor: Scalar = 0.001) -> Aggregator
     C is what HDBSCAN finds with a smallest cluster of floor(n / 2) + 1 and one neighbour, as in the paper: two such
     clusters cannot be disjoint. Mostly it has just above half of the clients. The result without noise is no longer than S,
     so while the benign clients are the majority, no longer than the longest of theirs; no bound on its direction is known. A
-    zero update has no direction: as a model it is w, as an update at distance 1 from all. A client whose update is not finite
-    joins nobody; where fewer than floor(n / 2) + 1 are finite, all of these are averaged.
+    zero update has no direction: as a model it is w, as an update at distance 1 from all. A client whose update is not
+    finite joins nobody; where fewer than floor(n / 2) + 1 are finite, all of these are averaged.
 
     Args:
       clustered: "models" as above, which needs `params` in the context; "updates" takes D_ij between x_i and x_j, as some

@@ -1,4 +1,4 @@
-"""Nearest-neighbour averaging around a trusted update (Farhadkhani, Guerraoui, Gupta, Hoang, Pinot and Stephan, ICML 2023)."""
+"""Nearest-neighbour averaging around a trusted update (Farhadkhani, Guerraoui, Gupta, Hoang and others, ICML 2023)."""
 
 import jax
 import jax.numpy as jnp

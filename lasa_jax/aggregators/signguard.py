@@ -96,9 +96,7 @@ def looked_at(params: PyTree, key: jax.Array, fraction: float, variant: str, sta
     return _random_part(params, key, fraction)
 
 
-def norm_band(
-    norm: jax.Array, present: jax.Array, lower: Scalar, upper: Scalar
-) -> tuple[jax.Array, jax.Array]:
+def norm_band(norm: jax.Array, present: jax.Array, lower: Scalar, upper: Scalar) -> tuple[jax.Array, jax.Array]:
     """The median of the norms, and who is in the band around it, bool `(n,)`."""
     median = ops.masked_median(norm, present)
     low, high = (jnp.asarray(share, norm.dtype) * median for share in (lower, upper))

@@ -134,7 +134,10 @@ def _centred(chosen: jax.Array, gram: jax.Array) -> jax.Array:
 
 
 def _best_subset(
-    assumed_malicious: Count | None, matrix_of: Callable[[Rows], tuple[jax.Array, Scalar]], measure: Measure, score: Measure
+    assumed_malicious: Count | None,
+    matrix_of: Callable[[Rows], tuple[jax.Array, Scalar]],
+    measure: Measure,
+    score: Measure,
 ) -> Aggregator:
     """The mean over the subset of n - f clients with the smallest measure.
 
@@ -162,7 +165,7 @@ def _best_subset(
         matrix, unit = matrix_of(rows)
         matrix = jax.lax.stop_gradient(matrix)  # who is chosen has no derivative
         kept = jnp.minimum(rows.count - f, jnp.sum(usable, dtype=jnp.int32))
-        chosen = smallest(functools.partial(measure, matrix=matrix), usable, kept)
+        chosen = smallest(lambda chosen: measure(chosen, matrix), usable, kept)
         weight = equal_weights(rows, chosen)
         scores = jnp.where(usable, score(chosen, matrix) * unit, jnp.inf)
         return rows.weighted_sum(weight), state, Selection(weight, f, scores)
