@@ -133,6 +133,8 @@ def prepare(
       InputError: if data is missing, or the config and its data do not fit.
     """
     configs.check_sources(config)
+    if aggregator is None:
+        check_subsets(config)
     if dataset is None:
         dataset = load(config.dataset, data_dir=config.data_dir, source=config.source)
     if dataset.padding_label is not None:
@@ -148,6 +150,25 @@ def prepare(
     if "server_update" in program.make_attack(point.attack).needs | program.make_aggregator(point.aggregator).needs:
         point = point._replace(root=_root(config, dataset))
     return Run(config, dataset, shares, program, point)
+
+
+def check_subsets(config: ConfigDict) -> None:
+    """Refuses a rule that would walk through more subsets of a round's clients than it can; the config alone tells.
+
+    Args:
+      config: resolved.
+
+    Raises:
+      InputError: as `aggregators.check_subsets`.
+    """
+    rule = config.aggregator.name
+    if rule not in aggregators.OF_SUBSETS:
+        return
+    rows = config.clients_per_round
+    if "bucketing" in configs.steps(config):
+        rows = -(-rows // configs.parameters(config, "preaggregator", "bucketing")["bucket_size"])
+    own = configs.parameters(config, "aggregator", rule)["assumed_malicious"]
+    aggregators.check_subsets(rule, rows, _assumed(config) if own is None else own)
 
 
 def _check_methods(
@@ -257,9 +278,6 @@ def _point(
     malicious = np.zeros(num_clients, bool)
     if attack is not None or config.attack.name != "none":  # without attack everybody is benign
         malicious[order[: _share(config.attack_ratio, num_clients)]] = True
-    assumed = config.aggregator.assumed_malicious
-    if assumed is None:
-        assumed = _share(config.attack_ratio, config.clients_per_round)
 
     def of(kind: str, name: str) -> dict[str, Any]:
         return _numbers(config, kind, name, model)
@@ -269,7 +287,7 @@ def _point(
     numbers: Any = Point(
         key=jax.random.key(config.seed),
         malicious=jnp.asarray(malicious),
-        assumed_malicious=jnp.asarray(assumed),
+        assumed_malicious=jnp.asarray(_assumed(config)),
         sgd=SGD(client.learning_rate, client.momentum, client.learning_rate_decay, client.clip_norm),
         attack={} if attack is not None else of("attack", config.attack.name),
         aggregator={
@@ -307,6 +325,12 @@ def _numbers(config: ConfigDict, kind: str, name: str, model: Model) -> dict[str
         most = aggregators.NUM_KEPT[name](seen, 0.0)
         check_number(f"config.{configs.GROUPS[kind]}.{name}.num_kept", numbers["num_kept"], high=most)
     return numbers
+
+
+def _assumed(config: ConfigDict) -> int:
+    """How many clients of a round the server takes for malicious."""
+    given = config.aggregator.assumed_malicious
+    return _share(config.attack_ratio, config.clients_per_round) if given is None else given
 
 
 def _share(ratio: float, n: int) -> int:

@@ -32,6 +32,7 @@ THOROUGH = (
     r"tests/federated/test_(ragged|simulation)",
     r"tests/federated/test_client.py::test_(every_model|clients_of_different|.*precision)",
     r"tests/golden/.*\[(a[234]_|a5_n8_f[23]|[12]-)",  # what is left has every method
+    r"tests/golden/test_peers_geometry.py::.*n25_",  # 177,100 subsets
     r"tests/grid/test_grid.py::test_(a_(batch|failed|damaged|point_alone|worker)|divergence|killed|metrics_are|one_bad|only_missing|outcomes)",
     r"tests/grid/test_grid.py::test_(plan_counts|programs_that|runs_of|the_(papers|time_of)|threads)",
     r"tests/inspection/test_(coefficient|command|recorded|replay|variances)",

@@ -276,6 +276,11 @@ class Rows:
         return ops.squared_distances(self.gram)
 
     @functools.cached_property
+    def cosine_distances(self) -> jax.Array:
+        """One less the cosine of the angle between all pairs of rows, `(n, n)`; see `ops.cosine_distances`."""
+        return ops.cosine_distances(self.squared_distances, self.sizes[1])
+
+    @functools.cached_property
     def written(self) -> PyTree:
         """The stack as a rule reads it: the one that came where no pre-aggregator changes it, else a copy, the only one."""
         if not self.maps and self.mixing is None:

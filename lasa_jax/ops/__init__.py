@@ -2,6 +2,7 @@
 
 from lasa_jax.ops.columns import (
     average_of_ranks,
+    cosine_distances,
     gram,
     map_columns,
     mix_rows,
@@ -11,6 +12,7 @@ from lasa_jax.ops.columns import (
     usable_gram,
 )
 from lasa_jax.ops.convolution import BATCHED_FORMS, conv2d, convolving_by, max_pool2d
+from lasa_jax.ops.eigen import top_eigenpair
 from lasa_jax.ops.order import magnitude_threshold, rank_of, sample_without_replacement
 from lasa_jax.ops.rows import (
     CLIENTS,
@@ -50,6 +52,7 @@ __all__ = [
     "compiling_for",
     "conv2d",
     "convolving_by",
+    "cosine_distances",
     "counts",
     "everywhere",
     "gram",
@@ -75,6 +78,7 @@ __all__ = [
     "squared_distances",
     "sum_columns",
     "sum_of_smallest",
+    "top_eigenpair",
     "total",
     "tree_dot",
     "tree_norm",

@@ -19,6 +19,7 @@ from lasa_jax.errors import InputError
 from lasa_jax.federated import make_mesh
 from lasa_jax.testing import NUM_CLIENTS, RULE_LAWS, SHAPES, as_layers, assert_close, flat_rows, honest, promises, rules
 from lasa_jax.testing.promises import stands_as_many_as, stands_bad_rows, with_bad_rows
+from tests.aggregators import geometry
 
 KEY = jax.random.key(0)
 
@@ -235,6 +236,26 @@ RULES = {
         ROBUST,
         {"clip_radius": [1.0, 5.5, 20.0]},
     ),
+    "meamed": Case(aggregators.meamed, geometry.meamed, (*ROBUST_MEAN, stands(7)), {"assumed_malicious": [0, 2, 7]}),
+    "cge": Case(aggregators.cge, geometry.cge, (*ROBUST, SCALES, stands(7)), {"assumed_malicious": [0, 2, 9]}),
+    "mda": Case(aggregators.mda, geometry.mda, (*ROBUST_MEAN, stands(7)), {"assumed_malicious": [0, 2, 5]}),
+    "smea": Case(aggregators.smea, geometry.smea, (*ROBUST_MEAN, stands(7)), {"assumed_malicious": [0, 2, 5]}),
+    "caf": Case(aggregators.caf, geometry.caf, (*ROBUST_MEAN, stands(7)), {"assumed_malicious": [0, 2, 7]}),
+    # Thresholds between two sums of signs. One client alone is below the default one, so many equal ones are not like it.
+    "robust_learning_rate": Case(
+        aggregators.robust_learning_rate, geometry.robust_learning_rate, (SCALES,), {"threshold": [0.0, 2.5, 9.5]}
+    ),
+    "multi_metric": Case(
+        aggregators.multi_metric, geometry.multi_metric, (*ROBUST, SCALES), {"share_kept": [0.1, 0.4, 1.0]}
+    ),
+    "flame": Case(functools.partial(aggregators.flame, noise_factor=0.0), geometry.flame, (*ROBUST, stands(7)), {}),
+    "monna": Case(aggregators.monna, geometry.monna, (*ROBUST, stands(12)), {"assumed_malicious": [0, 2, 9]}),
+    "signguard_sim": Case(
+        functools.partial(aggregators.signguard_sim, coordinate_fraction=1.0),
+        geometry.signguard_sim,
+        (*ROBUST, SCALES, stands(7)),
+        {"lower": [0.95, 0.1, 0.5], "upper": [1.01, 1.1, 3.0]},
+    ),
 }
 # What the definitions call their numbers, where the rules have another word.
 RENAMED = {
@@ -274,7 +295,7 @@ def test_one_trace_over_a_grid_of_numbers(name):
     promises.traces_once(RULES[name].make, RULES[name].numbers, definition)
 
 
-@pytest.mark.parametrize("name", ["fedavg", "sparsefed"])
+@pytest.mark.parametrize("name", ["fedavg", "robust_learning_rate", "sparsefed"])
 def test_a_rule_that_is_not_robust_hides_nothing(name):
     """NaN, infinities, zeros and huge values come out as the definition has them."""
     for content in (np.nan, np.inf, -np.inf, 0.0, 1e38, "one huge entry"):

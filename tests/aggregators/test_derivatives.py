@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lasa_jax import aggregators
-from lasa_jax.testing.stacks import first_row
+from lasa_jax.testing.stacks import first_row, known
 
 N = 6
 KEY = jax.random.key(0)
@@ -66,7 +66,8 @@ def test_gradients_are_finite_and_right(name):
     rule = RULES[name]
 
     def gain(updates, present):
-        update = rule.aggregate(updates, rule.init(first_row(updates)), key=KEY, num_malicious=1, present=present)[0]
+        state, context = rule.init(first_row(updates)), known(rule, updates)
+        update = rule.aggregate(updates, state, key=KEY, num_malicious=1, present=present, **context)[0]
         return sum(jnp.sum(x * y) for x, y in zip(jax.tree.leaves(update), jax.tree.leaves(TOWARDS), strict=True))
 
     derivative = jax.jit(jax.value_and_grad(gain), compiler_options=OPTIONS)

@@ -9,6 +9,7 @@ from flax import linen as nn
 from lasa_jax import aggregators, attacks, experiment, models
 from lasa_jax.data import Dataset, Examples
 from lasa_jax.models.layers import BatchNorm, Dense
+from lasa_jax.testing import known
 
 KEY = jax.random.key(0)
 
@@ -48,9 +49,10 @@ class TestRules:
     def test_without_statistics_nothing_changes(self, name):
         rule = aggregators.create(name)
         params = {"params": updates(12)["params"]}
-        wanted = rule.aggregate(params, rule.init(first(params)), key=KEY, num_malicious=2)
+        context = known(rule, params)
+        wanted = rule.aggregate(params, rule.init(first(params)), key=KEY, num_malicious=2, **context)
         wrapped = aggregators.parameters_only(rule)
-        actual = wrapped.aggregate(params, wrapped.init(first(params)), key=KEY, num_malicious=2)
+        actual = wrapped.aggregate(params, wrapped.init(first(params)), key=KEY, num_malicious=2, **context)
         jax.tree.map(np.testing.assert_array_equal, actual, wanted)
 
 

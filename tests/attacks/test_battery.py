@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lasa_jax import aggregators, attacks
-from lasa_jax.testing import ATTACK_LAWS, NUM_CLIENTS, SHAPES, honest
+from lasa_jax.testing import ATTACK_LAWS, NUM_CLIENTS, SHAPES, honest, known
 from lasa_jax.testing import attacks as laws
 from lasa_jax.testing.attacks import MALICIOUS, SOME, craft
 from lasa_jax.testing.stacks import marked
@@ -362,10 +362,11 @@ def test_adaptive_works_with_every_rule(rule):
     """What it sends moves the result no less than the honest updates of the malicious clients do."""
     made = aggregators.create(rule)
     state = made.init(jax.tree.map(lambda x: x[0], honest()))
+    context = known(made, honest())
 
     @jax.jit
     def result(updates):
-        return made.aggregate(updates, state, key=KEY, num_malicious=4)[0]
+        return made.aggregate(updates, state, key=KEY, num_malicious=4, **context)[0]
 
     def moved(updates) -> float:
         mean = flat(updates)[~SOME].mean(0)
