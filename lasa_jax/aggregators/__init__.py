@@ -10,6 +10,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from lasa_jax.aggregators.alignins import AlignmentDiagnostics, alignins
 from lasa_jax.aggregators.base import (
     Aggregator,
     Assumed,
@@ -26,6 +27,7 @@ from lasa_jax.aggregators.clipping import centered_clipping, norm_clipped_mean
 from lasa_jax.aggregators.coordinate_wise import median, trimmed_mean
 from lasa_jax.aggregators.dnc import dnc
 from lasa_jax.aggregators.fedavg import fedavg
+from lasa_jax.aggregators.fltrust import fltrust
 from lasa_jax.aggregators.geometric_median import geometric_median
 from lasa_jax.aggregators.krum import bulyan, krum, multi_krum
 from lasa_jax.aggregators.lasa import FilterDiagnostics, lasa, layer_filter
@@ -44,10 +46,12 @@ from lasa_jax.aggregators.sparsefed import num_kept_of_all, sparsefed
 from lasa_jax.errors import call_named
 
 RULES: dict[str, Callable[..., Aggregator]] = {
+    "alignins": alignins,
     "bulyan": bulyan,
     "centered_clipping": centered_clipping,
     "dnc": dnc,
     "fedavg": fedavg,
+    "fltrust": fltrust,
     "geometric_median": geometric_median,
     "krum": krum,
     "lasa": lasa,
@@ -96,6 +100,7 @@ __all__ = [
     "PREAGGREGATORS",
     "RULES",
     "Aggregator",
+    "AlignmentDiagnostics",
     "Assumed",
     "Context",
     "Diagnostics",
@@ -104,6 +109,7 @@ __all__ = [
     "Rows",
     "Selection",
     "SignDiagnostics",
+    "alignins",
     "bucketing",
     "bulyan",
     "centered_clipping",
@@ -113,6 +119,7 @@ __all__ = [
     "create",
     "dnc",
     "fedavg",
+    "fltrust",
     "geometric_median",
     "is_finite",
     "keep_top_k",

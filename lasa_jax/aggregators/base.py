@@ -129,7 +129,8 @@ class Rows:
     present: bool `(n,)`, the rows that count.
     maps: for each pre-aggregator a function `(row, numbers) -> row` and its numbers, a pytree with leaves `(n, ...)`.
     mixing: `(n, n)` or None: row i of what the rule reads is `sum_j mixing_ij * mapped row_j`.
-    made_of: `(n, n)` or None: the share of each client of the stack in each row, for the diagnostics.
+    made_of: `(n, n)` or None: the share of each row that a chain was given in each row that it makes, for the diagnostics.
+    sources: `(n, n)` or None: the share of each client of the stack in each row, chains in chains included.
     """
 
     stack: PyTree
@@ -137,6 +138,7 @@ class Rows:
     maps: tuple[tuple[Callable[[PyTree, PyTree], PyTree], PyTree], ...] = ()
     mixing: jax.Array | None = None
     made_of: jax.Array | None = None
+    sources: jax.Array | None = None
 
     @classmethod
     def of(cls, updates: "PyTree | Rows", present: jax.Array | None = None) -> "Rows":
@@ -185,7 +187,7 @@ class Rows:
 
     def mapped(self, fn: Callable[[PyTree, PyTree], PyTree], numbers: PyTree) -> "Rows":
         """The same rows, each read through `fn(row, numbers of the row)`."""
-        rows = self if self.mixing is None else Rows(self.written, self.present, made_of=self.made_of)
+        rows = self if self.mixing is None else dataclasses.replace(self, stack=self.written, maps=(), mixing=None)
         return dataclasses.replace(rows, maps=(*rows.maps, (fn, numbers)))
 
     def accepting(self, accepted: jax.Array) -> "Rows":
@@ -202,7 +204,8 @@ class Rows:
         """
         whole = mixing if self.mixing is None else ops.product(mixing, self.mixing)
         made_of = mixing if self.made_of is None else ops.product(mixing, self.made_of)
-        return dataclasses.replace(self, present=present, mixing=whole, made_of=made_of)
+        sources = mixing if self.sources is None else ops.product(mixing, self.sources)
+        return dataclasses.replace(self, present=present, mixing=whole, made_of=made_of, sources=sources)
 
     def each(self, fn: Callable[..., PyTree], *shared: PyTree) -> PyTree:
         """`fn(row, *shared)` of every client, stacked; one pass over the stack. Results of absent rows mean nothing.
