@@ -27,7 +27,9 @@ from lasa_jax.aggregators.clipping import centered_clipping, norm_clipped_mean
 from lasa_jax.aggregators.coordinate_wise import median, trimmed_mean
 from lasa_jax.aggregators.dnc import dnc
 from lasa_jax.aggregators.fedavg import fedavg
+from lasa_jax.aggregators.fldetector import DetectorDiagnostics, fldetector
 from lasa_jax.aggregators.fltrust import fltrust
+from lasa_jax.aggregators.foolsgold import foolsgold
 from lasa_jax.aggregators.geometric_median import geometric_median
 from lasa_jax.aggregators.krum import bulyan, krum, multi_krum
 from lasa_jax.aggregators.lasa import FilterDiagnostics, lasa, layer_filter
@@ -51,7 +53,9 @@ RULES: dict[str, Callable[..., Aggregator]] = {
     "centered_clipping": centered_clipping,
     "dnc": dnc,
     "fedavg": fedavg,
+    "fldetector": fldetector,
     "fltrust": fltrust,
+    "foolsgold": foolsgold,
     "geometric_median": geometric_median,
     "krum": krum,
     "lasa": lasa,
@@ -103,6 +107,7 @@ __all__ = [
     "AlignmentDiagnostics",
     "Assumed",
     "Context",
+    "DetectorDiagnostics",
     "Diagnostics",
     "FilterDiagnostics",
     "PreAggregator",
@@ -119,7 +124,9 @@ __all__ = [
     "create",
     "dnc",
     "fedavg",
+    "fldetector",
     "fltrust",
+    "foolsgold",
     "geometric_median",
     "is_finite",
     "keep_top_k",

@@ -212,14 +212,18 @@ class Rows:
 
         The results should be small: every device gets those of all clients.
         """
+        return ops.everywhere(self.apart(fn, shared=shared))
+
+    def apart(self, fn: Callable[..., PyTree], *stacks: PyTree, shared: tuple[PyTree, ...] = ()) -> PyTree:
+        """`fn(row, *rows of the other stacks, *shared)` of every client, stacked, each result on its client's device."""
         if self.mixing is not None:
-            return ops.everywhere(ops.map_rows(fn, self.written, shared=shared))
+            return ops.map_rows(fn, self.written, *stacks, shared=shared)
         count = len(self.maps)
 
         def read(row: PyTree, *operands: PyTree) -> PyTree:
             return fn(self._read(row, *operands[:count]), *operands[count:])
 
-        return ops.everywhere(ops.map_rows(read, self.stack, *self._numbers, shared=shared))
+        return ops.map_rows(read, self.stack, *self._numbers, *stacks, shared=shared)
 
     def weighted_sum(self, weights: PyTree) -> PyTree:
         """Sum of weight times row over the clients with a weight that is not zero; one pass. See `ops.weighted_sum`.
