@@ -188,9 +188,7 @@ def _model(config: ConfigDict, dataset: Dataset, given: Any) -> Model:
 Factories = tuple[Callable[[Numbers], Attack], Callable[[Numbers], Aggregator]]
 
 
-def _factories(
-    config: ConfigDict, num_clients: int, attack: Attack | None, aggregator: Aggregator | None
-) -> Factories:
+def _factories(config: ConfigDict, num_clients: int, attack: Attack | None, aggregator: Aggregator | None) -> Factories:
     """What makes the attack and the rule inside a trace: those that were given, or those that the config names.
 
     They are called with the traced numbers of `_point`, so that runs which differ in these share a program. One that remembers
@@ -201,7 +199,9 @@ def _factories(
         numbers, compiled_in = methods.split(kind, name, configs.parameters(config, kind, name))
         if methods.remembers_clients(kind, name):
             given = {**numbers, **compiled_in}.get("num_clients", num_clients)
-            check_number(f"config.{configs.GROUPS[kind]}.{methods.settings_name(name)}.num_clients", given, low=num_clients)
+            check_number(
+                f"config.{configs.GROUPS[kind]}.{methods.settings_name(name)}.num_clients", given, low=num_clients
+            )
             compiled_in = {"num_clients": num_clients, **compiled_in}
         return methods.factory(kind, name, compiled_in)
 

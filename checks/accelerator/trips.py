@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
 
-from lasa_jax import aggregators, ops
+from lasa_jax import ops
 from lasa_jax.testing import built_in, known
 
 Trips = dict[str, list[int]]  # by file and function, in the order of the program

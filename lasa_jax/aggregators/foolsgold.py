@@ -85,7 +85,9 @@ def _chosen(tree: PyTree, features: str) -> list[jax.Array]:
         begins = module + slash or (matrices or names)[-1]
     chosen = [x for name, x in zip(names, leaves, strict=True) if name.startswith(begins)]
     if not chosen:
-        raise InputError(f"features = {features!r}: allowed are all, last_layer or how a layer begins: {', '.join(names)}")
+        raise InputError(
+            f"features = {features!r}: allowed are all, last_layer or how a layer begins: {', '.join(names)}"
+        )
     return chosen
 
 

@@ -52,9 +52,7 @@ def _clip_factors_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.A
     return factors, jnp.where(moves, of_limit - factors * of_norms, 0) / jnp.where(moves, norms, 1)
 
 
-def clip_to_norm(
-    clip_norm: Scalar = 1.0, quantile: Scalar | None = None, noise: Scalar | None = None
-) -> PreAggregator:
+def clip_to_norm(clip_norm: Scalar = 1.0, quantile: Scalar | None = None, noise: Scalar | None = None) -> PreAggregator:
     """Scales every update down to a norm, and adds noise to it where told.
 
         row_i <- row_i * min(1, limit / norm_i) + noise * g_i,    g_i standard normal
@@ -102,9 +100,7 @@ def _with_noise(row: PyTree, numbers: tuple[jax.Array, jax.Array]) -> PyTree:
     """One update and standard normal numbers times a deviation, which depend on its key only."""
     key, deviation = numbers
     leaves, structure = jax.tree.flatten(row)
-    draws = [
-        jax.random.normal(jax.random.fold_in(key, i), x.shape, deviation.dtype) for i, x in enumerate(leaves)
-    ]
+    draws = [jax.random.normal(jax.random.fold_in(key, i), x.shape, deviation.dtype) for i, x in enumerate(leaves)]
     return jax.tree.unflatten(structure, [x + deviation * draw for x, draw in zip(leaves, draws, strict=True)])
 
 

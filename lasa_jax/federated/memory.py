@@ -47,7 +47,9 @@ class Footprint(NamedTuple):
         """
         stack = rows * self.model
         # The stack of updates beside what trains, and later beside what a rule makes of it, at most once more.
-        return examples + runs * (partition + self.remembered + 3 * self.model + stack + max(stack, at_once * self.client))
+        return examples + runs * (
+            partition + self.remembered + 3 * self.model + stack + max(stack, at_once * self.client)
+        )
 
 
 def footprint(program: Program, by_client: int = 0) -> Footprint:

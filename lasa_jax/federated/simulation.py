@@ -218,7 +218,9 @@ class Simulation:
             for tree in ((data.train, data.test), data.partition)
         )
         by_client = memory.remembered(states, self.mesh.shape[ops.CLIENTS], axis=1) // len(data.partition.sizes)
-        found = memory.footprint(self.program, by_client)  # not under the mesh: devices that are only described hold no constant
+        found = memory.footprint(
+            self.program, by_client
+        )  # not under the mesh: devices that are only described hold no constant
         with jax.set_mesh(self.mesh):
             return memory.estimated_at_once(
                 self.program,

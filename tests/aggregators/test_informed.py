@@ -103,8 +103,8 @@ def test_a_server_that_learned_nothing_changes_nothing():
 def test_alignins_drops_who_goes_with_the_model_or_against_the_signs():
     updates, model = honest(), jax.tree.map(lambda x: jnp.asarray(x[0]), honest(9))
     rule = aggregators.alignins()
-    for x, w in zip(updates.values(), model.values(), strict=True):
-        x[1] = 2 * w
+    for name, x in updates.items():
+        x[1] = 2 * model[name]
         x[2] *= -1
     _, _, info = rule.aggregate(updates, (), key=KEY, num_malicious=0, context=Context(params=model))
     assert info.weight["bias"][1] == info.weight["bias"][2] == 0
@@ -248,9 +248,7 @@ class TestGapStatistic:
             found = sums_of_squares(jnp.asarray([*x, *[0.0] * 3], jnp.float32), jnp.int32(count))
             for k in range(1, 8):
                 cuts = itertools.combinations(range(1, count), min(k, count) - 1)
-                wanted = min(
-                    sum(((part - part.mean()) ** 2).sum() for part in np.split(x, list(cut))) for cut in cuts
-                )
+                wanted = min(sum(((part - part.mean()) ** 2).sum() for part in np.split(x, list(cut))) for cut in cuts)
                 assert found[k - 1] == pytest.approx(wanted, abs=1e-6)
 
     @pytest.mark.parametrize("key", range(5))

@@ -126,7 +126,9 @@ class TestFits:
         assert memory.remembered(state) == 21 * model
         assert memory.remembered(state, 8) == 3 * model
         assert cost.of(config).run - cost.of(plain).run == 21 * model
-        last = build.prepare(resolved(**{"aggregator.name": "foolsgold", "aggregator.foolsgold.features": "last_layer"}))
+        last = build.prepare(
+            resolved(**{"aggregator.name": "foolsgold", "aggregator.foolsgold.features": "last_layer"})
+        )
         assert 0 < memory.remembered(jax.eval_shape(last.program.init, last.point)) < 21 * model
 
     def test_what_does_not_fit_is_one_line_before_anything_is_made(self):
@@ -135,7 +137,9 @@ class TestFits:
         small = placed.simulation.__class__(**{**vars(placed.simulation), "memory_limit": 10**5})
         with pytest.raises(DoesNotFit) as error:
             small.check_memory(placed.points)
-        assert str(error.value).startswith("config.num_clients = 21: what the rule or the attack remembers of each client")
+        assert str(error.value).startswith(
+            "config.num_clients = 21: what the rule or the attack remembers of each client"
+        )
         assert "a program may take 0.00 GB of" in str(error.value)
 
     def test_a_config_may_say_the_population_itself(self):
