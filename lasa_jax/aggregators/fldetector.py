@@ -1,4 +1,4 @@
-"""FLDetector (Zhang, Cao, Jia and Gong, KDD 2022): removes the clients whose updates are not what their last ones foretell."""
+"""FLDetector (Zhang, Cao, Jia and Gong, KDD 2022): removes clients whose updates are not what their last ones foretell."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from lasa_jax import ops
 from lasa_jax.aggregators.base import Aggregator, Context, Count, PyTree, Rows, equal_weights, is_finite
 from lasa_jax.aggregators.gap_statistic import two_groups
 from lasa_jax.aggregators.lbfgs import Pairs, hessian_times
-from lasa_jax.aggregators.remembering import check_num_clients, ids_of, population
+from lasa_jax.aggregators.remembering import check_num_clients, ids_of, mean_of_last, only, population
 from lasa_jax.errors import check_number
 
 _NEEDS = frozenset({"ids", "params"})
@@ -117,16 +117,16 @@ def fldetector(num_clients: int | None = None, window: int = 10, start_round: Co
         total = jnp.sum(jnp.where(scored, errors, 0.0))
         slot = state.num_scores[ids] % window
         score = errors / jnp.where(total > 0, total, 1.0)
-        scores = state.scores.at[_only(ids, scored, state.scores), slot].set(score, mode="drop")
-        num_scores = state.num_scores.at[_only(ids, scored, scores)].add(1, mode="drop")
-        suspicion = _mean_of_last(scores[ids], num_scores[ids])
+        scores = state.scores.at[only(ids, scored, state.scores), slot].set(score, mode="drop")
+        num_scores = state.num_scores.at[only(ids, scored, scores)].add(1, mode="drop")
+        suspicion = mean_of_last(scores[ids], num_scores[ids])
 
         due = now > start_round
         judge = lambda: two_groups(suspicion, scored, key)  # noqa: E731
         nothing = lambda: (jnp.asarray(False), jnp.zeros_like(scored))  # noqa: E731
         found, upper = jax.lax.cond(ops.any_run(due), judge, nothing)
         restarts = due & found
-        caught = _only(ids, restarts & upper, state.removed)
+        caught = only(ids, restarts & upper, state.removed)
         removed = state.removed.at[caught].set(True, mode="drop")
 
         change = jax.tree.map(jnp.subtract, mean, state.mean)
@@ -139,7 +139,7 @@ def fldetector(num_clients: int | None = None, window: int = 10, start_round: Co
             pairs=pairs._replace(count=started * pairs.count),
             rounds=started * now,
             last=ops.put_clients(state.last, ids, rows.present, rows.written),
-            last_round=started * state.last_round.at[_only(ids, rows.present, removed)].set(now, mode="drop"),
+            last_round=started * state.last_round.at[only(ids, rows.present, removed)].set(now, mode="drop"),
             scores=scores,
             num_scores=started * num_scores,
             removed=removed,
@@ -159,15 +159,3 @@ def _error(row: PyTree, last: PyTree, foretold: PyTree) -> jax.Array:
         return last.astype(change.dtype) + change - x.astype(change.dtype)
 
     return ops.tree_norm(jax.tree.map(off, row, last, foretold))
-
-
-def _only(ids: jax.Array, which: jax.Array, table: jax.Array) -> jax.Array:
-    """The ids of the marked clients; of the others a place beyond the table's end, where nothing is written."""
-    return jnp.where(which, ids, len(table))
-
-
-def _mean_of_last(scores: jax.Array, count: jax.Array) -> jax.Array:
-    """Mean of the scores that a client has, `(n, window)` and `(n,)` to `(n,)`; 0 if none."""
-    there = jnp.arange(scores.shape[1], dtype=jnp.int32)[None] < count[:, None]
-    number = jnp.clip(count, 1, scores.shape[1]).astype(scores.dtype)
-    return jnp.sum(jnp.where(there, scores, 0.0), axis=1) / number

@@ -1,4 +1,4 @@
-"""FoolsGold (Fung, Yoon and Beschastnikh, RAID 2020): clients whose updates resemble each other over time lose their weight."""
+"""FoolsGold (Fung, Yoon and Beschastnikh, RAID 2020): clients who resemble each other over time lose their weight."""
 
 import jax
 import jax.numpy as jnp
@@ -32,8 +32,9 @@ def foolsgold(num_clients: int | None = None, features: str = "all") -> Aggregat
 
     Args:
       num_clients: size of the population; a run takes `config.num_clients`.
-      features: what of a history is compared, and kept: "all"; "last_layer", the module that comes last in the order of names
-        among those with a matrix, as in the paper's indicative features; or how the names of layers begin, "params/dense2".
+      features: what of a history is compared, and kept: "all"; "last_layer", the module that comes last in the order of
+        names among those with a matrix, as in the paper, which looks at the output layer; or how the names of layers begin,
+        "params/dense2".
 
     Raises:
       InputError: for a number out of range; in `init` without `num_clients` and for features that the model has not; in

@@ -2,8 +2,8 @@
 
     B v = c v - [c S, Y] M^-1 [c S' v; Y' v],    M = [[c S' S, L], [L', -D]]
 
-with the pairs as columns, oldest first, A = S' Y, L strictly below the diagonal of A, D its diagonal, and c = (y's) / (s's) of
-the newest pair.
+with the pairs as columns, oldest first, A = S' Y, L strictly below the diagonal of A, D its diagonal, and c = (y's) / (s's)
+of the newest pair.
 """
 
 from typing import Any, NamedTuple

@@ -64,8 +64,8 @@ def clip_to_norm(clip_norm: Scalar = 1.0, quantile: Scalar | None = None, noise:
       quantile: limit is this quantile of the round's norms that are finite, between two of them in proportion,
         `0 <= quantile <= 1`. Andrew, Thakkar, McMahan and Ramaswamy, NeurIPS 2021, move a limit towards the quantile over
         the rounds; here each round has its own, and nothing is carried over. May be traced.
-      noise: standard deviation of what is added to each coordinate of each clipped row, `>= 0`, drawn from the round's key by
-        the place of the row; a mean of n rows then has noise / sqrt(n). None: nothing is drawn. May be traced.
+      noise: standard deviation of what is added to each coordinate of each clipped row, `>= 0`, drawn from the round's key
+        by the place of the row; a mean of n rows then has noise / sqrt(n). None: nothing is drawn. May be traced.
 
     Raises:
       InputError: for a number out of range.

@@ -40,3 +40,15 @@ def named_layers(params: PyTree) -> list[str]:
     """The names of the layers in their order, as `params/conv1/bias`."""
     paths, _ = jax.tree_util.tree_flatten_with_path(params)
     return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
+
+
+def only(ids: jax.Array, which: jax.Array, table: jax.Array) -> jax.Array:
+    """The ids of the marked clients; of the others a place beyond the table's end, where nothing is written."""
+    return jnp.where(which, ids, len(table))
+
+
+def mean_of_last(values: jax.Array, count: jax.Array) -> jax.Array:
+    """Mean of the values in the slots that are filled, `(n, window)` and `(n,)` to `(n,)`; 0 where none is."""
+    there = jnp.arange(values.shape[1], dtype=jnp.int32)[None] < count[:, None]
+    number = jnp.clip(count, 1, values.shape[1]).astype(values.dtype)
+    return jnp.sum(jnp.where(there, values, 0.0), axis=1) / number

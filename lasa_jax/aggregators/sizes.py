@@ -52,7 +52,7 @@ def mean_weights(rows: Rows, chosen: jax.Array, sizes: jax.Array | None) -> PyTr
 
 
 def shares(chosen: jax.Array, sizes: jax.Array) -> jax.Array:
-    """Size over the sum of the sizes of the chosen clients, over the first axis: bool `(n, ...)` and `(n,)` to `(n, ...)`."""
+    """Size over the sum of the chosen clients' sizes, by column: bool `(n, ...)` and sizes `(n,)` to `(n, ...)`."""
     counted = jnp.where(chosen, sizes.reshape((-1,) + (1,) * (chosen.ndim - 1)), 0.0)
     total = jnp.sum(counted, axis=0, keepdims=True)
     return counted / jnp.where(total > 0, total, 1.0)
