@@ -130,7 +130,7 @@ class Rows:
     maps: for each pre-aggregator a function `(row, numbers) -> row` and its numbers, a pytree with leaves `(n, ...)`.
     mixing: `(n, n)` or None: row i of what the rule reads is `sum_j mixing_ij * mapped row_j`.
     made_of: `(n, n)` or None: the share of each row that a chain was given in each row that it makes, for the diagnostics.
-    sources: `(n, n)` or None: the share of each client of the stack in each row, chains in chains included.
+    sources: the share of each client of the stack in each row, in the same form, whatever chains they went through.
     """
 
     stack: PyTree

@@ -53,7 +53,7 @@ class Footprint(NamedTuple):
 
 
 def footprint(program: Program, by_client: int = 0) -> Footprint:
-    """The footprint of a program in the forms of the platform that is compiled for; `by_client` is what `remembered` says."""
+    """The footprint of a program in the forms of the platform that is compiled for; `by_client` as `remembered` says."""
     training = program.local_training
     model = training.model
     variables = jax.eval_shape(model.init, jax.random.key(0))
@@ -108,9 +108,9 @@ def check_remembered(needs: int, num_clients: int, limit: int, device: str) -> N
     """
     if needs > limit:
         raise DoesNotFit(
-            f"config.num_clients = {num_clients}: what the rule or the attack remembers of each client takes {needs / 1e9:.2f} "
-            f"GB of each device, and a program may take {limit / 1e9:.2f} GB of {device}; allowed is what fits: fewer clients, a "
-            "smaller model, fewer layers where the rule has features=..., or more devices"
+            f"config.num_clients = {num_clients}: what the rule or the attack remembers of each client takes "
+            f"{needs / 1e9:.2f} GB of each device, and a program may take {limit / 1e9:.2f} GB of {device}; allowed is what "
+            "fits: fewer clients, a smaller model, fewer layers where the rule has features=..., or more devices"
         )
 
 

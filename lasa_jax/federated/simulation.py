@@ -188,6 +188,12 @@ class Simulation:
                 )
         return executable, time.perf_counter() - began
 
+    def _kept_apart(self, node: Any) -> Any:
+        """What is remembered by client, each device its part; anything else as it is."""
+        if not ops.is_by_client(node):
+            return node
+        return dataclasses.replace(node, rows=lax.with_sharding_constraint(node.rows, PartitionSpec(None, ops.CLIENTS)))
+
     def check_memory(self, points: Point) -> None:
         """Raises DoesNotFit if what rule and attack remember of each client is too much, before it is made or compiled.
 
@@ -243,7 +249,7 @@ class Simulation:
         return states, points, FederatedDataset(train, test, partition)
 
     def place_runs(self, owned: Any) -> Any:
-        """Puts what the runs own, leaves `(runs, ...)`, along the `runs` axis of the mesh, and memory by client along both."""
+        """Puts what the runs own, leaves `(runs, ...)`, along the `runs` axis of the mesh; memory by client along both."""
         owned = ops.padded(owned, 1, self.mesh.shape[ops.CLIENTS])
         return _put(owned, self._owned(owned))
 
@@ -266,9 +272,8 @@ class Simulation:
 
         def local(owned: tuple, shared: tuple) -> Any:
             with jax.sharding.use_abstract_mesh(auto):
-                specs = (ops.specs(owned, None), jax.tree.map(lambda _: everywhere, shared))
-                shardings = jax.tree.map(lambda spec: NamedSharding(auto, spec), specs, is_leaf=_is_spec)
-                return of_a_row(*jax.sharding.reshard((owned, shared), shardings))
+                owned, shared = jax.sharding.reshard((owned, shared), NamedSharding(auto, everywhere))
+                return of_a_row(jax.tree.map(self._kept_apart, owned, is_leaf=ops.is_by_client), shared)
 
         def of_a_row(owned: tuple, shared: tuple) -> Any:
             if jax.tree.leaves(owned)[0].shape[0] == 1:

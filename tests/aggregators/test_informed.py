@@ -94,7 +94,8 @@ class TestSizes:
 
 def test_a_server_that_learned_nothing_changes_nothing():
     for own in (0.0, np.nan, np.inf):
-        context = Context(server_update=jax.tree.map(lambda x: jnp.full(x.shape[1:], own), honest()))
+        filled = jax.tree.map(functools.partial(jnp.full_like, fill_value=own), jax.tree.map(lambda x: x[0], honest()))
+        context = Context(server_update=filled)
         update, _, info = aggregators.fltrust().aggregate(honest(), (), key=KEY, num_malicious=0, context=context)
         assert not any(np.any(x) for x in update.values())
         assert not np.any(info.weight["bias"])
@@ -119,7 +120,7 @@ class TestFoolsGold:
         step = jax.jit(lambda u, s, p, c: rule.aggregate(u, s, key=KEY, num_malicious=0, present=p, context=c))
         state = rule.init(jax.tree.map(lambda x: x[0], honest()))
         histories = np.zeros((population, flat_rows(honest()).shape[1]))
-        for t in range(4):
+        for _ in range(4):
             updates = {name: rng.standard_normal(x.shape).astype(np.float32) for name, x in honest().items()}
             ids, present = rng.permutation(population)[:N].astype(np.int32), rng.random(N) < 0.8
             for x in updates.values():

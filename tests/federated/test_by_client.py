@@ -1,4 +1,4 @@
-"""Rules that know more than the updates, in whole runs: memory by client over devices, what fits, and the server's examples."""
+"""Rules that know more than the updates, in whole runs: memory by client, what fits, and the server's examples."""
 
 import functools
 
@@ -17,13 +17,17 @@ from lasa_jax.grid import cost
 SMALL = {"rounds": 4, "num_clients": 21, "clients_per_round": 10, "client.epochs": 1, "attack_ratio": 0.2}
 
 
+def declared(**settings):
+    return configs.updated(configs.paper("digits"), {**SMALL, **settings})
+
+
 def resolved(**settings):
-    return configs.resolve(configs.updated(configs.paper("digits"), {**SMALL, **settings}))
+    return configs.resolve(declared(**settings))
 
 
 def simulated(devices: int = 1, **settings):
     mesh = make_mesh(jax.devices()[:devices])
-    return experiment.simulate(resolved(**settings), mesh=mesh)
+    return experiment.simulate(declared(**settings), mesh=mesh)
 
 
 class TestArrays:

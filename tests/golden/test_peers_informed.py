@@ -17,7 +17,7 @@ KEY = jax.random.key(0)
 
 @functools.cache
 def arrays(method: str) -> dict[str, np.ndarray]:
-    """What was recorded of one method, or the inputs of all: the full file where it lies beside the checkout, else the copy."""
+    """What was recorded of one method, or the inputs of all: the full file if it lies beside the checkout, else the copy."""
     full = FULL / "peers" / f"{method}.npz"
     if full.is_file():
         with np.load(full) as z:
