@@ -104,6 +104,7 @@ def place(runs: Sequence[Run], mesh: Mesh, *, init: Callable[[Point], State] | N
         deterministic=config.deterministic,
     )
     points = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(one.point for one in runs))
+    made.check_memory(points)
     shares = partition.stack([one.shares for one in runs])
     states = (made.init if init is None else init)(points)
     placed = made.place(states, points, FederatedDataset(first.dataset.train, first.dataset.test, shares))
@@ -144,7 +145,7 @@ def prepare(
     )
     configs.check_clients_per_round(config.clients_per_round, len(shares.sizes))
     built = _model(config, dataset, model)
-    program = _program(config, dataset, shares, built, _factories(config, attack, aggregator))
+    program = _program(config, dataset, shares, built, _factories(config, len(shares.sizes), attack, aggregator))
     point = _point(config, len(shares.sizes), built, attack, aggregator)
     _check_methods(config, dataset, built, program, point, attack, aggregator)
     if "server_update" in program.make_attack(point.attack).needs | program.make_aggregator(point.aggregator).needs:
@@ -208,14 +209,21 @@ def _model(config: ConfigDict, dataset: Dataset, given: Any) -> Model:
 Factories = tuple[Callable[[Numbers], Attack], Callable[[Numbers], Aggregator]]
 
 
-def _factories(config: ConfigDict, attack: Attack | None, aggregator: Aggregator | None) -> Factories:
+def _factories(config: ConfigDict, num_clients: int, attack: Attack | None, aggregator: Aggregator | None) -> Factories:
     """What makes the attack and the rule inside a trace: those that were given, or those that the config names.
 
-    They are called with the traced numbers of `_point`, so that runs which differ in these share a program.
+    They are called with the traced numbers of `_point`, so that runs which differ in these share a program. One that remembers
+    the population, and so has a parameter `num_clients`, is told its size.
     """
 
     def named(kind: str, name: str) -> Callable[[Numbers], Any]:
-        _, compiled_in = methods.split(kind, name, configs.parameters(config, kind, name))
+        numbers, compiled_in = methods.split(kind, name, configs.parameters(config, kind, name))
+        if methods.remembers_clients(kind, name):
+            given = {**numbers, **compiled_in}.get("num_clients", num_clients)
+            check_number(
+                f"config.{configs.GROUPS[kind]}.{methods.settings_name(name)}.num_clients", given, low=num_clients
+            )
+            compiled_in = {"num_clients": num_clients, **compiled_in}
         return methods.factory(kind, name, compiled_in)
 
     make_attack = named("attack", config.attack.name) if attack is None else lambda _: attack

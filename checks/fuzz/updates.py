@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 
 from checks.fuzz.failures import Failures
 from lasa_jax import aggregators
-from lasa_jax.testing import known
+from lasa_jax.testing import built_in, known
 
 SHAPES = {"bias": (4,), "conv": (2, 3), "kernel": (3, 4)}
 SIZES = [math.prod(shape) for shape in SHAPES.values()]
@@ -234,7 +234,7 @@ def fuzz(count: int, names: list[str] | None = None, *, absent: bool = False, se
     """Every rule on every stack."""
     stacks, failures = make_stacks(count, seed), Failures()
     for name in aggregators.names() if names is None else names:
-        results = aggregate_all(aggregators.create(name), stacks, absent=absent)
+        results = aggregate_all(built_in(name), stacks, absent=absent)
         for index, (stack, result) in enumerate(zip(stacks, results, strict=True)):
             if not np.isfinite(result).all():
                 if not may_be_infinite(name, stack):

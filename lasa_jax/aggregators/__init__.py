@@ -10,6 +10,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from lasa_jax.aggregators.alignins import AlignmentDiagnostics, alignins
 from lasa_jax.aggregators.base import (
     Aggregator,
     Assumed,
@@ -29,6 +30,9 @@ from lasa_jax.aggregators.coordinate_wise import median, trimmed_mean
 from lasa_jax.aggregators.dnc import dnc
 from lasa_jax.aggregators.fedavg import fedavg
 from lasa_jax.aggregators.flame import FlameDiagnostics, flame
+from lasa_jax.aggregators.fldetector import DetectorDiagnostics, fldetector
+from lasa_jax.aggregators.fltrust import fltrust
+from lasa_jax.aggregators.foolsgold import foolsgold
 from lasa_jax.aggregators.geometric_median import geometric_median
 from lasa_jax.aggregators.krum import bulyan, krum, multi_krum
 from lasa_jax.aggregators.lasa import FilterDiagnostics, lasa, layer_filter
@@ -54,6 +58,7 @@ from lasa_jax.aggregators.subsets import MOST_SUBSETS, check_subsets, mda, smea
 from lasa_jax.errors import call_named
 
 RULES: dict[str, Callable[..., Aggregator]] = {
+    "alignins": alignins,
     "bulyan": bulyan,
     "caf": caf,
     "centered_clipping": centered_clipping,
@@ -61,6 +66,9 @@ RULES: dict[str, Callable[..., Aggregator]] = {
     "dnc": dnc,
     "fedavg": fedavg,
     "flame": flame,
+    "fldetector": fldetector,
+    "fltrust": fltrust,
+    "foolsgold": foolsgold,
     "geometric_median": geometric_median,
     "krum": krum,
     "lasa": lasa,
@@ -122,8 +130,10 @@ __all__ = [
     "PREAGGREGATORS",
     "RULES",
     "Aggregator",
+    "AlignmentDiagnostics",
     "Assumed",
     "Context",
+    "DetectorDiagnostics",
     "Diagnostics",
     "FilterDiagnostics",
     "FlameDiagnostics",
@@ -133,6 +143,7 @@ __all__ = [
     "Selection",
     "SignDiagnostics",
     "SimilarityState",
+    "alignins",
     "arc",
     "bucketing",
     "bulyan",
@@ -147,6 +158,9 @@ __all__ = [
     "dnc",
     "fedavg",
     "flame",
+    "fldetector",
+    "fltrust",
+    "foolsgold",
     "geometric_median",
     "is_finite",
     "keep_top_k",

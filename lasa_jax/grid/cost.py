@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from lasa_jax import build, ops
+from lasa_jax import build, methods, ops
 from lasa_jax import config as configs
 from lasa_jax.federated import cards, memory
 from lasa_jax.federated.cards import Card
@@ -60,16 +60,26 @@ def of(config: ConfigDict, limit: int | None = None) -> Cost:
       limit: bytes that a program may take of a device; as `cards.memory` says of the first one if None.
     """
     limit = cards.memory(jax.devices()[0]) if limit is None else limit
-    key = (*configs.cost_key(config), ops.platform(), limit)
+    key = (*configs.cost_key(config), *_remembering(config), ops.platform(), limit)
     if key not in _costs:
         _costs[key] = _count(config, limit)
     return _costs[key]
 
 
+def _remembering(config: ConfigDict) -> list[str]:
+    """The methods of a config that remember each client of the population, with what decides how much that is."""
+    return [
+        f"{name} {sorted(configs.parameters(config, kind, name).items())}"
+        for kind, names in configs.chosen(config).items()
+        for name in names
+        if methods.remembers_clients(kind, name)
+    ]
+
+
 def _count(config: ConfigDict, limit: int) -> Cost:
-    _, dataset, shares, program, _ = build.prepare(config)
+    _, dataset, shares, program, point = build.prepare(config)
     model, training = program.local_training.model, program.local_training
-    found = memory.footprint(program)
+    found = memory.footprint(program, memory.remembered(jax.eval_shape(program.init, point)))
     examples, partition = sum(x.nbytes for x in (*dataset.train, *dataset.test)), sum(x.nbytes for x in shares)
     at_once = memory.estimated_at_once(program, found, limit, examples=examples, partition=partition)
     clients = program.clients_per_round

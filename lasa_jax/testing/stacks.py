@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType
 
-from lasa_jax import ops
+from lasa_jax import aggregators, methods, ops
 from lasa_jax.aggregators import Aggregator, Context
 from lasa_jax.attacks import Attack
 
@@ -79,6 +79,12 @@ def known(method: Aggregator | Attack, updates: PyTree, ids: Mask | None = None)
         round_index=jnp.int32(1),
     )
     return {"context": Context(**{name: getattr(everything, name) for name in method.needs})}
+
+
+def built_in(name: str, num_clients: int = 128) -> Aggregator:
+    """A built-in rule with its defaults; one that remembers the population is told that it has so many clients."""
+    told = {"num_clients": num_clients} if methods.remembers_clients("aggregator", name) else {}
+    return aggregators.create(name, **told)
 
 
 def first_row(updates: PyTree) -> PyTree:

@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 
 from lasa_jax import aggregators
-from lasa_jax.testing.stacks import first_row, known
+from lasa_jax.testing import built_in, known
+from lasa_jax.testing.stacks import first_row
 
 N = 6
 KEY = jax.random.key(0)
 # Compiled fast, since each is run a few times only.
 OPTIONS = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 RULES = {
-    **{name: aggregators.create(name) for name in aggregators.names()},
+    **{name: built_in(name) for name in aggregators.names()},
     "geometric_median, official": aggregators.geometric_median(variant="official"),
     "geometric_median of what is clipped, sparse and mixed": aggregators.chain(
         aggregators.reject_nonfinite(),
