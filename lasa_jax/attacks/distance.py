@@ -153,11 +153,12 @@ def line_from(start: PyTree, direction: PyTree, updates: PyTree, known: jax.Arra
     return Line(start, direction, known, jnp.where(known, a, 0.0), jnp.where(known, b, 0.0), c)
 
 
-def largest_step(accept: Callable[[jax.Array], jax.Array]) -> jax.Array:
-    """The largest step between 0 and 20 that is accepted, to 1e-6, if what is accepted is an interval from 0; else 0.
+def largest_step(accept: Callable[[jax.Array], jax.Array], largest: float = LARGEST_STEP) -> jax.Array:
+    """The largest step that is accepted, to 1e-6, if what is accepted is an interval from 0; 0 if none is.
 
     Args:
-      accept: of a step, whether it is within the bound; called a fixed number of times.
+      accept: of a step, whether it is within the bound; called a fixed number of times, first with half of `largest`.
+      largest: where the search ends.
     """
 
     def halve(_: jax.Array, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -166,4 +167,4 @@ def largest_step(accept: Callable[[jax.Array], jax.Array]) -> jax.Array:
         good = accept(middle)
         return jnp.where(good, middle, low), jnp.where(good, high, middle)
 
-    return jax.lax.fori_loop(0, _HALVINGS, halve, (jnp.float32(0), jnp.float32(LARGEST_STEP)))[0]
+    return jax.lax.fori_loop(0, _HALVINGS, halve, (jnp.float32(0), jnp.float32(largest)))[0]

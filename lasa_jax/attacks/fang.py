@@ -143,8 +143,9 @@ def fang_krum(variant: str = "paper", knowledge: str = "benign") -> Attack:
       knowledge: whose updates, see `known_rows`. As in the official code: "all" or "colluders". With "all" only s is taken
         from all; the copies stand beside the benign rows.
 
-    Fang et al. also add a random offset of norm up to 0.01 to the copies; none is added here. A single colluder that knows
-    itself only has nobody to tell apart: its copy is picked at the first step.
+    Fang et al. also add a random offset of norm up to 0.01 to the copies; none is added here. Of equal scores the copies come
+    first beside the benign rows, last beside the colluders' own: two rows that are nearest to each other have equal ones. So
+    the copy of a single colluder that knows itself only is never picked.
     """
     check_choice("variant", variant, _VARIANTS)
     check_choice("knowledge", knowledge, KNOWLEDGE)
@@ -174,7 +175,7 @@ def fang_krum(variant: str = "paper", knowledge: str = "benign") -> Attack:
 
         def search(copies: jax.Array) -> tuple[jax.Array, jax.Array]:
             start = jnp.ones((), kind) if variant == "official" else _upper_bound(pairs, apart, copies, entries)
-            return _halved(lambda step: _krum_picks(line, pairs, copies, step), start, least)
+            return _halved(lambda step: _krum_picks(line, pairs, copies, step, not alone), start, least)
 
         if not alone:
             return line.at(search(f)[0])
@@ -210,8 +211,13 @@ def _upper_bound(pairs: jax.Array, apart: jax.Array, copies: jax.Array, entries:
     return (nearest / divisor + jnp.max(apart)) / jnp.asarray(entries, apart.dtype) ** 0.5
 
 
-def _krum_picks(line: Line, pairs: jax.Array, copies: jax.Array, step: jax.Array) -> jax.Array:
-    """Whether Krum, told how many copies there are, picks one of them beside the rows that the line is measured from."""
+def _krum_picks(line: Line, pairs: jax.Array, copies: jax.Array, step: jax.Array, ties: bool) -> jax.Array:
+    """Whether Krum, told how many copies there are, picks one of them beside the rows that the line is measured from.
+
+    Args:
+      line, pairs, copies, step: see `fang_krum`.
+      ties: whether the copies come first where scores are equal.
+    """
     n, known = len(line.known), line.known
     place = jnp.arange(n, dtype=jnp.int32)
     neighbours = jnp.maximum(jnp.sum(known, dtype=jnp.int32) - 2, 1)
@@ -221,7 +227,8 @@ def _krum_picks(line: Line, pairs: jax.Array, copies: jax.Array, step: jax.Array
     others = jnp.where(jnp.eye(n, dtype=bool), jnp.inf, pairs)
     to_copies = jnp.where((place < copies)[None, :], apart[:, None], jnp.inf)
     honest = ops.sum_of_smallest(jnp.concatenate([others, to_copies], axis=1), neighbours)
-    return crafted <= jnp.min(jnp.where(known, honest, jnp.inf))
+    best = jnp.min(jnp.where(known, honest, jnp.inf))
+    return crafted <= best if ties else crafted < best
 
 
 def _halved(

@@ -18,6 +18,7 @@ from lasa_jax.errors import check_choice
 
 _ATTEMPTS = 24  # of the official search for the median, until the steps are smaller than the resolution
 _RESOLUTION = 1e-5
+_OFFICIAL_LARGEST = 6.0  # of the official search against Multi-Krum, which begins with 3
 
 
 def tailored_trmean(variant: str = "paper", knowledge: str = "benign") -> Attack:
@@ -205,14 +206,16 @@ def tailored_multi_krum(variant: str = "paper", knowledge: str = "benign", direc
       knowledge: whose updates, see `known_rows`.
       direction: p, see `min_max`.
 
-    The step is at most 20; where no step is found, the row is the mean.
+    The step is at most 20, in the variant "official" 6, since that search begins with 3; where no step is found, the row is
+    the mean.
     """
 
     def picked(distances: jax.Array, present: jax.Array, copies: jax.Array) -> jax.Array:
         n = jnp.sum(present, dtype=jnp.int32)
         f = at_most((n - 3) // 2, copies)
         if variant == "official":
-            return iterated_selection(distances, present, n - 2 * f - 2, f, 1)
+            in_order = jnp.arange(len(present), dtype=distances.dtype)  # the copies first, as there
+            return iterated_selection(distances, present, n - 2 * f - 2, f, 1, in_order)
         scores = krum_scores(distances, n - f - 2)
         to_all = jnp.sum(jnp.where(jnp.isfinite(distances), distances, 0.0), axis=1)
         return jnp.argsort(jnp.lexsort((to_all, scores))).astype(jnp.int32) < n - f
@@ -268,6 +271,6 @@ def _picked_whole(picked: Callable[..., jax.Array], variant: str, knowledge: str
             chosen = picked(jnp.concatenate([above, below]), everybody, copies)
             return jnp.all(chosen[: len(known)] | ~is_copy)
 
-        return line.at(largest_step(accept))
+        return line.at(largest_step(accept, _OFFICIAL_LARGEST if variant == "official" else LARGEST_STEP))
 
     return same_row(craft_row)

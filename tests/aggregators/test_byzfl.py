@@ -90,8 +90,8 @@ def test_attack(theirs, attack):
 @pytest.mark.parametrize(
     ("theirs", "attack"),
     [
-        (byzfl.OptimalALittleIsEnough, attacks.optimal_alie()),
-        (byzfl.OptimalInnerProductManipulation, attacks.optimal_ipm()),
+        (byzfl.Optimal_ALittleIsEnough, attacks.optimal_alie()),
+        (byzfl.Optimal_InnerProductManipulation, attacks.optimal_ipm()),
     ],
 )
 def test_attack_that_searches_for_its_factor(theirs, attack, name):
