@@ -144,6 +144,7 @@ def prepare(
         config.partition, dataset.train.labels, dataset.client_ids, num_clients=config.num_clients, seed=config.seed
     )
     configs.check_clients_per_round(config.clients_per_round, len(shares.sizes))
+    _check_numbered(config, dataset, len(shares.sizes))
     built = _model(config, dataset, model)
     program = _program(config, dataset, shares, built, _factories(config, len(shares.sizes), attack, aggregator))
     point = _point(config, len(shares.sizes), built, attack, aggregator)
@@ -172,6 +173,15 @@ def check_subsets(config: ConfigDict) -> None:
     aggregators.check_subsets(rule, rows, _assumed(config) if own is None else own)
 
 
+def _check_numbered(config: ConfigDict, dataset: Dataset, num_clients: int) -> None:
+    """Raises InputError for the number of a client or of a class, in the parameters of an attack, that the data does not have."""
+    for name in configs.chosen(config)["attack"]:
+        given = configs.parameters(config, "attack", name)
+        for parameter, of in attacks.NUMBERED.get(name, {}).items():
+            count = {"clients": num_clients, "classes": dataset.num_classes}[of]
+            check_number(f"config.attack.{name}.{parameter}", given.get(parameter, 0), high=count - 1)
+
+
 def _check_methods(
     config: ConfigDict, dataset: Dataset, model: Model, program: Program, point: Point, attack: Any, aggregator: Any
 ) -> None:
@@ -188,7 +198,7 @@ def _check_methods(
             check_aggregator(program.make_aggregator(point.aggregator), variables, where)
         if attack is not None:
             check_attack(attack, variables, examples, "attack")
-        elif config.attack.name in paths:
+        elif {config.attack.name, configs.base_of(config)} & set(paths):
             where = f"config.attack.name = {config.attack.name!r}"
             check_attack(program.make_attack(point.attack), variables, examples, where)
 
@@ -212,8 +222,8 @@ Factories = tuple[Callable[[Numbers], Attack], Callable[[Numbers], Aggregator]]
 def _factories(config: ConfigDict, num_clients: int, attack: Attack | None, aggregator: Aggregator | None) -> Factories:
     """What makes the attack and the rule inside a trace: those that were given, or those that the config names.
 
-    They are called with the traced numbers of `_point`, so that runs which differ in these share a program. One that remembers
-    the population, and so has a parameter `num_clients`, is told its size.
+    They are called with the traced numbers of `_point`, so that runs which differ in these share a program. One that
+    remembers the population, and so has a parameter `num_clients`, is told its size.
     """
 
     def named(kind: str, name: str) -> Callable[[Numbers], Any]:
@@ -226,7 +236,10 @@ def _factories(config: ConfigDict, num_clients: int, attack: Attack | None, aggr
             compiled_in = {"num_clients": num_clients, **compiled_in}
         return methods.factory(kind, name, compiled_in)
 
+    base = configs.base_of(config)
     make_attack = named("attack", config.attack.name) if attack is None else lambda _: attack
+    if attack is None and base is not None:
+        make_attack = _on_base(make_attack, named("attack", base))
     steps = [(methods.settings_name(name), named("preaggregator", name)) for name in configs.steps(config)]
     make_rule = named("aggregator", config.aggregator.name)
 
@@ -241,6 +254,11 @@ def _factories(config: ConfigDict, num_clients: int, attack: Attack | None, aggr
         lambda numbers: attacks.parameters_only(make_attack(numbers)),
         lambda numbers: aggregators.parameters_only(make_aggregator(numbers)),
     )
+
+
+def _on_base(make: Callable[[Numbers], Attack], make_base: Callable[[Numbers], Attack]) -> Callable[[Numbers], Attack]:
+    """Makes an attack that builds on another one, whose numbers are under "base"."""
+    return lambda numbers: make({**numbers, "base": make_base(numbers["base"])})
 
 
 def _statistics_apart(config: ConfigDict) -> bool:
@@ -291,13 +309,15 @@ def _point(
         return _numbers(config, kind, name, model)
 
     of_steps = {methods.settings_name(name): of("preaggregator", name) for name in configs.steps(config)}
+    base = configs.base_of(config)
+    of_base = {} if base is None else {"base": of("attack", base)}
     client = config.client
     numbers: Any = Point(
         key=jax.random.key(config.seed),
         malicious=jnp.asarray(malicious),
         assumed_malicious=jnp.asarray(_assumed(config)),
         sgd=SGD(client.learning_rate, client.momentum, client.learning_rate_decay, client.clip_norm),
-        attack={} if attack is not None else of("attack", config.attack.name),
+        attack={} if attack is not None else {**of("attack", config.attack.name), **of_base},
         aggregator={
             "steps": of_steps,
             "rule": {} if aggregator is not None else of("aggregator", config.aggregator.name),

@@ -26,11 +26,13 @@ THOROUGH = (
     r"tests/aggregators/test_rules.py::test_(clusters_of|largest_cluster|the_assumed_number)",
     r"tests/attacks/test_battery.py::test_(adaptive|law\[(devices|vmap|keeps_dtypes)|one_trace)",
     r"tests/benchmarks/test_peers.py::test_pip_is_asked",
+    r"tests/attacks/test_searches.py::.*(unit_vec|along_every|step_by_step\[optimal_ipm)",
     r"tests/attacks/test_peers.py::test_with_nobody_malicious",
     r"tests/checks/test_(causes|faults|forms.py::test_(models|no_form)|fuzz)",
     r"tests/data/test_by_client.py::TestRealFiles",
     r"tests/federated/test_(ragged|simulation)",
     r"tests/federated/test_client.py::test_(every_model|clients_of_different|.*precision)",
+    r"tests/golden/test_peers_searches.py.*\[.*(n7|n25)_",
     r"tests/golden/.*\[(a[234]_|a5_n8_f[23]|[12]-)",  # what is left has every method
     r"tests/golden/test_peers_geometry.py::.*n25_",  # 177,100 subsets
     r"tests/grid/test_grid.py::test_(a_(batch|failed|damaged|point_alone|worker)|divergence|killed|metrics_are|one_bad|only_missing|outcomes)",

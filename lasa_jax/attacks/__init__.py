@@ -21,18 +21,30 @@ from lasa_jax.attacks.base import (
     stateless,
     unconstrained,
 )
+from lasa_jax.attacks.byzmean import byzmean
 from lasa_jax.attacks.distance import min_max, min_sum, min_sum_stealthy
+from lasa_jax.attacks.fang import fang_krum, fang_trmean
 from lasa_jax.attacks.mimic import mimic
-from lasa_jax.attacks.naive import label_flip, nan, noise, none, random, sign_flip, zero
+from lasa_jax.attacks.naive import inf, label_flip, nan, noise, none, random, sign_flip, zero
+from lasa_jax.attacks.optimal import optimal_alie, optimal_ipm
 from lasa_jax.attacks.parameters_only import parameters_only
-from lasa_jax.attacks.statistical import alie, byzmean, ipm, lie
-from lasa_jax.attacks.tailored import tailored_krum, tailored_trmean
+from lasa_jax.attacks.statistical import alie, ipm, lie
+from lasa_jax.attacks.tailored import (
+    tailored_bulyan,
+    tailored_krum,
+    tailored_median,
+    tailored_multi_krum,
+    tailored_trmean,
+)
 from lasa_jax.errors import call_named
 
 ATTACKS: dict[str, Callable[..., Attack]] = {
     "adaptive": adaptive,
     "alie": alie,
     "byzmean": byzmean,
+    "fang_krum": fang_krum,
+    "fang_trmean": fang_trmean,
+    "inf": inf,
     "ipm": ipm,
     "label_flip": label_flip,
     "lie": lie,
@@ -43,12 +55,26 @@ ATTACKS: dict[str, Callable[..., Attack]] = {
     "nan": nan,
     "noise": noise,
     "none": none,
+    "optimal_alie": optimal_alie,
+    "optimal_ipm": optimal_ipm,
     "random": random,
     "sign_flip": sign_flip,
+    "tailored_bulyan": tailored_bulyan,
     "tailored_krum": tailored_krum,
+    "tailored_median": tailored_median,
+    "tailored_multi_krum": tailored_multi_krum,
     "tailored_trmean": tailored_trmean,
     "zero": zero,
 }
+
+# Parameters that are the number of a client or of a class: the data says how many there are.
+NUMBERED: dict[str, dict[str, str]] = {
+    "label_flip": {"source": "classes", "target": "classes"},
+    "mimic": {"client": "clients"},
+}
+
+
+WITH_BASE = ("byzmean",)  # attacks with a parameter `base`, another attack that they build on
 
 
 def names() -> list[str]:
@@ -67,6 +93,8 @@ def create(name: str, **parameters: Any) -> Attack:
 
 __all__ = [
     "ATTACKS",
+    "NUMBERED",
+    "WITH_BASE",
     "Attack",
     "adaptive",
     "alie",
@@ -74,7 +102,10 @@ __all__ = [
     "changed_row",
     "checked",
     "create",
+    "fang_krum",
+    "fang_trmean",
     "honest_examples",
+    "inf",
     "ipm",
     "known_rows",
     "label_flip",
@@ -87,12 +118,17 @@ __all__ = [
     "nan",
     "noise",
     "none",
+    "optimal_alie",
+    "optimal_ipm",
     "parameters_only",
     "random",
     "same_row",
     "sign_flip",
     "stateless",
+    "tailored_bulyan",
     "tailored_krum",
+    "tailored_median",
+    "tailored_multi_krum",
     "tailored_trmean",
     "unconstrained",
     "zero",

@@ -12,6 +12,7 @@ from lasa_jax.errors import InputError, check_choice
 
 PyTree = Any
 Scalar = float | jax.Array
+Count = int | jax.Array
 
 KNOWLEDGE = ("benign", "colluders", "all")
 

@@ -19,6 +19,7 @@ from lasa_jax.config.identity import (
 )
 from lasa_jax.config.resolve import check_clients_per_round, check_sources, from_json, resolve, updated, user_functions
 from lasa_jax.config.settings import (
+    BASES,
     BY_FIDELITY,
     GROUPS,
     NOT_COMPARED,
@@ -27,6 +28,7 @@ from lasa_jax.config.settings import (
     UNIDENTIFYING,
     Setting,
     all_settings,
+    base_of,
     check_fields,
     chosen,
     default,
@@ -36,6 +38,7 @@ from lasa_jax.config.settings import (
 )
 
 __all__ = [
+    "BASES",
     "BY_FIDELITY",
     "GROUPS",
     "NOT_COMPARED",
@@ -45,6 +48,7 @@ __all__ = [
     "Setting",
     "all_settings",
     "as_json",
+    "base_of",
     "check_clients_per_round",
     "check_fields",
     "check_sources",

@@ -69,6 +69,9 @@ def _settings(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
     for name, value in config.items():
         if isinstance(value, Mapping) and name == "parameters" and prefix in ("aggregator.", "attack."):
             yield from _settings(value, f"{prefix}{str(config.get('name')).rpartition(':')[2]}.")
+        elif isinstance(value, Mapping) and prefix + name == "attack.base":  # under the name of that attack
+            called = str(config["parameters"].get("base")).rpartition(":")[2]
+            yield from _settings(value.get("parameters", {}), f"attack.{called}.")
         elif isinstance(value, Mapping) and name == "parameters":
             yield from _settings(value, prefix)
         elif isinstance(value, Mapping):

@@ -161,7 +161,7 @@ def test_what_of_a_method_is_compiled_in():
     assert compiled["dnc"] == ["variant"]
     assert compiled["geometric_median"] == ["max_iterations", "variant"]
     assert compiled["signguard"] == ["coordinate_fraction", "variant"]
-    assert compiled["min_sum"] == ["knowledge", "squared"]
+    assert compiled["min_sum"] == ["direction", "knowledge", "squared"]
     assert compiled["adaptive"] == ["knowledge", "num_magnitudes", "num_refinements", "objective"]
 
 
