@@ -22,9 +22,11 @@ from lasa_jax.attacks.base import (
     unconstrained,
 )
 from lasa_jax.attacks.distance import min_max, min_sum, min_sum_stealthy
+from lasa_jax.attacks.history import mpaf, poisonedfl, rop
 from lasa_jax.attacks.mimic import mimic
 from lasa_jax.attacks.naive import label_flip, nan, noise, none, random, sign_flip, zero
 from lasa_jax.attacks.parameters_only import parameters_only
+from lasa_jax.attacks.sparse import hybrid_sparse, lasa_attack
 from lasa_jax.attacks.statistical import alie, byzmean, ipm, lie
 from lasa_jax.attacks.tailored import tailored_krum, tailored_trmean
 from lasa_jax.errors import call_named
@@ -33,17 +35,22 @@ ATTACKS: dict[str, Callable[..., Attack]] = {
     "adaptive": adaptive,
     "alie": alie,
     "byzmean": byzmean,
+    "hybrid_sparse": hybrid_sparse,
     "ipm": ipm,
     "label_flip": label_flip,
+    "lasa_attack": lasa_attack,
     "lie": lie,
     "mimic": mimic,
     "min_max": min_max,
     "min_sum": min_sum,
     "min_sum_stealthy": min_sum_stealthy,
+    "mpaf": mpaf,
     "nan": nan,
     "noise": noise,
     "none": none,
+    "poisonedfl": poisonedfl,
     "random": random,
+    "rop": rop,
     "sign_flip": sign_flip,
     "tailored_krum": tailored_krum,
     "tailored_trmean": tailored_trmean,
@@ -75,20 +82,25 @@ __all__ = [
     "checked",
     "create",
     "honest_examples",
+    "hybrid_sparse",
     "ipm",
     "known_rows",
     "label_flip",
+    "lasa_attack",
     "lie",
     "mimic",
     "min_max",
     "min_sum",
     "min_sum_stealthy",
+    "mpaf",
     "names",
     "nan",
     "noise",
     "none",
     "parameters_only",
+    "poisonedfl",
     "random",
+    "rop",
     "same_row",
     "sign_flip",
     "stateless",

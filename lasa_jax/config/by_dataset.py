@@ -21,6 +21,7 @@ _CLIP_NORM: dict[str, dict[str, float]] = {
 _PADDING = {"paper": "ignored", "official": "counted"}
 _KNOWLEDGE = {"paper": {"otherwise": "benign"}, "official": {"byzmean": "all", "otherwise": "colluders"}}
 _KNOWLEDGE["official"] |= dict.fromkeys(("adaptive", "alie", "ipm", "tailored_krum"), "benign")  # not in that code
+_KNOWLEDGE["official"] |= dict.fromkeys(("hybrid_sparse", "lasa_attack", "rop"), "benign")  # nor these
 
 # The supplement's settings by dataset (its sections B and D). Radii: 1.0 / 1.0 on CIFAR, magnitude 2.0
 # elsewhere, direction 1.5 where clients are natural. The table in docs/fidelity.md explains them.

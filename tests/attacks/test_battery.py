@@ -21,14 +21,20 @@ ATTACKS = {
     "adaptive": attacks.adaptive(num_magnitudes=3, num_refinements=3),
     "alie": attacks.alie(),
     "ipm": attacks.ipm(),
+    "hybrid_sparse": attacks.hybrid_sparse(share=0.1),
+    "hybrid_sparse, z_score, searched": attacks.hybrid_sparse(share=0.1, cap="z_score", searched=True),
     "label_flip": attacks.label_flip(),
+    "lasa_attack": attacks.lasa_attack(),
     "mimic": attacks.mimic(),
     "min_max": attacks.min_max(),
     "min_max, colluders": attacks.min_max(knowledge="colluders"),
     "min_sum": attacks.min_sum(),
     "min_sum, not squared": attacks.min_sum(squared=False),
     "min_sum_stealthy": attacks.min_sum_stealthy(),
+    "mpaf": attacks.mpaf(factor=10.0),
     "nan": attacks.nan(),
+    "poisonedfl": attacks.poisonedfl(),
+    "rop": attacks.rop(),
     "tailored_krum": attacks.tailored_krum(),
     "tailored_trmean": attacks.tailored_trmean(),
     "zero": attacks.zero(),
@@ -46,9 +52,14 @@ DRAWN = ("noise", "random")
 ALONE_HONEST = ("lie, colluders", "min_max, colluders")  # the mean of one row is that row
 NUMBERS = {
     "byzmean": {"z": [0.1, 0.3]},
+    "hybrid_sparse": {"large_factor": [1.5, 3.0], "z": [0.1, 0.3]},
     "ipm": {"epsilon": [0.1, 0.3]},
+    "lasa_attack": {"large_factor": [1.5, 3.0], "z": [0.1, 0.3]},
     "lie": {"z": [0.1, 0.3]},
+    "mpaf": {"factor": [1.0, 10.0]},
     "noise": {"std": [0.2, 0.4]},
+    "poisonedfl": {"factor": [4.0, 8.0]},
+    "rop": {"z": [0.5, 1.0], "angle": [90.0, 200.0], "relocation": [0.0, 0.5], "history": [0.5, 0.9]},
 }
 
 
