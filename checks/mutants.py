@@ -54,7 +54,7 @@ MUTANTS = [
     ),
     ("attacks/mimic.py", "jnp.abs(along(direction))", "along(direction)", "a direction with a sign"),
     ("attacks/mimic.py", "(1.0 + rounds)", "(2.0 + rounds)", "wrong running mean"),
-    ("attacks/history.py", "jnp.where(moved, share * r + (1 - share) * m, m)", "share * r + (1 - share) * m", "no first round"),
+    ("attacks/history.py", "sine * p + cosine * u", "cosine * p + sine * u", "along for aside"),
     ("attacks/history.py", "beyond <= 0.01", "beyond < 0.001", "another percentile"),
     ("attacks/history.py", "jnp.where(weaker, lower, state.factor)", "state.factor", "never weaker"),
     ("attacks/history.py", "b.astype(kind) - w.astype(kind)", "w.astype(kind) - b.astype(kind)", "wrong way"),
@@ -65,6 +65,7 @@ MUTANTS = [
 TESTS = (
     "tests/aggregators/test_battery.py",
     "tests/attacks/test_battery.py",
+    "tests/attacks/test_over_rounds.py",
     "tests/golden/test_golden.py",
     "tests/golden/test_peers_over_rounds.py",
     "tests/aggregators/test_preaggregators.py",

@@ -3,9 +3,9 @@
     python -m launch.sweep --config=configs/sweeps/lasa_attack.py:digits --workdir=DIR        # or mnist, ...
 
 Six rules under no attack, `lasa_attack` in both of its published settings, `hybrid_sparse`, Lie and ByzMean, seeds 1 to 3: a
-quarter of the clients malicious with the dataset's own numbers of clients, and, on digits, a fifth of 25 clients that all take
-part in every round, as in the library that the attack comes from. 108 runs for each of the two, 36 programs. Every rule and attack is
-that of its own paper.
+quarter of the clients malicious with the dataset's own numbers of clients, and, on digits, a fifth of 25 clients that all
+take part in every round, as in the library that the attack comes from. 108 runs for each of the two, 36 programs. Every rule
+and attack is that of its own paper.
 """
 
 from typing import Any

@@ -93,7 +93,7 @@ def rop(
 class Consistency(NamedTuple):
     """What the attacker of `poisonedfl` remembers.
 
-    sign: int8, -1 or 1 in every coordinate, 0 until they are drawn. row: what was sent last. factor: its length, in lengths
+    sign: int8, -1 or 1 in every coordinate, 0 until they are drawn. row: what was sent last, the mean of it. factor: its length, in lengths
     of the global step. tested: the global model after the last round with a test. keeps: whether the next round begins with
     that model, bool.
     """
@@ -111,10 +111,11 @@ def poisonedfl(factor: Scalar = 8.0, test_every: int = 50, sign: PyTree = None) 
         v   = |g - a |g| / |a||, to unit length      g = the global step before, a = the row before; by coordinate
         row = c |g| v s                              s = a random sign in every coordinate, drawn once
 
-    It knows no other client's update. In rounds 1, 1 + test_every, 1 + 2 test_every, ... before anything is sent, the
-    attacker counts the coordinates in which the global model moved with s since the last such round, or round 1 (in which it is on the
-    side of s, where it did not move). If these are fewer than the 99 % point of Binomial(d, 1/2), the server resists, and c
-    falls to 0.7 c, but not below 0.5. While the global model has not moved, as in round 1, honest updates are sent.
+    It knows no benign client's update. In rounds 1 + test_every, 1 + 2 test_every, ... before anything is sent, the attacker
+    counts the coordinates in which the global model moved with s since the last such round, or round 1; where it did not
+    move, in which it is on the side of s. If these are fewer than the 99 % point of Binomial(d, 1/2), the server resists,
+    and c falls to 0.7 c, but not below 0.5. While the global model has not moved, as in round 1, honest updates are sent,
+    and a is their mean over the malicious clients.
 
     Args:
       factor: c at the start; 8 in the authors' scripts. May be traced.
@@ -172,7 +173,12 @@ def poisonedfl(factor: Scalar = 8.0, test_every: int = 50, sign: PyTree = None) 
         def send(own: PyTree) -> PyTree:
             return jax.tree.map(lambda x, a: jnp.where(moved, a, x.astype(kind)), own, row)
 
-        kept = jax.tree.map(lambda a, like: jnp.where(moved, a, 0).astype(like.dtype), row, state.row)
+        def own_mean() -> PyTree:
+            chosen = malicious.astype(kind)
+            return _as_type(ops.weighted_sum(chosen / jnp.maximum(jnp.sum(chosen), 1), updates), kind)
+
+        honest = jax.lax.cond(ops.any_run(~moved), own_mean, lambda: row)
+        kept = jax.tree.map(lambda a, h, like: jnp.where(moved, a, h).astype(like.dtype), row, honest, state.row)
         crafted = ops.replace_rows(send, updates, malicious)
         return crafted, Consistency(signs, kept, scale, tested, tests)
 
@@ -213,7 +219,9 @@ def upper_point(size: int) -> int:
     counts = np.arange(middle, min(size, middle + 10 * math.isqrt(size) + 10) + 1)
     log_middle = math.lgamma(size + 1) - math.lgamma(middle + 1) - math.lgamma(size - middle + 1) - size * math.log(2)
     steps = np.log((size - counts[:-1]) / (counts[:-1] + 1))
-    chance = np.exp(log_middle + np.concatenate([[0.0], np.cumsum(steps)]))  # of each count; what is beyond is below 1e-80
+    chance = np.exp(
+        log_middle + np.concatenate([[0.0], np.cumsum(steps)])
+    )  # of each count; what is beyond is below 1e-80
     beyond = np.cumsum(chance[::-1])[::-1] - chance  # P(X > k)
     return int(counts[np.argmax(beyond <= 0.01)])
 
@@ -237,7 +245,9 @@ def mpaf(factor: Scalar = 1e6, base: PyTree = None) -> Attack:
 
     def init(params: PyTree) -> PyTree:
         return jax.tree.map(
-            lambda b, like: jnp.array(b, like.dtype), params if base is None else shaped_like(base, params, "base"), params
+            lambda b, like: jnp.array(b, like.dtype),
+            params if base is None else shaped_like(base, params, "base"),
+            params,
         )
 
     def craft(

@@ -37,7 +37,7 @@ def lasa_attack(
     """Against LASA: the honest signs turned around, in every layer with the norm that LASA takes for ordinary.
 
         c_j   = for how many known clients coordinate j is among their int(sparsity_level d) smallest magnitudes
-        a_j   = z in the int(small_share d) coordinates of smallest c, then large_factor in the int(large_share d) of smallest
+        a_j   = z in the int(small_share d) coordinates of smallest c; in int(large_share d) of these large_factor; else 0
         row_l = -a_l sign(mu_l), to the lower median over the known clients of |x_i,l|        for every layer l
 
     What is sent survives LASA's top-k where honest updates do, and has its median norm, so that only sign purity can tell.
@@ -149,19 +149,19 @@ def hybrid_sparse(
         row_j = mu_j - z * std_j                           elsewhere
 
     The mask, if it is not given, has the share of coordinates with the largest saliency |w_j g_j| of SNIP (Lee, Ajanthan and
-    Torr, ICLR 2019), one of the methods of pruning that the attack's paper names: w is the global model of the first round in
-    which a malicious client takes part, g, up to its length, the mean of the malicious clients' own honest updates there. It
-    is kept from then on.
+    Torr, ICLR 2019), one of the methods of pruning that the attack's paper names. w is the global model of the first round
+    in which a malicious client takes part; g, up to its length, is the mean of the malicious clients' own honest updates
+    there. The mask is kept from then on.
 
     Args:
       mask: a pytree like one update, true or not 0 where the model is sensitive.
       share: of the coordinates in the mask that is computed, `0 < share <= 1`.
-      cap: limit of the std on the mask: "none"; "iqr", q75 + 1.5 (q75 - q25) of the stds there; "z_score", their mean and two
-        of their standard deviations.
+      cap: limit of the std on the mask: "none"; "iqr", q75 + 1.5 (q75 - q25) of the stds there; "z_score", their mean and
+        two of their standard deviations.
       large_factor: 1.5 in the authors' library. May be traced.
       z: as `alie` has it if None. May be traced.
       searched: takes the largest z, at most 20, in place of it, with which the row stays within the bound of
-        `min_sum_stealthy`: the sum of its squared distances to the known rows is at most the smallest of theirs; 0 if no z is.
+        `min_sum_stealthy`: the sum of its squared distances to the known rows is at most the smallest of theirs. 0 if none.
       knowledge: whose mean and standard deviation, see `known_rows`.
 
     Raises:
@@ -199,9 +199,7 @@ def hybrid_sparse(
         mean, std = (jax.tree.map(lambda x: x.astype(kind), part) for part in ops.mean_and_std(updates, known))
         limit = _limit(std, state.mask, cap)
         far = jnp.asarray(large_factor, kind)
-        start = jax.tree.map(
-            lambda x, s, on: jnp.where(on, x - far * jnp.minimum(s, limit), x), mean, std, state.mask
-        )
+        start = jax.tree.map(lambda x, s, on: jnp.where(on, x - far * jnp.minimum(s, limit), x), mean, std, state.mask)
         elsewhere = jax.tree.map(lambda s, on: jnp.where(on, 0, s), std, state.mask)
         if searched:
             row = _farthest(updates, known, mean, start, elsewhere)
@@ -247,8 +245,7 @@ def _limit(std: PyTree, mask: PyTree, cap: str) -> jax.Array:
         below = jnp.floor(at)
         # What is not masked is 0, and so below all that is.
         low, high = (
-            ops.magnitude_threshold(masked, jnp.maximum(count - below.astype(jnp.int32) - more, 1))
-            for more in (0, 1)
+            ops.magnitude_threshold(masked, jnp.maximum(count - below.astype(jnp.int32) - more, 1)) for more in (0, 1)
         )
         return low + (high - low) * (at - below)
 

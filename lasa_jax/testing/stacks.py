@@ -75,15 +75,13 @@ def known(method: Aggregator | Attack, updates: PyTree, ids: Mask | None = None)
 
 
 def initial(updates: PyTree) -> PyTree:
-    """The model with which a run begins, which `init` of an attack is given: shaped like one update, whatever clients send."""
+    """The model with which a run begins: what `init` of an attack is given, shaped like one update, whoever sends what."""
     return jax.tree.map(lambda x: _pattern(x, 0.2), updates)
 
 
 def _pattern(x: Any, times: float) -> jax.Array:
     """Numbers in the shape and the type of one row of a leaf."""
-    return (
-        (times * jnp.cos(jnp.arange(math.prod(x.shape[1:]), dtype=jnp.float32))).reshape(x.shape[1:]).astype(x.dtype)
-    )
+    return (times * jnp.cos(jnp.arange(math.prod(x.shape[1:]), dtype=jnp.float32))).reshape(x.shape[1:]).astype(x.dtype)
 
 
 def first_row(updates: PyTree) -> PyTree:

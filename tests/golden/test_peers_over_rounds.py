@@ -6,6 +6,7 @@ updates. Beside the checkout lie all their recordings; tests/golden/peers has tw
 """
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +60,7 @@ class Case:
 
     def layers(self, flat: np.ndarray) -> list[jax.Array]:
         ends = self.of("inputs", "layers")
-        return [jnp.asarray(flat[..., a:b]) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+        return [jnp.asarray(flat[..., a:b]) for a, b in itertools.pairwise(ends)]
 
     def marked(self, at: np.ndarray) -> list[jax.Array]:
         return self.layers(np.isin(np.arange(self.rounds.shape[-1]), at))
@@ -133,9 +134,7 @@ def test_poisonedfl(case, name):
     model, last = case.of("inputs", "global"), np.zeros_like(changes[0])
     step, state = case.step(attack), attack.init(case.layers(model))
     for index, number in enumerate(case.of("poisonedfl", f"{name}/e")):
-        context = Context(
-            params=case.layers(model), last_update=case.layers(last), round_index=jnp.int32(number + 1)
-        )
+        context = Context(params=case.layers(model), last_update=case.layers(last), round_index=jnp.int32(number + 1))
         if index:
             row, state = step(case.rounds[index], state, context)
             wanted = case.of("poisonedfl", f"{name}/row")[index]
@@ -195,7 +194,10 @@ def test_the_coordinates_of_lasa_attack(case, name):
     recorded = case.of("lasa_attack", "count")
     counts = sparse.times_small(case.layers(case.rounds[0]), jnp.asarray(~case.malicious), 0.3)
     np.testing.assert_array_equal(flat(counts), recorded)
-    for share, at in ((LASA_SETS[name].get("small_share", 1.0), "small_at"), (0.1 if name == "k1_10" else 0.01, "large_at")):
+    for share, at in (
+        (LASA_SETS[name].get("small_share", 1.0), "small_at"),
+        (0.1 if name == "k1_10" else 0.01, "large_at"),
+    ):
         marked = flat(sparse.first_smallest(counts, int(share * len(recorded))))
         if case.has("lasa_attack", f"{name}/{at}"):
             wanted = case.of("lasa_attack", f"{name}/{at}")
