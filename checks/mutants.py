@@ -121,6 +121,13 @@ MUTANTS = [
         "the other way round",
     ),
     ("attacks/naive.py", "jnp.asarray(mean, z.dtype) +", "jnp.asarray(0, z.dtype) +", "no mean"),
+    ("attacks/history.py", "sine * p + cosine * u", "cosine * p + sine * u", "along for aside"),
+    ("attacks/history.py", "beyond <= 0.01", "beyond < 0.001", "another percentile"),
+    ("attacks/history.py", "jnp.where(weaker, lower, state.factor)", "state.factor", "never weaker"),
+    ("attacks/history.py", "b.astype(kind) - w.astype(kind)", "w.astype(kind) - b.astype(kind)", "wrong way"),
+    ("attacks/sparse.py", "<= limit).astype", "< limit).astype", "one entry fewer"),
+    ("attacks/sparse.py", "-ordinary * way", "ordinary * way", "wrong sign"),
+    ("attacks/sparse.py", "jnp.abs(w.astype(kind) * g.astype(kind))", "jnp.abs(g.astype(kind))", "not the saliency"),
 ]
 TESTS = (
     "tests/aggregators/test_battery.py",
@@ -130,6 +137,9 @@ TESTS = (
     "tests/golden/test_golden.py",
     "tests/golden/test_peers_geometry.py",
     "tests/golden/test_peers_searches.py",
+    "tests/attacks/test_over_rounds.py",
+    "tests/golden/test_golden.py",
+    "tests/golden/test_peers_over_rounds.py",
     "tests/aggregators/test_preaggregators.py",
     "tests/aggregators/test_rules.py",
 )

@@ -24,11 +24,13 @@ from lasa_jax.attacks.base import (
 from lasa_jax.attacks.byzmean import byzmean
 from lasa_jax.attacks.distance import min_max, min_sum, min_sum_stealthy
 from lasa_jax.attacks.fang import fang_krum, fang_trmean
+from lasa_jax.attacks.history import mpaf, poisonedfl, rop
 from lasa_jax.attacks.mimic import mimic
 from lasa_jax.attacks.naive import inf, label_flip, nan, noise, none, random, sign_flip, zero
 from lasa_jax.attacks.optimal import optimal_alie, optimal_ipm
 from lasa_jax.attacks.parameters_only import parameters_only
-from lasa_jax.attacks.statistical import alie, ipm, lie
+from lasa_jax.attacks.sparse import hybrid_sparse, lasa_attack
+from lasa_jax.attacks.statistical import alie, byzmean, ipm, lie
 from lasa_jax.attacks.tailored import (
     tailored_bulyan,
     tailored_krum,
@@ -45,19 +47,24 @@ ATTACKS: dict[str, Callable[..., Attack]] = {
     "fang_krum": fang_krum,
     "fang_trmean": fang_trmean,
     "inf": inf,
+    "hybrid_sparse": hybrid_sparse,
     "ipm": ipm,
     "label_flip": label_flip,
+    "lasa_attack": lasa_attack,
     "lie": lie,
     "mimic": mimic,
     "min_max": min_max,
     "min_sum": min_sum,
     "min_sum_stealthy": min_sum_stealthy,
+    "mpaf": mpaf,
     "nan": nan,
     "noise": noise,
     "none": none,
     "optimal_alie": optimal_alie,
     "optimal_ipm": optimal_ipm,
+    "poisonedfl": poisonedfl,
     "random": random,
+    "rop": rop,
     "sign_flip": sign_flip,
     "tailored_bulyan": tailored_bulyan,
     "tailored_krum": tailored_krum,
@@ -105,15 +112,18 @@ __all__ = [
     "fang_krum",
     "fang_trmean",
     "honest_examples",
+    "hybrid_sparse",
     "inf",
     "ipm",
     "known_rows",
     "label_flip",
+    "lasa_attack",
     "lie",
     "mimic",
     "min_max",
     "min_sum",
     "min_sum_stealthy",
+    "mpaf",
     "names",
     "nan",
     "noise",
@@ -121,7 +131,9 @@ __all__ = [
     "optimal_alie",
     "optimal_ipm",
     "parameters_only",
+    "poisonedfl",
     "random",
+    "rop",
     "same_row",
     "sign_flip",
     "stateless",

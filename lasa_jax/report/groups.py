@@ -43,6 +43,11 @@ ATTACKS = {
     "alie": "ALIE",
     "ipm": "IPM",
     "byzmean": "ByzMean",
+    "rop": "ROP",
+    "poisonedfl": "PoisonedFL",
+    "mpaf": "MPAF",
+    "hybrid_sparse": "Hybrid sparse",
+    "lasa_attack": "LASA attack",
 }
 _LAST_RULE = {"lasa": "LASA"}
 
