@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lasa_jax.attacks.adaptive import adaptive
+from lasa_jax.attacks.backdoors import badnets, dba, trigger_value
 from lasa_jax.attacks.base import (
     Attack,
     changed_row,
@@ -21,6 +22,7 @@ from lasa_jax.attacks.base import (
     stateless,
     unconstrained,
 )
+from lasa_jax.attacks.constrained import neurotoxin, pgd
 from lasa_jax.attacks.distance import min_max, min_sum, min_sum_stealthy
 from lasa_jax.attacks.mimic import mimic
 from lasa_jax.attacks.naive import label_flip, nan, noise, none, random, sign_flip, zero
@@ -32,7 +34,9 @@ from lasa_jax.errors import call_named
 ATTACKS: dict[str, Callable[..., Attack]] = {
     "adaptive": adaptive,
     "alie": alie,
+    "badnets": badnets,
     "byzmean": byzmean,
+    "dba": dba,
     "ipm": ipm,
     "label_flip": label_flip,
     "lie": lie,
@@ -41,14 +45,19 @@ ATTACKS: dict[str, Callable[..., Attack]] = {
     "min_sum": min_sum,
     "min_sum_stealthy": min_sum_stealthy,
     "nan": nan,
+    "neurotoxin": neurotoxin,
     "noise": noise,
     "none": none,
+    "pgd": pgd,
     "random": random,
     "sign_flip": sign_flip,
     "tailored_krum": tailored_krum,
     "tailored_trmean": tailored_trmean,
     "zero": zero,
 }
+
+# Those whose trigger is pixels: they aim at a label, and have a value that a run takes from its images.
+BACKDOORS = ("badnets", "dba", "neurotoxin", "pgd")
 
 
 def names() -> list[str]:
@@ -67,13 +76,16 @@ def create(name: str, **parameters: Any) -> Attack:
 
 __all__ = [
     "ATTACKS",
+    "BACKDOORS",
     "Attack",
     "adaptive",
+    "badnets",
     "alie",
     "byzmean",
     "changed_row",
     "checked",
     "create",
+    "dba",
     "honest_examples",
     "ipm",
     "known_rows",
@@ -85,15 +97,18 @@ __all__ = [
     "min_sum_stealthy",
     "names",
     "nan",
+    "neurotoxin",
     "noise",
     "none",
     "parameters_only",
+    "pgd",
     "random",
     "same_row",
     "sign_flip",
     "stateless",
     "tailored_krum",
     "tailored_trmean",
+    "trigger_value",
     "unconstrained",
     "zero",
 ]
