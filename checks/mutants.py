@@ -54,10 +54,15 @@ MUTANTS = [
     ),
     ("attacks/mimic.py", "jnp.abs(along(direction))", "along(direction)", "a direction with a sign"),
     ("attacks/mimic.py", "(1.0 + rounds)", "(2.0 + rounds)", "wrong running mean"),
+    ("attacks/backdoors.py", "* (1 + gap), left", "* gap, left", "bars that touch"),
+    ("attacks/backdoors.py", "labels != wanted  #", "labels == labels  #", "images of the target count"),
+    ("attacks/constrained.py", "jnp.float32) < threshold", "jnp.float32) <= threshold", "off by one in k"),
+    ("attacks/constrained.py", "limit / jnp.maximum(norm, limit)", "limit / norm / norm", "a smaller ball"),
 ]
 TESTS = (
     "tests/aggregators/test_battery.py",
     "tests/attacks/test_battery.py",
+    "tests/attacks/test_backdoors.py",
     "tests/golden/test_golden.py",
     "tests/aggregators/test_preaggregators.py",
     "tests/aggregators/test_rules.py",

@@ -42,8 +42,8 @@ class Point(NamedTuple):
       attack: what `Program.make_attack` is given.
       aggregator: what `Program.make_aggregator` is given.
       root: int32 `(root_examples,)`, training examples that the server has too, where a rule needs its update; else `()`.
-      participating: int32, how many malicious clients take part in every round, where `Program.participation` is "fixed"; else
-        `()`.
+      participating: int32, how many malicious clients take part in every round where `Program.participation` is "fixed";
+        else `()`.
     """
 
     key: jax.Array

@@ -43,6 +43,10 @@ ATTACKS = {
     "alie": "ALIE",
     "ipm": "IPM",
     "byzmean": "ByzMean",
+    "badnets": "BadNets",
+    "dba": "DBA",
+    "neurotoxin": "Neurotoxin",
+    "pgd": "PGD backdoor",
 }
 _LAST_RULE = {"lasa": "LASA"}
 
