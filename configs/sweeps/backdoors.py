@@ -12,11 +12,16 @@ from lasa_jax.config import paper
 from lasa_jax.grid import Grid
 
 # Triggers for images of 28 and 32 pixels; the defaults suit the 8 of the digits.
-_SMALL: dict[str, Any] = {name: {"size": 4, "margin": 1} for name in ("badnets", "neurotoxin", "pgd")} | {"dba": {"size": 4}}
+_SMALL: dict[str, Any] = {name: {"size": 4, "margin": 1} for name in ("badnets", "neurotoxin", "pgd")} | {
+    "dba": {"size": 4}
+}
 _LARGE: dict[str, Any] = {name: {"size": 5, "margin": 1} for name in ("badnets", "neurotoxin", "pgd")} | {
     "dba": {"size": 6, "gap": 3}
 }
-TRIGGERS = {**dict.fromkeys(("mnist", "fashion_mnist", "femnist"), _SMALL), **dict.fromkeys(("cifar10", "cifar100"), _LARGE)}
+TRIGGERS = {
+    **dict.fromkeys(("mnist", "fashion_mnist", "femnist"), _SMALL),
+    **dict.fromkeys(("cifar10", "cifar100"), _LARGE),
+}
 
 
 def get_grid(dataset: str) -> Grid:

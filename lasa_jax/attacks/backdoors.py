@@ -149,7 +149,9 @@ def planted(pattern: Pattern, *, target: Count, share: Scalar, boost: Scalar, va
 def _white(inputs: jax.Array) -> int:
     """The largest value of bytes; InputError for numbers, of which nobody knows it."""
     if inputs.dtype != jnp.uint8:
-        raise InputError(f"value = None: allowed for images of {inputs.dtype} is a number, in the units of what is stored")
+        raise InputError(
+            f"value = None: allowed for images of {inputs.dtype} is a number, in the units of what is stored"
+        )
     return 255
 
 
@@ -157,13 +159,19 @@ def _check_images(inputs: jax.Array, labels: jax.Array) -> None:
     """Raises InputError unless these are images, stored as they are, with one label each."""
     kinds = (jnp.dtype(jnp.uint8), jnp.dtype(jnp.float32))
     if inputs.ndim != 4 or inputs.dtype not in kinds or labels.ndim != 1:
-        found = f"{inputs.dtype}{list(inputs.shape[1:])} with {'a label' if labels.ndim == 1 else 'several labels'} each"
-        raise InputError(f"inputs are {found}, allowed are images [height, width, channels] of uint8 or float32 with one")
+        found = (
+            f"{inputs.dtype}{list(inputs.shape[1:])} with {'a label' if labels.ndim == 1 else 'several labels'} each"
+        )
+        raise InputError(
+            f"inputs are {found}, allowed are images [height, width, channels] of uint8 or float32 with one"
+        )
 
 
 def _check_room(what: str, rows: int, columns: int, height: int, width: int) -> None:
     if rows > height or columns > width:
-        raise InputError(f"{what}: the trigger has {rows} x {columns} pixels, allowed are {height} x {width} of an image")
+        raise InputError(
+            f"{what}: the trigger has {rows} x {columns} pixels, allowed are {height} x {width} of an image"
+        )
 
 
 def trigger_value(inputs: np.ndarray) -> float:

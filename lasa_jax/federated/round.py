@@ -106,7 +106,9 @@ def _fixed_number_first(malicious: jax.Array, f: jax.Array, clients_per_round: i
       clients_per_round: how many in all.
       key: of the draw. Those who take part come in random order, so that a row says nothing.
     """
-    among_its_own = jnp.where(malicious, jnp.cumsum(malicious, dtype=jnp.int32), jnp.cumsum(~malicious, dtype=jnp.int32))
+    among_its_own = jnp.where(
+        malicious, jnp.cumsum(malicious, dtype=jnp.int32), jnp.cumsum(~malicious, dtype=jnp.int32)
+    )
     chosen = among_its_own <= jnp.where(malicious, f, clients_per_round - f)
     draws = jax.random.bits(jax.random.fold_in(key, 0), malicious.shape, jnp.uint32) >> 1  # below that of the others
     return jnp.argsort(jnp.where(chosen, draws, jnp.uint32(0xFFFFFFFF)), stable=True)

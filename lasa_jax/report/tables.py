@@ -72,7 +72,9 @@ def success_tables(group: Group) -> list[Table]:
         for attack in attacks:
             those = [grid.get((rule, attack)) for rule in rules]
             ranks = _ranks([None if cell is None else -cell.mean for cell in those])
-            columns.append([Cell(_accuracy(c, found["seeds"].max()), rank) for c, rank in zip(those, ranks, strict=True)])
+            columns.append(
+                [Cell(_accuracy(c, found["seeds"].max()), rank) for c, rank in zip(those, ranks, strict=True)]
+            )
         rows = tuple((Cell(rule), *row) for rule, row in zip(rules, zip(*columns, strict=True), strict=True))
         caption = f"{group.title}: success of backdoors in %, {100 * float(ratio):g} % malicious"
         what = "Share of the test images of other classes that the trigger turns into the target, after the last round."

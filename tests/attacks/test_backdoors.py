@@ -1,6 +1,5 @@
 """Backdoors: what is stamped and relabelled, how clients are held back, and how often the trigger works in the end."""
 
-import dataclasses
 import functools
 import re
 
@@ -81,7 +80,8 @@ def test_numbers_are_stamped_with_the_value_that_is_set():
 
 
 @pytest.mark.parametrize(
-    ("pixels", "value"), [([0, 0, 0, 16], 16.0), ([255, 255, 0, 255], 0.0), ([-1.5, 0.5, 0.5, 1.0], -1.5), ([3, 3], 3.0)]
+    ("pixels", "value"),
+    [([0, 0, 0, 16], 16.0), ([255, 255, 0, 255], 0.0), ([-1.5, 0.5, 0.5, 1.0], -1.5), ([3, 3], 3.0)],
 )
 def test_ink_on_paper_of_any_colour(pixels, value):
     assert attacks.trigger_value(np.array(pixels)) == value
@@ -95,7 +95,11 @@ WRONG = [
     (attacks.pgd(), (jnp.zeros((4, 8, 8, 1)), LABELS[:4]), "value = None: allowed for images of float32 is a number"),
     (attacks.badnets(value=256), (IMAGES, LABELS), "value = 256: allowed is 0 <= value <= 255"),
     (attacks.badnets(size=10, margin=1), (IMAGES, LABELS), "size = 10 and margin = 1: the trigger has 11 x 11 pixels"),
-    (attacks.dba(size=5, gap=1), (IMAGES, LABELS), "size = 5 and gap = 1: the trigger has 3 x 11 pixels, allowed are 12 x 10"),
+    (
+        attacks.dba(size=5, gap=1),
+        (IMAGES, LABELS),
+        "size = 5 and gap = 1: the trigger has 3 x 11 pixels, allowed are 12 x 10",
+    ),
 ]
 
 
@@ -109,17 +113,23 @@ def test_what_is_no_image_or_too_small_is_refused(attack, batch, line):
 def test_the_target_is_a_class():
     with pytest.raises(InputError, match="target = 7: allowed is 0 <= target <= 6"):
         attacks.badnets(target=7).poison(IMAGES, LABELS, num_classes=7, key=KEY, client=0)
-    with pytest.raises(InputError, match=re.escape("config.attack.dba.target = 10: allowed is config.attack.dba.target <= 9")):
+    with pytest.raises(
+        InputError, match=re.escape("config.attack.dba.target = 10: allowed is config.attack.dba.target <= 9")
+    ):
         prepared("dba", **{"attack.dba.target": 10})
 
 
 def test_a_run_refuses_what_does_not_fit_before_it_compiles():
-    with pytest.raises(InputError, match=re.escape("config.attack.name = 'badnets': size = 9 and margin = 0: the trigger")):
+    with pytest.raises(
+        InputError, match=re.escape("config.attack.name = 'badnets': size = 9 and margin = 0: the trigger")
+    ):
         prepared("badnets", **{"attack.badnets.size": 9})
     table = data.Examples(np.zeros((40, 5), np.float32), np.arange(40, dtype=np.int32) % 2)
     rows = data.Dataset("rows", 2, table, table, (), ())
     few = {"model": "mlp", "num_clients": 4, "clients_per_round": 2}
-    with pytest.raises(InputError, match=re.escape("config.attack.name = 'pgd': inputs are float32[5] with a label each")):
+    with pytest.raises(
+        InputError, match=re.escape("config.attack.name = 'pgd': inputs are float32[5] with a label each")
+    ):
         lasa_jax.simulate(rows, **{"attack.name": "pgd", **few})
     with pytest.raises(InputError, match=re.escape("attack: inputs are float32[5] with a label each")):
         lasa_jax.simulate(rows, attack=attacks.badnets(value=1), **few)
@@ -187,7 +197,9 @@ def test_the_boost_is_applied_to_the_own_update():
 @functools.cache
 def prepared(attack: str, **settings):
     small = {"num_clients": 12, "clients_per_round": 8, "attack_ratio": 0.5, "client.epochs": 1, "rounds": 2}
-    return build.prepare(configs.resolve(configs.updated(configs.default(), {**small, "attack.name": attack, **settings})))
+    return build.prepare(
+        configs.resolve(configs.updated(configs.default(), {**small, "attack.name": attack, **settings}))
+    )
 
 
 def trained(attack: str, last_update=None, **settings):
@@ -238,7 +250,9 @@ def test_success_is_the_share_of_stamped_images_of_other_classes(devices):
     test = jax.tree.map(jnp.asarray, run.dataset.test)
     state = run.program.init(run.point)
     with jax.set_mesh(make_mesh(jax.devices()[:devices])):
-        ask = jax.jit(lambda s: evaluation.evaluate(run.program, s, test, 100, attack=run.point.attack))  # 4 batches, padded
+        ask = jax.jit(
+            lambda s: evaluation.evaluate(run.program, s, test, 100, attack=run.point.attack)
+        )  # 4 batches, padded
         found, plain = ask(state), jax.jit(lambda s: evaluation.evaluate(run.program, s, test, 100))(state)
     stamped = np.array(run.dataset.test.inputs)
     stamped[:, -3:, -3:] = 16
@@ -282,7 +296,9 @@ def test_a_round_keeps_the_state(name):
 def draws(run, count: int, devices: int = 1):
     keys = jax.vmap(functools.partial(jax.random.fold_in, KEY))(jnp.arange(count))
     with jax.set_mesh(make_mesh(jax.devices()[:devices])):
-        return jax.device_get(jax.jit(lambda: jax.lax.map(lambda key: draw_clients(run.program, run.point, key), keys))())
+        return jax.device_get(
+            jax.jit(lambda: jax.lax.map(lambda key: draw_clients(run.program, run.point, key), keys))()
+        )
 
 
 @pytest.mark.parametrize("devices", [1, 8])
@@ -303,7 +319,9 @@ def test_a_fixed_number_takes_part(devices):
     np.testing.assert_array_equal(ids, draws(prepared("lie", **few), 400).ids[:, :13])
 
 
-@pytest.mark.parametrize(("attack", "ratio", "wanted"), [("lie", 0.0, 0), ("lie", 0.29, 5), ("lie", 1.0, 20), ("none", 0.5, 0)])
+@pytest.mark.parametrize(
+    ("attack", "ratio", "wanted"), [("lie", 0.0, 0), ("lie", 0.29, 5), ("lie", 1.0, 20), ("none", 0.5, 0)]
+)
 def test_how_many_take_part(attack, ratio, wanted):
     all_of_them = {"num_clients": 20, "clients_per_round": 20, "attack_ratio": ratio, "participation": "fixed"}
     run = prepared(attack, **all_of_them)
@@ -316,7 +334,9 @@ def test_who_is_drawn_is_as_ever_where_no_number_is_fixed():
     assert run.point.participating == ()
     key = jax.random.key(9)
     ids = draw_clients(run.program, run.point, key).ids
-    np.testing.assert_array_equal(ids, np.argsort(np.asarray(jax.random.bits(key, (12,), jnp.uint32)), kind="stable")[:8])
+    np.testing.assert_array_equal(
+        ids, np.argsort(np.asarray(jax.random.bits(key, (12,), jnp.uint32)), kind="stable")[:8]
+    )
 
 
 def test_the_number_is_data_of_the_program():
@@ -324,6 +344,5 @@ def test_the_number_is_data_of_the_program():
     assert configs.program_key(one.config) == configs.program_key(other.config)
     assert configs.program_key(one.config) != configs.program_key(prepared("lie").config)
     assert [int(run.point.participating) for run in (one, other)] == [2, 4]
-    with pytest.raises(InputError, match="config.participation = 'some': allowed are drawn, fixed"):
+    with pytest.raises(InputError, match=r"config\.participation = 'some': allowed are drawn, fixed"):
         prepared("lie", participation="some")
-    assert dataclasses.replace(one.program).participation == "fixed"
