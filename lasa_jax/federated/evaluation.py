@@ -122,8 +122,9 @@ def evaluate(
     measured = [measures(kind, *sums) for kind, sums in zip(kinds, found, strict=True)]
     success = None if hits is None else _success(measured[0].loss, *hits)
     if dataset.padding_label is None:
-        return Evaluation(*measured, success=success)
-    return Evaluation(measured[0] if dataset.counts_padding else measured[1], *measured, success=success)
+        return Evaluation(measured[0], success=success)
+    counted, ignored = measured
+    return Evaluation(counted if dataset.counts_padding else ignored, counted, ignored, success)
 
 
 def _success(loss: jax.Array, hits: jax.Array, counted: jax.Array) -> jax.Array:
