@@ -61,11 +61,17 @@ def one_attack(those: list[Attack], index: jax.Array) -> Attack:
     """The attack of that index; its state is the tuple of the states of all."""
 
     def craft(
-        updates: Any, states: tuple, malicious: jax.Array, context: Context | None = None, **settings: Any
+        updates: Any,
+        begun: tuple[tuple, tuple],
+        malicious: jax.Array,
+        context: Context | None = None,
+        **settings: Any,
     ) -> tuple[Any, tuple]:
+        states, now = begun  # as the round found them, which is how it must leave them; as it began with them
+
         def branch(i: int) -> Any:
             def run(updates: Any, states: tuple) -> tuple[Any, tuple]:
-                updates, state = those[i].craft(updates, states[i], malicious, **settings, **those[i].knowing(context))
+                updates, state = those[i].craft(updates, now[i], malicious, **settings, **those[i].knowing(context))
                 return updates, (*states[:i], state, *states[i + 1 :])
 
             return run
@@ -75,12 +81,12 @@ def one_attack(those: list[Attack], index: jax.Array) -> Attack:
     def poison(inputs: jax.Array, labels: jax.Array, **known: Any) -> tuple[jax.Array, jax.Array]:
         return jax.lax.switch(index, [lambda x, y, a=a: a.poison(x, y, **known) for a in those], inputs, labels)
 
-    def constrain(params: Any, start: Any, states: tuple) -> Any:
-        held = [lambda p, i=i: those[i].constrain(p, start, states[i]) for i in range(len(those))]
+    def constrain(params: Any, start: Any, begun: tuple[tuple, tuple]) -> Any:
+        held = [lambda p, i=i: those[i].constrain(p, start, begun[1][i]) for i in range(len(those))]
         return jax.lax.switch(index, held, params)
 
-    def begin(states: tuple, context: Context) -> tuple:
-        return tuple(attack.begin(state, context) for attack, state in zip(those, states, strict=True))
+    def begin(states: tuple, context: Context) -> tuple[tuple, tuple]:
+        return states, tuple(attack.begin(state, context) for attack, state in zip(those, states, strict=True))
 
     return Attack(
         lambda params: tuple(attack.init(params) for attack in those),

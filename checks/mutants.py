@@ -128,12 +128,17 @@ MUTANTS = [
     ("attacks/sparse.py", "<= limit).astype", "< limit).astype", "one entry fewer"),
     ("attacks/sparse.py", "-ordinary * way", "ordinary * way", "wrong sign"),
     ("attacks/sparse.py", "jnp.abs(w.astype(kind) * g.astype(kind))", "jnp.abs(g.astype(kind))", "not the saliency"),
+    ("attacks/backdoors.py", "* (1 + gap), left", "* gap, left", "bars that touch"),
+    ("attacks/backdoors.py", "labels != wanted  #", "labels == labels  #", "images of the target count"),
+    ("attacks/constrained.py", "jnp.float32) < threshold", "jnp.float32) <= threshold", "off by one in k"),
+    ("attacks/constrained.py", "limit / jnp.maximum(norm, limit)", "limit / norm / norm", "a smaller ball"),
 ]
 TESTS = (
     "tests/aggregators/test_battery.py",
     "tests/attacks/test_battery.py",
     "tests/attacks/test_mimic.py",
     "tests/attacks/test_searches.py",
+    "tests/attacks/test_backdoors.py",
     "tests/golden/test_golden.py",
     "tests/golden/test_peers_geometry.py",
     "tests/golden/test_peers_searches.py",

@@ -147,7 +147,7 @@ def prepare(
     _check_numbered(config, dataset, len(shares.sizes))
     built = _model(config, dataset, model)
     program = _program(config, dataset, shares, built, _factories(config, len(shares.sizes), attack, aggregator))
-    point = _point(config, len(shares.sizes), built, attack, aggregator)
+    point = _point(config, dataset, len(shares.sizes), built, attack, aggregator)
     _check_methods(config, dataset, built, program, point, attack, aggregator)
     if "server_update" in program.make_attack(point.attack).needs | program.make_aggregator(point.aggregator).needs:
         point = point._replace(root=_root(config, dataset))
@@ -185,7 +185,10 @@ def _check_numbered(config: ConfigDict, dataset: Dataset, num_clients: int) -> N
 def _check_methods(
     config: ConfigDict, dataset: Dataset, model: Model, program: Program, point: Point, attack: Any, aggregator: Any
 ) -> None:
-    """Asks a rule and an attack that are not ours, given or named by a path, whether they give what they must."""
+    """Asks a rule and an attack that are not ours, given or named by a path, whether they give what they must.
+
+    A backdoor of ours is asked too, whether it takes the dataset.
+    """
     variables = jax.eval_shape(model.init, jax.random.key(0))
     examples = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, *x.shape[1:]), x.dtype), dataset.train)
     paths = configs.user_functions(config)
@@ -197,10 +200,13 @@ def _check_methods(
             where = f"config.aggregator.name = {config.aggregator.name!r}"
             check_aggregator(program.make_aggregator(point.aggregator), variables, where)
         if attack is not None:
-            check_attack(attack, variables, examples, "attack")
-        elif {config.attack.name, configs.base_of(config)} & set(paths):
+            check_attack(attack, variables, examples, "attack", dataset.num_classes)
+        elif {config.attack.name, configs.base_of(config)} & {
+            *paths,
+            *attacks.BACKDOORS,
+        }:  # those do not take every dataset
             where = f"config.attack.name = {config.attack.name!r}"
-            check_attack(program.make_attack(point.attack), variables, examples, where)
+            check_attack(program.make_attack(point.attack), variables, examples, where, dataset.num_classes)
 
 
 def _model(config: ConfigDict, dataset: Dataset, given: Any) -> Model:
@@ -290,11 +296,17 @@ def _program(config: ConfigDict, dataset: Dataset, shares: Partition, model: Mod
         client_chunk=config.client_chunk,
         ragged=ragged,
         record_filtering=config.record_filtering,
+        participation=config.participation,
     )
 
 
 def _point(
-    config: ConfigDict, num_clients: int, model: Model, attack: Attack | None, aggregator: Aggregator | None
+    config: ConfigDict,
+    dataset: Dataset,
+    num_clients: int,
+    model: Model,
+    attack: Attack | None,
+    aggregator: Aggregator | None,
 ) -> Point:
     """The numbers of one run. Everything random on the host is a function of the seed.
 
@@ -304,9 +316,10 @@ def _point(
     malicious = np.zeros(num_clients, bool)
     if attack is not None or config.attack.name != "none":  # without attack everybody is benign
         malicious[order[: _share(config.attack_ratio, num_clients)]] = True
+    of_a_round = _share(config.attack_ratio, config.clients_per_round)
 
     def of(kind: str, name: str) -> dict[str, Any]:
-        return _numbers(config, kind, name, model)
+        return _numbers(config, kind, name, model, dataset)
 
     of_steps = {methods.settings_name(name): of("preaggregator", name) for name in configs.steps(config)}
     base = configs.base_of(config)
@@ -322,6 +335,7 @@ def _point(
             "steps": of_steps,
             "rule": {} if aggregator is not None else of("aggregator", config.aggregator.name),
         },
+        participating=(of_a_round if malicious.any() else 0) if config.participation == "fixed" else (),
     )
 
     def placed(x: Any) -> jax.Array:
@@ -339,10 +353,11 @@ def _root(config: ConfigDict, dataset: Dataset) -> jax.Array:
     return jnp.asarray(drawn, jnp.int32)
 
 
-def _numbers(config: ConfigDict, kind: str, name: str, model: Model) -> dict[str, Any]:
+def _numbers(config: ConfigDict, kind: str, name: str, model: Model, dataset: Dataset) -> dict[str, Any]:
     """The numbers of a method, a sparsity level as the number of entries that are kept.
 
-    That is an integer computed in double precision, see `aggregators.keep_top_k`.
+    That is an integer computed in double precision, see `aggregators.keep_top_k`. The value of a trigger that is left open
+    is one of the images, see `attacks.trigger_value`.
     """
     numbers, _ = methods.split(kind, name, configs.parameters(config, kind, name))
     if name in aggregators.NUM_KEPT:
@@ -352,6 +367,9 @@ def _numbers(config: ConfigDict, kind: str, name: str, model: Model) -> dict[str
         numbers.setdefault("num_kept", aggregators.NUM_KEPT[name](seen, level))
         most = aggregators.NUM_KEPT[name](seen, 0.0)
         check_number(f"config.{configs.GROUPS[kind]}.{name}.num_kept", numbers["num_kept"], high=most)
+    if kind == "attack" and name in attacks.BACKDOORS:
+        check_number(f"config.attack.{name}.target", numbers["target"], high=dataset.num_classes - 1)
+        numbers.setdefault("value", attacks.trigger_value(dataset.train.inputs))
     return numbers
 
 

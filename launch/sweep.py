@@ -89,6 +89,8 @@ def sweep(given: argparse.Namespace, console: Console) -> int:
             last = f"{config.aggregator.name} {config.attack.name}"
             if outcome.summary is not None and outcome.summary["final_test_accuracy"] is not None:
                 last += f" {100 * outcome.summary['final_test_accuracy']:.1f} %"
+                if outcome.summary.get("final_attack_success") is not None:
+                    last += f", success {100 * outcome.summary['final_attack_success']:.1f} %"
             progress.update(task, advance=1, last=last)
             if not console.is_terminal and done > plan.finished and outcome.summary is not None:
                 left = (time.monotonic() - began) / (done - plan.finished) * (len(points) - done)

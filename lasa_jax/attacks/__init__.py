@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lasa_jax.attacks.adaptive import adaptive
+from lasa_jax.attacks.backdoors import badnets, dba, trigger_value
 from lasa_jax.attacks.base import (
     Attack,
     changed_row,
@@ -22,6 +23,7 @@ from lasa_jax.attacks.base import (
     unconstrained,
 )
 from lasa_jax.attacks.byzmean import byzmean
+from lasa_jax.attacks.constrained import neurotoxin, pgd
 from lasa_jax.attacks.distance import min_max, min_sum, min_sum_stealthy
 from lasa_jax.attacks.fang import fang_krum, fang_trmean
 from lasa_jax.attacks.history import mpaf, poisonedfl, rop
@@ -43,11 +45,13 @@ from lasa_jax.errors import call_named
 ATTACKS: dict[str, Callable[..., Attack]] = {
     "adaptive": adaptive,
     "alie": alie,
+    "badnets": badnets,
     "byzmean": byzmean,
     "fang_krum": fang_krum,
     "fang_trmean": fang_trmean,
     "inf": inf,
     "hybrid_sparse": hybrid_sparse,
+    "dba": dba,
     "ipm": ipm,
     "label_flip": label_flip,
     "lasa_attack": lasa_attack,
@@ -58,11 +62,13 @@ ATTACKS: dict[str, Callable[..., Attack]] = {
     "min_sum_stealthy": min_sum_stealthy,
     "mpaf": mpaf,
     "nan": nan,
+    "neurotoxin": neurotoxin,
     "noise": noise,
     "none": none,
     "optimal_alie": optimal_alie,
     "optimal_ipm": optimal_ipm,
     "poisonedfl": poisonedfl,
+    "pgd": pgd,
     "random": random,
     "rop": rop,
     "sign_flip": sign_flip,
@@ -82,6 +88,8 @@ NUMBERED: dict[str, dict[str, str]] = {
 
 
 WITH_BASE = ("byzmean",)  # attacks with a parameter `base`, another attack that they build on
+# Those whose trigger is pixels: they aim at a label, and have a value that a run takes from its images.
+BACKDOORS = ("badnets", "dba", "neurotoxin", "pgd")
 
 
 def names() -> list[str]:
@@ -100,15 +108,18 @@ def create(name: str, **parameters: Any) -> Attack:
 
 __all__ = [
     "ATTACKS",
+    "BACKDOORS",
     "NUMBERED",
     "WITH_BASE",
     "Attack",
     "adaptive",
     "alie",
+    "badnets",
     "byzmean",
     "changed_row",
     "checked",
     "create",
+    "dba",
     "fang_krum",
     "fang_trmean",
     "honest_examples",
@@ -126,11 +137,13 @@ __all__ = [
     "mpaf",
     "names",
     "nan",
+    "neurotoxin",
     "noise",
     "none",
     "optimal_alie",
     "optimal_ipm",
     "parameters_only",
+    "pgd",
     "poisonedfl",
     "random",
     "rop",
@@ -142,6 +155,7 @@ __all__ = [
     "tailored_median",
     "tailored_multi_krum",
     "tailored_trmean",
+    "trigger_value",
     "unconstrained",
     "zero",
 ]

@@ -29,6 +29,7 @@ class History:
       evaluated: int `(evaluations,)`, the rounds after which the model was evaluated, counted from 1.
       test_accuracy: `(evaluations,)`.
       test_loss: `(evaluations,)`.
+      attack_success: `(evaluations,)`, of an attack with a trigger the share of test examples for which it works; else None.
       with_padding: test loss and accuracy over every position, `(evaluations,)` each, of a dataset with padding; else None.
       without_padding: the same over the positions that are no padding.
       train_loss: `(rounds,)`, of every round.
@@ -48,6 +49,7 @@ class History:
     variables: Variables
     with_padding: Measures | None = None
     without_padding: Measures | None = None
+    attack_success: np.ndarray | None = None
 
 
 def simulate(
@@ -127,4 +129,5 @@ def simulate(
         variables=jax.tree.map(lambda x: x[0], jax.device_get(states.variables)),
         with_padding=test.with_padding,
         without_padding=test.without_padding,
+        attack_success=test.success,
     )

@@ -133,21 +133,22 @@ class Simulation:
 
         runs = 1 if ops.one_at_a_time() else jax.tree.leaves(states)[0].shape[0] // self.mesh.shape[ops.RUNS]
 
-        def tested(state: State, test: Examples) -> Evaluation:
-            return evaluate(self.program, state, test, self.eval_batch_size, runs=runs)
+        def tested(state: State, point: Point, test: Examples) -> Evaluation:
+            batch_size = self.eval_batch_size
+            return evaluate(self.program, state, test, batch_size, runs=runs, attack=point.attack)
 
         def one_run(
             state: State, point: Point, partition: Any, train: Examples, test: Examples, start: jax.Array
         ) -> tuple[State, BlockMetrics]:
             run_data = FederatedDataset(train, test, partition)
             # No NaN, which `jax_debug_nans` would take for a failure.
-            shapes = jax.eval_shape(tested, state, test)
+            shapes = jax.eval_shape(tested, state, point, test)
             untested = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
             def step(state: State, index: jax.Array) -> tuple[State, BlockMetrics]:
                 state, metrics = one_round(self.program, state, point, run_data, index)
                 due = is_evaluated(index, self.eval_every, self.rounds)
-                return state, BlockMetrics(metrics, lax.cond(due, lambda: tested(state, test), lambda: untested))
+                return state, BlockMetrics(metrics, lax.cond(due, lambda: tested(state, point, test), lambda: untested))
 
             def step_or_skip(state: State, index: jax.Array) -> tuple[State, BlockMetrics]:
                 shapes = jax.eval_shape(step, state, index)[1]

@@ -59,19 +59,29 @@ def ratio(group: Group) -> Figure | str:
 
 def curves(group: Group) -> Figure | str:
     """Test accuracy against the round, a panel an attack and a line a rule."""
+    return _by_round(group, "test_accuracy", "curves.png needs two evaluated rounds")
+
+
+def success(group: Group) -> Figure | str:
+    """The success of attacks with a trigger against the round, a panel an attack and a line a rule."""
+    return _by_round(group, "attack_success", "success.png needs two evaluated rounds under a backdoor")
+
+
+def _by_round(group: Group, measure: str, needs: str) -> Figure | str:
+    """A share against the round. Args: measure: the column of `Results.lines`. needs: what is said without two rounds."""
     at = group.ratio
     runs = group.runs[group.runs["attack_ratio"] == at]
-    lines = group.results.lines.dropna(subset="test_accuracy").merge(runs[["run", "rule", "attack"]], on="run")
+    lines = group.results.lines.dropna(subset=measure).merge(runs[["run", "rule", "attack"]], on="run")
     if lines.empty or lines["round"].nunique() < 2:
-        return "curves.png needs two evaluated rounds"
-    lines["accuracy"] = 100 * lines["test_accuracy"]
+        return needs
+    lines["share"] = 100 * lines[measure]
     attacks = [attack for attack in group.attacks if attack in set(lines["attack"])]
     rules = [rule for rule in group.rules if rule in set(lines["rule"])]
-    by = lines.groupby(["attack", "rule", "round"], sort=False)["accuracy"].agg(["mean", "min", "max"]).sort_index()
+    by = lines.groupby(["attack", "rule", "round"], sort=False)["share"].agg(["mean", "min", "max"]).sort_index()
     parts = {key: part.droplevel(["attack", "rule"]) for key, part in by.groupby(["attack", "rule"], sort=False)}
     enlarged = _enlarged(parts, {key: part.iloc[-1:] for key, part in parts.items()})  # before the end all lines cross
     title = f"{group.title}, {100 * at:g} % malicious{_bands(runs)}"
-    figure, panels = _panels(attacks, title, "round", "test accuracy in %", enlarged)
+    figure, panels = _panels(attacks, title, "round", f"{measure.replace('_', ' ')} in %", enlarged)
     panels[0][0].xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
     for axes, attack in ((axes, attack) for attack, both in zip(attacks, panels, strict=True) for axes in both):
         for rule in rules:
@@ -194,6 +204,7 @@ OF_A_GROUP: Mapping[str, Callable[[Group], Figure | str]] = {
     "detection": detection,
     "cost": timings.by_rule,
 }
+OF_BACKDOORS: Mapping[str, Callable[[Group], Figure | str]] = {"success": success}
 
 
 def left_out_of_detection(group: Group) -> list[str]:

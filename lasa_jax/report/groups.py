@@ -48,6 +48,10 @@ ATTACKS = {
     "mpaf": "MPAF",
     "hybrid_sparse": "Hybrid sparse",
     "lasa_attack": "LASA attack",
+    "badnets": "BadNets",
+    "dba": "DBA",
+    "neurotoxin": "Neurotoxin",
+    "pgd": "PGD backdoor",
 }
 _LAST_RULE = {"lasa": "LASA"}
 

@@ -12,7 +12,8 @@ from lasa_jax.report import figures, tables, timings
 from lasa_jax.report.groups import Group
 
 _TABLES = ("table.md", "table.csv", "table.tex", "detection.csv", "settings.json")
-_OWN = (*_TABLES, *(f"{name}.{kind}" for name in figures.OF_A_GROUP for kind in rendering.KINDS))
+_FIGURES = (*figures.OF_A_GROUP, *figures.OF_BACKDOORS)
+_OWN = (*_TABLES, *(f"{name}.{kind}" for name in _FIGURES for kind in rendering.KINDS))
 
 
 def make(groups: Sequence[Group], made: Mapping[str, Sequence[Table]]) -> tuple[dict[str, str | bytes], list[str]]:
@@ -39,7 +40,8 @@ def make(groups: Sequence[Group], made: Mapping[str, Sequence[Table]]) -> tuple[
         files[f"{place}table.csv"] = rendering.as_csv(tables.cells_with_settings(group))
         files[f"{place}detection.csv"] = rendering.as_csv(tables.detection(group))
         files[f"{place}settings.json"] = tables.settings(group)
-        for name, draw in figures.OF_A_GROUP.items():
+        of_backdoors = figures.OF_BACKDOORS if tables.has_backdoors(group) else {}
+        for name, draw in {**figures.OF_A_GROUP, **of_backdoors}.items():
             add(place, draw(group), name, title)
     if len(groups) > 1:
         add("", timings.by_size(groups), "cost", "")

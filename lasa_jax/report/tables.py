@@ -52,12 +52,46 @@ def tables(group: Group) -> list[Table]:
         if not covered >= set(zip(part["rule"], part["attack"], strict=True)):
             main.append(_main(group, part, float(ratio)))
         special += of_lasa
-    return main + special
+    return main + special + success_tables(group)
+
+
+def has_backdoors(group: Group) -> bool:
+    """Whether the success of an attack with a trigger was measured in one of the runs."""
+    return bool(group.runs["final_attack_success"].notna().any())
+
+
+def success_tables(group: Group) -> list[Table]:
+    """For each attack ratio how often the triggers of backdoors work after the last round, rules by attacks."""
+    made = []
+    measured = cells(group, "final_attack_success").dropna(subset="mean")
+    for ratio, found in measured.groupby("attack_ratio"):
+        rules = [rule for rule in group.rules if rule in set(found["rule"])]
+        attacks = [attack for attack in group.attacks if attack in set(found["attack"])]
+        grid = {(row.rule, row.attack): row for row in found.itertuples()}
+        columns = []
+        for attack in attacks:
+            those = [grid.get((rule, attack)) for rule in rules]
+            ranks = _ranks([None if cell is None else -cell.mean for cell in those])
+            columns.append(
+                [Cell(_accuracy(c, found["seeds"].max()), rank) for c, rank in zip(those, ranks, strict=True)]
+            )
+        rows = tuple((Cell(rule), *row) for rule, row in zip(rules, zip(*columns, strict=True), strict=True))
+        caption = f"{group.title}: success of backdoors in %, {100 * float(ratio):g} % malicious"
+        what = "Share of the test images of other classes that the trigger turns into the target, after the last round."
+        made.append(Table(caption, ("rule", *attacks), rows, notes=(what, *_notes(group, found, "column", "smallest"))))
+    return made
 
 
 def cells_with_settings(group: Group) -> pd.DataFrame:
-    """`cells`, and in further columns the group, the rule by its name in a config, and what its variants differ in."""
+    """`cells`, and in further columns the group, the rule by its name in a config, and what its variants differ in.
+
+    Where there are backdoors, `attack_success` is their mean success after the last round, in percent.
+    """
     found = cells(group)
+    if has_backdoors(group):
+        keys = ["rule", "attack", "attack_ratio"]
+        success = cells(group, "final_attack_success")[[*keys, "mean"]].rename(columns={"mean": "attack_success"})
+        found = found.merge(success, on=keys, how="left", sort=False)
     settings = sorted({field for _, special in group.variants.values() for field in special})
     names = pd.DataFrame(
         [{"rule": label, "aggregator.name": group.variants[label][0]} for label in group.rules], dtype=object
@@ -250,10 +284,10 @@ def _fixed(run: pd.Series, fields: Sequence[str]) -> str:
     return "".join(f", {field.partition('.')[2].replace('_', ' ')} {run[field]:g}" for field in fields if field in run)
 
 
-def _notes(group: Group, found: pd.DataFrame, where: str) -> tuple[str, ...]:
+def _notes(group: Group, found: pd.DataFrame, where: str, best: str = "best") -> tuple[str, ...]:
     most = found["seeds"].max()
     first = group.runs.iloc[0]
-    notes = [f"Bold: best of the {where}; underlined: second."]
+    notes = [f"Bold: {best} of the {where}; underlined: second."]
     if "clients_per_round" in first and "num_clients" in first:
         population = "all" if pd.isna(first["num_clients"]) else f"{first['num_clients']:,}"
         notes.append(f"{first['clients_per_round']} of {population} clients a round.")

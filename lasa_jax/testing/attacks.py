@@ -224,7 +224,10 @@ def state_keeps_its_shape(attack: Attack) -> None:
 
 
 def examples_stay_examples(attack: Attack) -> None:
-    """0 <= poisoned label < C for labels of C classes; images and labels keep their shape and dtype."""
+    """0 <= poisoned label < C for labels of C classes; images and labels keep their shape and dtype.
+
+    So they do with the trigger of an attack that has one, which counts no example that has the wanted label already.
+    """
     images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (10, 8, 8, 1)), jnp.uint8)
     labels = jnp.arange(10, dtype=jnp.int32)
 
@@ -237,6 +240,14 @@ def examples_stay_examples(attack: Attack) -> None:
     assert_like(poisoned, labels, "poisoned labels")
     if np.min(poisoned) < 0 or np.max(poisoned) > 9:
         raise AssertionError(f"poisoned labels of 10 classes: {np.ravel(poisoned).tolist()}, allowed are 0 to 9")
+    if attack.trigger is None:
+        return
+    shown, wanted, counted = jax.jit(attack.trigger)(images, labels)
+    assert_like(shown, images, "triggered images")
+    assert_like(wanted, labels, "wanted labels")
+    assert_like(counted, labels != wanted, "which examples count")
+    if np.any(counted & (labels == wanted)):
+        raise AssertionError("an example whose label is the wanted one counts as a success of the trigger")
 
 
 def keeps_dtypes(attack: Attack) -> None:

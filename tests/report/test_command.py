@@ -45,6 +45,14 @@ def test_all_files_and_the_same_again(tmp_path, capsys):
     assert {name: (report / name).read_bytes() for name in names(report)} == before
 
 
+def test_a_backdoor_has_a_table_and_a_figure_more(tmp_path, capsys):
+    sweep(tmp_path)
+    write_run(tmp_path, of("lasa", "badnets"), [0.5, 0.75], success=[0.5, 0.25])
+    assert main([str(tmp_path)]) == 0
+    assert "success of backdoors in %, 25 % malicious" in capsys.readouterr().out
+    assert names(tmp_path / "report") == TABLES | FIGURES | {"success.png", "success.svg"}
+
+
 def test_what_a_report_no_longer_has_is_removed(tmp_path, capsys):
     sweep(tmp_path / "runs")
     output = tmp_path / "out"
