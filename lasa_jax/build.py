@@ -243,6 +243,7 @@ def _program(config: ConfigDict, dataset: Dataset, shares: Partition, model: Mod
         client_chunk=config.client_chunk,
         ragged=ragged,
         record_filtering=config.record_filtering,
+        measures_clients=config.partition.name not in partition.ALIKE,
     )
 
 

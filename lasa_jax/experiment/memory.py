@@ -31,6 +31,8 @@ class History:
       test_loss: `(evaluations,)`.
       with_padding: test loss and accuracy over every position, `(evaluations,)` each, of a dataset with padding; else None.
       without_padding: the same over the positions that are no padding.
+      worst_tenth_accuracy: of the final model, on the own examples of the tenth of the benign clients that it serves worst, see
+        `federated.fairness`; None where clients differ by chance only.
       train_loss: `(rounds,)`, of every round.
       clients: int `(rounds, n)`, who took part.
       malicious: bool `(rounds, n)`, who of them is malicious.
@@ -48,6 +50,7 @@ class History:
     variables: Variables
     with_padding: Measures | None = None
     without_padding: Measures | None = None
+    worst_tenth_accuracy: float | None = None
 
 
 def simulate(
@@ -127,4 +130,5 @@ def simulate(
         variables=jax.tree.map(lambda x: x[0], jax.device_get(states.variables)),
         with_padding=test.with_padding,
         without_padding=test.without_padding,
+        worst_tenth_accuracy=None if whole.worst_tenth is None else float(whole.worst_tenth[-1]),
     )

@@ -103,6 +103,9 @@ def _count(config: ConfigDict, limit: int) -> Cost:
     tested = work.of(forward, variables, batch(tested_at_once)).times(-(-len(dataset.test.labels) // tested_at_once))
     served = Work(_READINGS * clients * found.model, 0, _LAUNCHES)
     whole = trained.plus(served).plus(tested.times(1 / config.eval_every))
+    if program.measures_clients:  # once, at the end
+        own = len(dataset.train.labels) / len(dataset.test.labels)
+        whole = whole.plus(tested.times(own / config.rounds))
     return Cost(examples, needs, whole, training.precision)
 
 
