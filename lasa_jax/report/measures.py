@@ -7,7 +7,7 @@ import pandas as pd
 
 from lasa_jax.inspection.rendering import Cell, Table
 from lasa_jax.report.groups import Group
-from lasa_jax.report.tables import NO_ATTACK, ranks, refused_note
+from lasa_jax.report.tables import NO_ATTACK, cells, ranks, refused_note
 
 LOST = 0.1  # the share of its accuracy without attack that a rule has lost where it is said to break
 _KEY = ["rule", "attack", "attack_ratio"]
@@ -17,21 +17,22 @@ def by_attack(group: Group) -> pd.DataFrame:
     """A row for every rule, attack and ratio, means over seeds in percent.
 
     Columns: `rule`, `attack`, `attack_ratio`; `accuracy`: best test accuracy, where a run that diverged counts as 0, since it
-    has no model; `diverged`: how many did; `without`: that of the same rule without attack, at this ratio, or at the nearest
+    has no model; `final`: the same of the last round; `diverged`: how many did; `without`: that of the same rule without attack, at this ratio, or at the nearest
     at which it was run; `impact`: `without` less `accuracy`; `success`: of a backdoor; `worst_tenth`: accuracy of the tenth of
     the benign clients that are served worst. NaN where the runs do not say.
     """
     diverged = group.runs["status"] == "diverged"
     runs = group.runs.assign(
         accuracy=(100 * group.runs["best_test_accuracy"]).where(~diverged, 0.0),
+        final=(100 * group.runs["final_test_accuracy"]).where(~diverged, 0.0),
         success=100 * group.runs["success"],
         worst_tenth=100 * group.runs["worst_tenth_accuracy"],
         diverged=diverged.astype(int),
     )
     by = runs.groupby(_KEY, sort=False)
-    found = by[["accuracy", "success", "worst_tenth"]].mean()
+    found = by[["accuracy", "final", "success", "worst_tenth"]].mean()
     found["diverged"] = by["diverged"].sum()
-    found = found.reset_index()
+    found = cells(group)[_KEY].merge(found.reset_index(), on=_KEY, sort=False)  # in the order of the tables
     clean = found[(found["attack"] == NO_ATTACK) & found["accuracy"].notna()]
 
     def without(row: pd.Series) -> float:
@@ -42,7 +43,7 @@ def by_attack(group: Group) -> pd.DataFrame:
 
     found["without"] = [without(row) for _, row in found.iterrows()]
     found["impact"] = found["without"] - found["accuracy"]
-    return found[[*_KEY, "accuracy", "diverged", "without", "impact", "success", "worst_tenth"]]
+    return found[[*_KEY, "accuracy", "final", "diverged", "without", "impact", "success", "worst_tenth"]]
 
 
 def breaking_points(group: Group, lost: float = LOST) -> pd.DataFrame:

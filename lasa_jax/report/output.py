@@ -55,7 +55,7 @@ def make(
 def _cells(group: Group) -> pd.DataFrame:
     """The cells of the tables with their settings, and what `measures` says of each."""
     key = ["rule", "attack", "attack_ratio"]
-    said = measures.by_attack(group)[[*key, "impact", "success", "worst_tenth"]]
+    said = measures.by_attack(group)[[*key, "final", "impact", "success", "worst_tenth"]]
     return tables.cells_with_settings(group).merge(said, on=key, how="left", sort=False)
 
 
