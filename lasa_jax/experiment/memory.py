@@ -31,7 +31,7 @@ class History:
       test_loss: `(evaluations,)`.
       with_padding: test loss and accuracy over every position, `(evaluations,)` each, of a dataset with padding; else None.
       without_padding: the same over the positions that are no padding.
-      worst_tenth_accuracy: of the final model, on the own examples of the tenth of the benign clients that it serves worst, see
+      worst_tenth_accuracy: of the final model on the tenth of the benign clients that it serves worst, see
         `federated.fairness`; None where clients differ by chance only.
       train_loss: `(rounds,)`, of every round.
       clients: int `(rounds, n)`, who took part.

@@ -14,10 +14,10 @@ _LOST, _CLEAN = style.COLOURS[1], style.COLOURS[0]
 
 
 def of_rules(group: Group, lost: float = measures.LOST) -> Figure | str:
-    """Accuracy without attack, in the mean over attacks and under the worst, at the ratio that is drawn; and what else is there.
+    """Accuracy without attack, in the mean over attacks and under the worst, at the ratio that is drawn.
 
-    Further panels: the breaking point, where an attack was run at two ratios; the largest success rate over backdoors; and the
-    accuracy of the tenth of the clients that are served worst.
+    Further panels where runs have it: the breaking point, the largest success rate over backdoors, and the accuracy of the
+    tenth of the clients that are served worst.
 
     Args:
       group: of runs.
@@ -63,7 +63,13 @@ def _accuracies(axes: Axes, found: pd.DataFrame) -> None:
     """From the accuracy without attack to that under the worst one, which is named."""
     axes.set(xlabel="best test accuracy in %", xlim=(-2, 135), xticks=range(0, 101, 20))
     for place, row in enumerate(found.itertuples()):
-        axes.plot([row.worst, row.mean if math.isnan(row.without) else row.without], [place, place], color=_LOST, linewidth=1.2, zorder=2)
+        axes.plot(
+            [row.worst, row.mean if math.isnan(row.without) else row.without],
+            [place, place],
+            color=_LOST,
+            linewidth=1.2,
+            zorder=2,
+        )
         axes.plot(row.without, place, "o", color=_CLEAN, markerfacecolor="white", zorder=3)
         axes.plot(row.mean, place, "|", color="black", markersize=9, zorder=3)
         axes.plot(row.worst, place, "o", color=_LOST, zorder=4)

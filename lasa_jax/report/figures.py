@@ -110,9 +110,7 @@ def worst_case(group: Group) -> Figure | str:
     style.heatmap(
         figure, axes, values, texts, rules, [f"{100 * at:g}" for at in ratios], 1.15, "best test accuracy in %"
     )
-    figure.suptitle(
-        style.wrapped(f"{group.title}: smallest over {found['attack'].nunique()} attacks", size[0]), fontsize="medium"
-    )
+    figure.suptitle(style.wrapped(f"{group.title}: smallest over {count} attacks", size[0]), fontsize="medium")
     return figure
 
 

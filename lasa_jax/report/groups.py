@@ -60,7 +60,7 @@ class Group:
     results: `runs` have the columns `rule` and `attack` beside their fields: the names that tables show, with the parameters
       that tell variants of one method apart. rules, attacks: those names in order.
     variants: for each name in `rules` its rule and the parameters in which it differs from the most central variant.
-    refused: rule, attack and ratio of the points that no machine could run, see `report.refused`; the rules may be in no run.
+    refused: rule, attack and ratio of the points that no machine could run, see `report.refused`.
     """
 
     title: str

@@ -1,4 +1,4 @@
-"""What rules are compared by: the worst attack, what it takes, where a rule breaks, backdoors, and the clients served worst."""
+"""What rules are compared by: the worst attack and what it takes, backdoors, clients served worst, breaking points."""
 
 import math
 from typing import Any
@@ -14,12 +14,17 @@ _KEY = ["rule", "attack", "attack_ratio"]
 
 
 def by_attack(group: Group) -> pd.DataFrame:
-    """A row for every rule, attack and ratio, means over seeds in percent.
+    """A row for every rule, attack and ratio, means over seeds in percent; NaN where the runs do not say.
 
-    Columns: `rule`, `attack`, `attack_ratio`; `accuracy`: best test accuracy, where a run that diverged counts as 0, since it
-    has no model; `final`: the same of the last round; `diverged`: how many did; `without`: that of the same rule without attack, at this ratio, or at the nearest
-    at which it was run; `impact`: `without` less `accuracy`; `success`: of a backdoor; `worst_tenth`: accuracy of the tenth of
-    the benign clients that are served worst. NaN where the runs do not say.
+    Columns:
+      rule, attack, attack_ratio: as in `tables.cells`, and in its order.
+      accuracy: best test accuracy, where a run that diverged counts as 0, since it has no model.
+      final: the same of the last round.
+      diverged: how many runs did.
+      without: accuracy of the same rule without attack, at this ratio or the nearest at which it was run so.
+      impact: `without` less `accuracy`.
+      success: of a backdoor.
+      worst_tenth: accuracy of the tenth of the benign clients that are served worst.
     """
     diverged = group.runs["status"] == "diverged"
     runs = group.runs.assign(
@@ -55,7 +60,11 @@ def breaking_points(group: Group, lost: float = LOST) -> pd.DataFrame:
       group: of runs.
       lost: share of the accuracy without attack, between 0 and 1.
 
-    Columns: `rule`, `attack`, `breaks_at` (a share of the clients; NaN if nowhere) and `up_to`, the largest ratio that was run.
+    Columns:
+      rule, attack: as in `by_attack`.
+      breaks_at: a share of the clients; NaN if nowhere.
+      up_to: the largest ratio that was run.
+
     Rules that were not run without attack have no row.
     """
     found = by_attack(group)
@@ -64,7 +73,9 @@ def breaking_points(group: Group, lost: float = LOST) -> pd.DataFrame:
     for (rule, attack), part in found.groupby(["rule", "attack"], sort=False):
         if part["attack_ratio"].nunique() > 1:
             broken = part.loc[part["accuracy"] <= (1 - lost) * part["without"], "attack_ratio"]
-            rows.append({"rule": rule, "attack": attack, "breaks_at": broken.min(), "up_to": part["attack_ratio"].max()})
+            rows.append(
+                {"rule": rule, "attack": attack, "breaks_at": broken.min(), "up_to": part["attack_ratio"].max()}
+            )
     columns = ["rule", "attack", "breaks_at", "up_to"]
     return pd.DataFrame(rows, columns=columns).astype({"breaks_at": float, "up_to": float})
 
@@ -72,11 +83,18 @@ def breaking_points(group: Group, lost: float = LOST) -> pd.DataFrame:
 def by_rule(group: Group, lost: float = LOST) -> pd.DataFrame:
     """A row for every rule and ratio at which it met an attack, in percent.
 
-    Columns: `rule`, `attack_ratio`; `attacks`: how many it met; `without`: accuracy without attack; `worst`, `worst_attack`: the smallest accuracy over
-    attacks, and the attack; `complete`: whether the rule met every attack that others met at this ratio, else its worst may be
-    worse; `diverged`: whether a run of the worst attack did; `mean`: over attacks; `impact`, `mean_impact`: accuracy lost to the
-    worst attack, and in the mean; `success`, `success_attack`: the largest over backdoors; `worst_tenth`: the smallest over all
-    attacks and without; `breaks_at`, `up_to`: the smallest breaking point over attacks, see `breaking_points`.
+    Columns:
+      rule, attack_ratio: as in `by_attack`.
+      attacks: how many it met.
+      without: accuracy without attack.
+      worst, worst_attack: the smallest accuracy over attacks, and the attack.
+      complete: whether the rule met every attack that others met at this ratio; else its worst may be worse.
+      diverged: whether a run of the worst attack did.
+      mean: accuracy over attacks.
+      impact, mean_impact: accuracy lost to the worst attack, and in the mean.
+      success, success_attack: the largest over backdoors, and which.
+      worst_tenth: the smallest over attacks and without.
+      breaks_at, up_to: the smallest over attacks, see `breaking_points`.
 
     Args:
       group: of runs.
@@ -154,7 +172,9 @@ def _of_ratio(group: Group, found: pd.DataFrame, ratio: float, lost: float) -> T
     if found["diverged"].any():
         notes.append("†: a run diverged, and counts as 0.")
     if "worst tenth" in columns:
-        notes.append("Worst tenth: of the benign clients, on their own examples after the last round; the smallest over attacks.")
+        notes.append(
+            "Worst tenth: of the benign clients, on their own examples after the last round; the smallest over attacks."
+        )
     if "breaks at" in columns:
         notes.append(f"Breaks at: the smallest share of malicious clients with {100 * lost:g} % of the accuracy lost.")
     notes += refused_note(group, ratio)
@@ -186,4 +206,7 @@ def _ranked(values: list[float], *, least: bool = False, marks: list[str] | None
     """Cells with the best value bold and the second underlined. Args: least: whether the smallest is the best."""
     shown = [None if math.isnan(value) else value for value in values]
     placed = zip(shown, marks or ["{}"] * len(shown), ranks(shown, least=least), strict=True)
-    return [Cell("-" if value is None else mark.format(f"{round(value, 2) + 0.0:.2f}"), rank) for value, mark, rank in placed]
+    return [
+        Cell("-" if value is None else mark.format(f"{round(value, 2) + 0.0:.2f}"), rank)
+        for value, mark, rank in placed
+    ]

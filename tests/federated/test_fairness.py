@@ -95,7 +95,10 @@ def test_padding_does_not_count():
     found = worst_tenth(program, state, point, FederatedDataset(train, train, shares), 2)
     assert found == 1  # the client of padding alone is not measured
     counting = dataclasses.replace(
-        program, local_training=dataclasses.replace(program.local_training, dataset=dataclasses.replace(dataset, counts_padding=True))
+        program,
+        local_training=dataclasses.replace(
+            program.local_training, dataset=dataclasses.replace(dataset, counts_padding=True)
+        ),
     )
     assert worst_tenth(counting, state, point, FederatedDataset(train, train, shares), 2) == 0
 

@@ -79,7 +79,9 @@ def test_the_sweeps_of_all_pairs():
     found = grid.points(grid.load(f"{SWEEPS / 'pairs'}.py:digits,seeds=2,rounds=3"))
     usual = [point for point in found if point.config.clients_per_round == 30]
     pairs = {(point.config.aggregator.name, point.config.attack.name) for point in usual}
-    assert pairs == {(rule, attack) for rule in aggregators.names() for attack in attacks.names() if attack not in triggered}
+    assert pairs == {
+        (rule, attack) for rule in aggregators.names() for attack in attacks.names() if attack not in triggered
+    }
     assert len(usual) == 2 * len(pairs) == 2 * len(grid.programs(usual))
     assert {(point.config.rounds, point.config.fidelity) for point in found} == {(3, "official")}
     few = {point.config.aggregator.name for point in found if point.config.clients_per_round == 15}

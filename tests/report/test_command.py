@@ -16,7 +16,9 @@ from tests.report.runs import of, write_run
 ROOT = Path(__file__).parents[2]
 TABLES = {"table.md", "table.csv", "table.tex", "measures.csv", "detection.csv", "settings.json"}
 FIGURES = {
-    f"{name}.{kind}" for name in ("ratio", "curves", "worst_case", "detection", "cost", "measures") for kind in ("png", "svg")
+    f"{name}.{kind}"
+    for name in ("ratio", "curves", "worst_case", "detection", "cost", "measures")
+    for kind in ("png", "svg")
 }
 
 

@@ -77,7 +77,16 @@ def test_breaking_points(whole, lost, average, median):
 
 def test_tables(whole):
     *_, at_25, breaking = measures.tables(whole, 0.1)
-    assert at_25.headings == ("rule", "No Attack", "worst", "under", "lost to it", "lost in the mean", "worst tenth", "breaks at")
+    assert at_25.headings == (
+        "rule",
+        "No Attack",
+        "worst",
+        "under",
+        "lost to it",
+        "lost in the mean",
+        "worst tenth",
+        "breaks at",
+    )
     assert texts(at_25) == [
         ["FedAvg", "91.00", "11.00", "ByzMean", "80.00", "34.67", "5.00", "10 %"],
         ["Median", "81.00", "79.00", "Noise", "2.00", "2.00", "-", "none up to 25 %"],
