@@ -297,6 +297,7 @@ def _program(config: ConfigDict, dataset: Dataset, shares: Partition, model: Mod
         ragged=ragged,
         record_filtering=config.record_filtering,
         participation=config.participation,
+        measures_clients=config.partition.name not in partition.ALIKE,
     )
 
 

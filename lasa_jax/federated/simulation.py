@@ -15,6 +15,7 @@ from lasa_jax import ops
 from lasa_jax.data import Examples, FederatedDataset
 from lasa_jax.federated import cards, memory
 from lasa_jax.federated.evaluation import Evaluation, evaluate
+from lasa_jax.federated.fairness import worst_tenth
 from lasa_jax.federated.round import one_round
 from lasa_jax.federated.types import Point, Program, RoundMetrics, State
 
@@ -25,10 +26,12 @@ class BlockMetrics(NamedTuple):
     Attributes:
       rounds: as each round reported.
       test: of the rounds that were evaluated; those of the others mean nothing.
+      worst_tenth: see `fairness.worst_tenth`, of the last round; None where `Program.measures_clients` is not set.
     """
 
     rounds: RoundMetrics
     test: Evaluation
+    worst_tenth: jax.Array | None = None
 
 
 def is_evaluated(index: int | jax.Array, eval_every: int, rounds: int) -> Any:
@@ -137,6 +140,9 @@ class Simulation:
             batch_size = self.eval_batch_size
             return evaluate(self.program, state, test, batch_size, runs=runs, attack=point.attack)
 
+        def served(state: State, point: Point, data: FederatedDataset) -> jax.Array:
+            return worst_tenth(self.program, state, point, data, self.eval_batch_size, runs=runs)
+
         def one_run(
             state: State, point: Point, partition: Any, train: Examples, test: Examples, start: jax.Array
         ) -> tuple[State, BlockMetrics]:
@@ -148,7 +154,12 @@ class Simulation:
             def step(state: State, index: jax.Array) -> tuple[State, BlockMetrics]:
                 state, metrics = one_round(self.program, state, point, run_data, index)
                 due = is_evaluated(index, self.eval_every, self.rounds)
-                return state, BlockMetrics(metrics, lax.cond(due, lambda: tested(state, point, test), lambda: untested))
+                shown = BlockMetrics(metrics, lax.cond(due, lambda: tested(state, point, test), lambda: untested))
+                if self.program.measures_clients:
+                    last = index == self.rounds
+                    worst = lax.cond(last, lambda: served(state, point, run_data), lambda: jnp.float32(0))
+                    shown = shown._replace(worst_tenth=worst)
+                return state, shown
 
             def step_or_skip(state: State, index: jax.Array) -> tuple[State, BlockMetrics]:
                 shapes = jax.eval_shape(step, state, index)[1]

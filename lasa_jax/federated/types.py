@@ -71,6 +71,7 @@ class Program:
       client_chunk: clients trained together, None for the platform's choice.
       ragged: whether clients differ in their numbers of steps.
       record_filtering: whether each round reports `Filtering`.
+      measures_clients: whether the last round reports how the model serves the clients, see `fairness.worst_tenth`.
     """
 
     local_training: LocalTraining
@@ -82,6 +83,7 @@ class Program:
     ragged: bool = False
     record_filtering: bool = False
     participation: str = "drawn"
+    measures_clients: bool = False
 
     def init(self, point: Point) -> State:
         """The state before the first round."""

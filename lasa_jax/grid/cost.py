@@ -120,6 +120,9 @@ def _count(config: ConfigDict, limit: int) -> Cost:
     tested = tested.times(2 if _has_trigger(config) else 1)
     served = Work(_READINGS * clients * found.model, 0, _LAUNCHES)
     whole = trained.plus(served).plus(tested.times(1 / config.eval_every))
+    if program.measures_clients:  # once, at the end
+        own = len(dataset.train.labels) / len(dataset.test.labels)
+        whole = whole.plus(tested.times(own / config.rounds))
     return Cost(examples, needs, whole, training.precision)
 
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from lasa_jax.report import style, timings
+from lasa_jax.report import measures, style, timings
 from lasa_jax.report.groups import RULES, Group
 from lasa_jax.report.tables import NO_ATTACK, cells
 
@@ -98,35 +98,29 @@ def _by_round(group: Group, measure: str, needs: str) -> Figure | str:
 def worst_case(group: Group) -> Figure | str:
     """Per rule and attack ratio the smallest accuracy over the attacks, as the heatmaps of ByzFL.
 
-    Where a rule lacks an attack that another rule has at that ratio, the smallest of the others is a bound and has `≤`.
+    Where a rule lacks an attack that another rule has at that ratio, the smallest of the others is a bound and has `≤`. A
+    run that diverged counts as 0, see `measures.by_rule`.
     """
-    found = cells(group).dropna(subset="mean")
-    found = found[found["attack"] != NO_ATTACK]
-    if found["attack"].nunique() < 2:
+    found = measures.by_rule(group)
+    attacks = measures.by_attack(group).dropna(subset="accuracy")["attack"]
+    count = attacks[attacks != NO_ATTACK].nunique()
+    if count < 2:
         return "worst_case.png needs runs of two attacks"
     rules = [rule for rule in group.rules if rule in set(found["rule"])]
     ratios = sorted(found["attack_ratio"].unique())
     values = np.full((len(rules), len(ratios)), np.nan)
     texts = np.full(values.shape, "", dtype=object)
-    for column, at in enumerate(ratios):
-        here = found[found["attack_ratio"] == at]
-        for row, rule in enumerate(rules):
-            part = here[here["rule"] == rule]
-            if part.empty:
-                continue
-            worst = part.loc[part["mean"].idxmin()]
-            bound = "≤ " if set(here["attack"]) - set(part["attack"]) else ""
-            values[row, column] = worst["mean"]
-            texts[row, column] = f"{bound}{worst['mean']:.1f}\n{worst['attack']}"
+    for row in found.itertuples():
+        place = rules.index(row.rule), ratios.index(row.attack_ratio)
+        values[place] = row.worst
+        texts[place] = f"{'' if row.complete else '≤ '}{row.worst:.1f}\n{row.worst_attack}"
     size = (2.6 + 1.15 * len(ratios) + 0.06 * max(map(len, rules)), 1.7 + 0.55 * len(rules))
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.add_subplot(xlabel="malicious clients in %")
     style.heatmap(
         figure, axes, values, texts, rules, [f"{100 * at:g}" for at in ratios], 1.15, "best test accuracy in %"
     )
-    figure.suptitle(
-        style.wrapped(f"{group.title}: smallest over {found['attack'].nunique()} attacks", size[0]), fontsize="medium"
-    )
+    figure.suptitle(style.wrapped(f"{group.title}: smallest over {count} attacks", size[0]), fontsize="medium")
     return figure
 
 

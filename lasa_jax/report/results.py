@@ -13,6 +13,7 @@ import pandas as pd
 
 from lasa_jax.config import UNIDENTIFYING, flatten
 from lasa_jax.errors import InputError, user_path
+from lasa_jax.report import refused
 from lasa_jax.report.directories import FILES, one_line, run_directories
 from lasa_jax.workdir import Workdir
 
@@ -33,15 +34,16 @@ class Results:
     runs: a row a run: `run` (its path below the directory), every field of its config by the config's own name (a parameter
       of the selected method as `aggregator.sparsity_level`), and of its summary `status`, `best_test_accuracy`,
       `best_test_accuracy_with_padding` and `best_test_accuracy_without_padding` (NaN where a dataset has no padding),
-      `final_test_accuracy`, `final_attack_success` (NaN under an attack without a trigger), `last_round`,
-      `seconds_per_round`, `device`, `malicious_filtered`, `benign_kept` and, where it is known, `num_parameters`. Shares are
-      in [0, 1].
+      `worst_tenth_accuracy` (NaN where clients differ by chance only), `final_test_accuracy`, `final_attack_success` (NaN
+      under an attack without a trigger), `last_round`, `seconds_per_round`, `device`, `malicious_filtered`, `benign_kept`
+      and, where it is known, `num_parameters`. Shares are in [0, 1].
     lines: a row a run and evaluated round: `run`, `round`, `test_accuracy`, `attack_success`, `test_loss`,
       `train_loss`, `seconds_per_round`, and since the line before, counted in pairs of a client and a layer: `malicious`,
       `benign`, `malicious_filtered`, `benign_filtered`.
     layers: a row a run and layer: `run`, `layer`, and over all rounds the shares `malicious_filtered`, `benign_kept`.
     fields: the columns of `runs` that are settings.
     left_out: one line for everything that was found and could not be used, or only in part.
+    refused: the flat configs of points of sweeps that no machine could run, see `report.refused`.
     """
 
     runs: pd.DataFrame
@@ -49,6 +51,7 @@ class Results:
     layers: pd.DataFrame
     fields: tuple[str, ...]
     left_out: tuple[str, ...]
+    refused: tuple[Mapping[str, Any], ...] = ()
 
     def only(self, runs: pd.DataFrame) -> "Results":
         """The results of some of the runs."""
@@ -107,7 +110,7 @@ def load(directory: str | os.PathLike[str]) -> Results:
         why = f" ({len(left_out)} left out; the first: {left_out[0]})" if left_out else ""
         raise InputError(f"{root}: has no finished run, which is a directory with config.json and summary.json{why}")
     frame = pd.DataFrame(runs, dtype=object)
-    numbers = [*_BEST, *_FINAL, "seconds_per_round", "malicious_filtered", "benign_kept"]
+    numbers = [*_BEST, *_FINAL, "worst_tenth_accuracy", "seconds_per_round", "malicious_filtered", "benign_kept"]
     frame = frame.astype(dict.fromkeys([*numbers, "num_parameters", "attack_ratio"], float))
     line_columns = ["run", "round", *_LINE_NUMBERS, *_COUNTS]
     return Results(
@@ -116,6 +119,7 @@ def load(directory: str | os.PathLike[str]) -> Results:
         layers=pd.DataFrame(layers, columns=["run", "layer", "malicious_filtered", "benign_kept"]),
         fields=tuple(fields),
         left_out=tuple(left_out),
+        refused=tuple(refused.points(root.resolve(), _flat)),
     )
 
 
@@ -138,7 +142,8 @@ def select(results: Results, conditions: Sequence[str]) -> Results:
         if kept.empty:
             there = ", ".join(sorted({str(value) for value in column[column.notna()]}))
             raise InputError(f"--where={condition}: no run has that value; there are {there}")
-        results = results.only(kept)
+        alike = tuple(point for point in results.refused if _is(point.get(field), text))
+        results = dataclasses.replace(results.only(kept), refused=alike)
     return results
 
 
@@ -183,6 +188,7 @@ def _read_run(path: Path, name: str) -> tuple[dict[str, Any], dict[str, Any], li
         "status": summary["status"],
         **{name: _share(summary, name) for name in _BEST},
         **{name: _share(summary, name) for name in _FINAL},
+        "worst_tenth_accuracy": _share(summary, "worst_tenth_accuracy"),
         "last_round": int(_number(summary, "rounds", high=_LARGEST_COUNT, whole=True)),
         "seconds_per_round": _number(summary, "seconds_per_round", optional=True),
         "num_parameters": _number(summary, "num_parameters", high=_LARGEST_COUNT, optional=True),

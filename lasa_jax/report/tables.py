@@ -9,6 +9,7 @@ import pandas as pd
 from lasa_jax.config import UNIDENTIFYING
 from lasa_jax.inspection.rendering import Cell, Table
 from lasa_jax.report.groups import ATTACKS, Group, of_a_method
+from lasa_jax.report.refused import TOO_MANY
 
 NO_ATTACK = ATTACKS["none"]
 _RADII = ("aggregator.direction_radius", "aggregator.magnitude_radius")
@@ -106,27 +107,39 @@ def cells_with_settings(group: Group) -> pd.DataFrame:
 
 def _main(group: Group, found: pd.DataFrame, ratio: float) -> Table:
     """Rules by attacks with the average over the attacks, as Table 1 of the paper."""
+    refused = [(rule, attack) for rule, attack, at in group.refused if at == ratio]
     rules = [rule for rule in group.rules if rule in set(found["rule"])]
+    rules += [rule for rule in dict.fromkeys(rule for rule, _ in refused) if rule not in rules]
     attacks = [attack for attack in group.attacks if attack in set(found["attack"])]
     grid = {(row.rule, row.attack): row for row in found.itertuples()}
     real = [attack for attack in attacks if attack != NO_ATTACK]
     columns = [[grid.get((rule, attack)) for rule in rules] for attack in attacks]
     texts = [_column(column, found) for column in columns]
+    for attack, column, cells_of_it in zip(attacks, columns, texts, strict=True):
+        for place, (rule, value) in enumerate(zip(rules, column, strict=True)):
+            if value is None and (rule, attack) in refused:
+                cells_of_it[place] = Cell(TOO_MANY)
     if len(real) > 1:
         averages: list[float | None] = []
         for rule in rules:
             means = [cell.mean for attack in real if (cell := grid.get((rule, attack))) and not pd.isna(cell.mean)]
             averages.append(sum(means) / len(means) if len(means) == len(real) else None)
-        ranks = _ranks(averages)
-        column = [Cell("-" if v is None else f"{v:.2f}", r) for v, r in zip(averages, ranks, strict=True)]
+        placed = zip(averages, ranks(averages), strict=True)
+        column = [Cell("-" if v is None else f"{v:.2f}", rank) for v, rank in placed]
         texts.append(column)
     headings = ("rule", *attacks, *["Average w/ attacks"] * (len(real) > 1))
     return Table(
         f"{group.title}: best test accuracy in %{'' if not real else f', {100 * ratio:g} % malicious'}",
         headings,
         tuple((Cell(rule), *row) for rule, row in zip(rules, zip(*texts, strict=True), strict=True)),
-        notes=_notes(group, found, "column"),
+        notes=(*_notes(group, found, "column"), *refused_note(group, ratio)),
     )
+
+
+def refused_note(group: Group, ratio: float) -> list[str]:
+    """The line below a table in which points of a sweep were refused, see `report.refused`."""
+    rules = dict.fromkeys(rule for rule, _, at in group.refused if at == ratio)
+    return [f"{TOO_MANY}: {', '.join(rules)} would walk over too many subsets of so many clients."] if rules else []
 
 
 def detection(group: Group) -> pd.DataFrame:
@@ -257,8 +270,9 @@ def _of_lasa(group: Group, found: pd.DataFrame, ratio: float) -> tuple[list[Tabl
 
 def _column(values: Sequence[Any], found: pd.DataFrame) -> list[Cell]:
     """Cells that are ranked among each other; the values are rows of `cells`, None where no run is."""
-    ranks = _ranks([None if value is None or pd.isna(value.mean) else value.mean for value in values])
-    return [Cell(_accuracy(value, found["seeds"].max()), rank) for value, rank in zip(values, ranks, strict=True)]
+    means = [None if value is None or pd.isna(value.mean) else value.mean for value in values]
+    placed = zip(values, ranks(means), strict=True)
+    return [Cell(_accuracy(value, found["seeds"].max()), rank) for value, rank in placed]
 
 
 def _accuracy(value: Any, seeds: int) -> str:
@@ -271,10 +285,15 @@ def _accuracy(value: Any, seeds: int) -> str:
     return f"{value.mean:.2f}{spread}{mark}{fewer}"
 
 
-def _ranks(values: Sequence[float | None]) -> list[int]:
-    """1 for the largest as printed, 2 for the second, 0 for the rest; values that print the same share a rank."""
-    printed = [None if value is None else round(value, 2) for value in values]
-    best = sorted({value for value in printed if value is not None}, reverse=True)[:2]
+def ranks(values: Sequence[float | None], *, least: bool = False) -> list[int]:
+    """1 for the largest as printed, 2 for the second, 0 for the rest; values that print the same share a rank.
+
+    Args:
+      values: None where there is none.
+      least: whether the smallest is the best.
+    """
+    printed = [None if value is None else round(value, 2) + 0.0 for value in values]
+    best = sorted({value for value in printed if value is not None}, reverse=not least)[:2]
     alone = sum(value is not None for value in printed) < 2
     return [0 if value is None or alone or value not in best else best.index(value) + 1 for value in printed]
 

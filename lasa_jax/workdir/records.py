@@ -39,6 +39,8 @@ PADDING_LINE: Form = {
 }
 # And under an attack with a trigger.
 SUCCESS_LINE: Form = {"attack_success": or_null(is_number)}
+# And the last line of a run whose clients differ.
+LAST_LINE: Form = {"worst_tenth_accuracy": or_null(is_number)}
 _RATES: Form = dict.fromkeys(("malicious_filtered", "benign_kept"), or_null(is_number))
 SUMMARY: Form = {
     **dict.fromkeys(("status", "parameters_sha256"), is_text),
@@ -94,6 +96,8 @@ def lines(
                 "seconds_per_round": seconds,
             }
         )
+        if number == simulation.rounds and metrics.worst_tenth is not None:
+            written[-1]["worst_tenth_accuracy"] = float(metrics.worst_tenth[index])
         first = index + 1
     return written
 
@@ -122,6 +126,8 @@ def parse_lines(content: bytes) -> list[dict[str, Any]]:
             break
         if any(not form.keys().isdisjoint(line) and wrong_fields(line, form) for form in (PADDING_LINE, SUCCESS_LINE)):
             break
+        if not LAST_LINE.keys().isdisjoint(line) and wrong_fields(line, LAST_LINE):
+            break
         if parsed and line["round"] <= parsed[-1]["round"]:
             break
         layers = (parsed or [line])[0]["malicious_filtered"].keys()
@@ -129,6 +135,11 @@ def parse_lines(content: bytes) -> list[dict[str, Any]]:
             break
         parsed.append(line)
     return parsed
+
+
+def as_not_the_last(line: Mapping[str, Any]) -> dict[str, Any]:
+    """A line without what only the last line of a run has: a run that goes on from it has that later."""
+    return {name: value for name, value in line.items() if name not in LAST_LINE}
 
 
 def filtering_table(metrics: "BlockMetrics", done: int, count: int, layers: Sequence[str]) -> "pd.DataFrame | None":
@@ -271,6 +282,7 @@ def summary(
         **by_padding,
         "final_test_accuracy": lines[-1]["test_accuracy"] if lines else None,
         **of_the_attack,
+        **{field: lines[-1][field] for field in LAST_LINE if lines and field in lines[-1]},
         "best_round": next((line["round"] for line in lines if line["test_accuracy"] == best), None),
         "rounds": lines[-1]["round"] if lines else 0,
         "seed": seed,
