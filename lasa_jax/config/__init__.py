@@ -5,7 +5,7 @@ returns, with the command line's overrides, into the config of a run: every "by 
 and attack are left, every value is in range.
 """
 
-from lasa_jax.config.arguments import parse_argument, set_partition
+from lasa_jax.config.arguments import SweepArgument, parse_argument, read_sweep, set_partition
 from lasa_jax.config.by_dataset import paper
 from lasa_jax.config.identity import (
     as_json,
@@ -43,6 +43,7 @@ __all__ = [
     "SETTINGS",
     "UNIDENTIFYING",
     "Setting",
+    "SweepArgument",
     "all_settings",
     "as_json",
     "check_clients_per_round",
@@ -59,6 +60,7 @@ __all__ = [
     "parameters",
     "parse_argument",
     "program_key",
+    "read_sweep",
     "resolve",
     "run_name",
     "set_partition",
