@@ -52,7 +52,7 @@ class SweepArgument(NamedTuple):
     stealthy: bool
 
     def attacks(self, *names: str) -> list[str]:
-        """The attacks of a sweep: these, where the stealthy Min-Sum, if it takes part, is in the place of Min-Sum or last."""
+        """These attacks; the stealthy Min-Sum, if it takes part, is in the place of Min-Sum or last."""
         if not self.stealthy:
             return list(names)
         if "min_sum" not in names:

@@ -66,7 +66,9 @@ def _read_hdf5(source: Path) -> dict[str, list[by_client.ClientExamples]]:
                     stored = content["examples"][writer]
                     pixels, labels = (np.asarray(stored[name][()]) for name in ("pixels", "label"))
                     if pixels.shape[:1] != labels.shape[:1] or not labels.size:
-                        raise InputError(f"{file}: client {writer!r} must have as many label as pixels, and at least one")
+                        raise InputError(
+                            f"{file}: client {writer!r} must have as many label as pixels, and at least one"
+                        )
                     try:
                         arrays = _convert(pixels.reshape(len(pixels), -1), labels.reshape(len(labels), -1)[:, 0])
                     except ValueError as error:

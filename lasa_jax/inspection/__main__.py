@@ -195,7 +195,11 @@ def _parsers() -> dict[str, commandline.Parser]:
     parser = parsers["theorem"]
     parser.add_path("directory", metavar="RUN", help="directory of one run")
     parser.add_argument(
-        "--every", metavar="ROUNDS", type=count, default=10, help="between those in which mu, nu, zeta and kappa are measured"
+        "--every",
+        metavar="ROUNDS",
+        type=count,
+        default=10,
+        help="between those in which mu, nu, zeta and kappa are measured",
     )
     parser.add_path("--output", metavar="DIR", help="where to write; RUN/report by default")
     parser = parsers["partition"]

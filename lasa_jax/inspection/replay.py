@@ -195,9 +195,7 @@ def local_examples(before: Before) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return jax.device_get(before.program.local_training.dataset.normalise(jnp.asarray(inputs))), labels, sizes
 
 
-def stored_examples(
-    before: Before, clients: jax.Array | None = None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def stored_examples(before: Before, clients: jax.Array | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """As `local_examples` with inputs as they are stored, which training crops before it normalises them.
 
     Args:

@@ -83,13 +83,14 @@ def theorem_1(
 ) -> Theorem:
     """Both sides of Theorem 1.
 
-        (1/T) sum_t ‖grad L_B(theta^t)‖² <= (L_B(theta^0) - L_B(theta*)) / (T eta) + kappa (mu eta + 1) + 7 tau zeta + (1 + tau) nu
+        (1/T) sum_t ‖grad L_B(theta^t)‖² <= D + kappa (mu eta + 1) + 7 tau zeta + (1 + tau) nu
+        D = (L_B(theta^0) - L_B(theta*)) / (T eta)
 
     Source: the supplement, section F.3. kappa bounds ‖F(Delta) - mean‖² of updates Delta, while (20) uses it for updates
     over eta: `scaled` has kappa / eta². With that, with x = mu eta tau and q = 4 x + 4 x² + 32 x³ < 1/2 the steps give
 
-        tau (1/2 - q) / 2 (1/T) sum_t ‖grad L_B‖² <= (L_B(theta^0) - L_B(theta*)) / (T eta) + kappa / eta² (mu eta + 1 / (2 alpha))
-                                                      + tau q zeta + (2 x + x² + 8 x³) nu,     alpha = tau (1/2 - q)
+        alpha / 2 (1/T) sum_t ‖grad L_B(theta^t)‖² <= D + kappa / eta² (mu eta + 1 / (2 alpha)) + tau q zeta
+                                                      + (2 x + x² + 8 x³) nu,        alpha = tau (1/2 - q)
 
     which is `derived`: q < 1/2 where x <= 0.1.
 
@@ -143,7 +144,9 @@ def theorem_1(
     )
 
 
-def of_run(config: ConfigDict, *, every: int = 10, draws: int = 4, log: Callable[[str], None] = lambda text: None) -> Theorem:
+def of_run(
+    config: ConfigDict, *, every: int = 10, draws: int = 4, log: Callable[[str], None] = lambda text: None
+) -> Theorem:
     """Both sides of Theorem 1 for a run of LASA, whose rounds are played again from the first one on.
 
     L_B is the mean over all benign clients of the population of their mean losses; with dropout or batch normalisation, of
@@ -166,7 +169,9 @@ def of_run(config: ConfigDict, *, every: int = 10, draws: int = 4, log: Callable
     """
     check_number("every", every, low=1, whole=True)
     if config.aggregator.name != "lasa":
-        raise InputError(f"config.aggregator.name = {config.aggregator.name!r}: Theorem 1 is about lasa, and so is its kappa")
+        raise InputError(
+            f"config.aggregator.name = {config.aggregator.name!r}: Theorem 1 is about lasa, and so is its kappa"
+        )
     before = replay.before_round(config, 1)
     step = jax.jit(functools.partial(one_round, before.program))
     benign = np.flatnonzero(~np.asarray(before.point.malicious))
@@ -210,9 +215,7 @@ def of_run(config: ConfigDict, *, every: int = 10, draws: int = 4, log: Callable
     )
 
 
-def _client_losses(
-    before: replay.Before, clients: jax.Array, draws: int
-) -> tuple[Callable[..., jax.Array], PyTree]:
+def _client_losses(before: replay.Before, clients: jax.Array, draws: int) -> tuple[Callable[..., jax.Array], PyTree]:
     """`(model, examples of a client) -> L_i`, and the examples of these clients, leaves `(clients, ...)`."""
     inputs, labels, sizes = replay.stored_examples(before, clients)
     training = before.program.local_training
@@ -318,7 +321,11 @@ def as_table(found: Theorem, outside: Sequence[str] = ()) -> Table:
         "T, rounds": found.rounds,
     }
     rows = tuple((Cell(name), Cell(f"{value:.4g}")) for name, value in shown.items())
-    said = ["The learning rate is allowed." if found.rate_allowed else "The learning rate is larger than the theorem allows."]
+    said = [
+        "The learning rate is allowed."
+        if found.rate_allowed
+        else "The learning rate is larger than the theorem allows."
+    ]
     if found.coefficient > -1:
         said.append("The factor in (27) is above the -1 that the proof says: nothing says that the printed side holds.")
     said += [f"Outside of the proof: {text}." for text in outside]

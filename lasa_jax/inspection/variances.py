@@ -96,7 +96,7 @@ class Drawn(NamedTuple):
     """Epochs of clients whose draws are fixed, see `draw_epochs`.
 
     inputs, labels: `(clients, width, ...)`, as stored. places: of the examples of each batch, int32 `(clients, batches,
-    batch_size)`. real: which of them are examples, bool, the same shape. keys: of the batches, `(clients, batches)`. counted:
+    """`(params, (inputs, labels, real)) -> loss` of a client, the mean over its examples. Args: loss: of one."""
     bool `(clients, batches)`, False for the batches that smaller clients lack.
     """
 
@@ -146,7 +146,7 @@ def draw_epochs(
 
 
 def over_batches(loss: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """`(variables, Drawn of one client) -> loss`, the mean over its batches. Args: loss: of one, see `replay.batch_loss`."""
+    """`(variables, Drawn of one client) -> loss`, the mean over its batches. Args: loss: from `replay.batch_loss`."""
     again = jax.checkpoint(loss)  # activations of one batch at a time
 
     def mean(variables: PyTree, drawn: Drawn) -> jax.Array:
@@ -229,9 +229,7 @@ def draws_in_training(before: replay.Before) -> bool:
         return True
     inputs = replay.local_examples(before)[0][:, 0]
     model = before.program.local_training.model
-    one, other = (
-        model.apply(before.state.variables, inputs, train=True, key=jax.random.key(k))[0] for k in (0, 1)
-    )
+    one, other = (model.apply(before.state.variables, inputs, train=True, key=jax.random.key(k))[0] for k in (0, 1))
     return not np.array_equal(one, other)
 
 

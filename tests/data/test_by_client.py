@@ -107,7 +107,10 @@ class TestFEMNIST:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            (lambda w: w.__setitem__("label", np.array([62, 0])), "train.h5: client 'w1': y must be whole numbers from 0 to 61"),
+            (
+                lambda w: w.__setitem__("label", np.array([62, 0])),
+                "train.h5: client 'w1': y must be whole numbers from 0 to 61",
+            ),
             (lambda w: w.__setitem__("label", np.array([0])), "client 'w1' must have as many label as pixels"),
             (lambda w: w.__setitem__("pixels", np.zeros((2, 27, 28))), r"client 'w1': x has the shape \(2, 756\)"),
             (lambda w: w.__setitem__("pixels", np.full((2, 28, 28), 255.0)), "client 'w1': x must lie between 0 and 1"),
@@ -126,7 +129,9 @@ class TestFEMNIST:
         assert "\n" not in str(error.value)
 
     def test_a_folder_that_is_no_source(self, tmp_path):
-        with pytest.raises(InputError, match="must be a folder with train/.*json, as LEAF writes, or one with fed_emnist"):
+        with pytest.raises(
+            InputError, match=r"must be a folder with train/.*json, as LEAF writes, or one with fed_emnist"
+        ):
             data.load("femnist", data_dir=str(tmp_path), source=str(tmp_path))
 
     def test_a_damaged_set_is_one_line(self, leaf, tmp_path):

@@ -63,10 +63,10 @@ def test_theorem_1_is_false_as_printed():
     square, steps, eta, rounds, radius = told(
         r"squared distance of ([\d.]+) from .*?tau = (\d+) steps of eta = ([\d.]+), T = ([\d,]+) rounds and radii of (\d+)"
     )
-    left, right, scaled = told(r"left side stays at ([\d.]+), the right side is ([\d.]+), .*?kappa / eta² it is ([\d,]+)")
-    gradients, model, stack = instance(
-        square=square, steps=int(steps), eta=eta, rounds=int(rounds), radius=radius
+    left, right, scaled = told(
+        r"left side stays at ([\d.]+), the right side is ([\d.]+), .*?kappa / eta² it is ([\d,]+)"
     )
+    gradients, model, stack = instance(square=square, steps=int(steps), eta=eta, rounds=int(rounds), radius=radius)
     assert not model.any()
     assert stack.shape == (3, 50)
     kappa = 40 * (1 - (1 - eta) ** steps) ** 2 * square
@@ -103,7 +103,9 @@ def test_the_coefficient_in_equation_27():
     for tau in range(1, 60):
         eta, alpha = 1 / (3 * tau), 2.0
         of_24 = -(eta * tau / 2 - eta * alpha / 2) + 4 * eta**2 * tau**2
-        t6 = eta / 2 + 2 * eta**2 * tau  # in front of T_6, which (26) bounds by 32 tau² eta² ‖grad‖², for each of tau steps
+        t6 = (
+            eta / 2 + 2 * eta**2 * tau
+        )  # in front of T_6, which (26) bounds by 32 tau² eta² ‖grad‖², for each of tau steps
         whole = of_24 + t6 * tau * 32 * tau**2 * eta**2
         assert theorem.coefficient_27(1, eta, tau) == pytest.approx(whole / eta)
         assert whole > 0  # the proof says at most -eta

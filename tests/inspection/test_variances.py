@@ -78,7 +78,6 @@ def test_gradient_variances_are_those_of_all_batches():
         variances.gradient_variances(loss, models, inputs, labels, np.array([5, 0, 3]), batch_size=2)
 
 
-
 def test_variances_of_fixed_epochs_are_those_of_their_batches():
     """By definition, for a loss with a batch statistic and a mask: L_i is the mean of the fixed batches' losses."""
     rng = np.random.default_rng(0)
@@ -102,7 +101,9 @@ def test_variances_of_fixed_epochs_are_those_of_their_batches():
 
     def batches(w, client):
         return [
-            np.asarray(jax.grad(loss)(jnp.asarray(w), drawn.inputs[client][places], drawn.labels[client][places], real, key))
+            np.asarray(
+                jax.grad(loss)(jnp.asarray(w), drawn.inputs[client][places], drawn.labels[client][places], real, key)
+            )
             for places, real, key, counted in zip(
                 drawn.places[client], drawn.real[client], drawn.keys[client], drawn.counted[client], strict=True
             )
@@ -169,9 +170,7 @@ def test_variances_of_models_with_dropout_and_batch_norm(model):
         own = np.stack(
             [
                 np.asarray(gradient(drawn.inputs[client][places], drawn.labels[client][places], real, key), np.float64)
-                for places, real, key in zip(
-                    drawn.places[client], drawn.real[client], drawn.keys[client], strict=True
-                )
+                for places, real, key in zip(drawn.places[client], drawn.real[client], drawn.keys[client], strict=True)
             ]
         )
         expected = ((own - own.mean(0)) ** 2).sum(1).mean()

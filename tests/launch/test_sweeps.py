@@ -94,24 +94,28 @@ def said(argument: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> str:
 def test_every_sweep_plans_or_refuses_in_one_line(name, dataset, tmp_path, monkeypatch, capsys):
     """`TABLE` says which."""
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    *prepared, missing, missing_divided = TABLE[dataset]
+    prepared, missing = TABLE[dataset][:2], TABLE[dataset][2:]
+    expect_of_each(name, dataset, missing, tmp_path, capsys)
+    if dataset != "digits":
+        monkeypatch.setattr(data, "load", made_up)
+        expect_of_each(name, dataset, prepared, tmp_path, capsys)
+
+
+def expect_of_each(name, dataset, expected, tmp_path, capsys):
+    """What a sweep says without a partition, and with each."""
     for partition in PARTITIONS:
         argument = ",".join(filter(None, (f"{name}:{dataset}", partition, "seeds=1")))
-        expected = missing_divided if partition else missing
-        assert expected in said(argument, tmp_path, capsys), argument
-        if dataset != "digits":
-            with monkeypatch.context() as patched:
-                patched.setattr(data, "load", made_up)
-                expected = prepared[bool(partition)]
-                assert expected in said(argument, tmp_path, capsys), argument
+        assert expected[bool(partition)] in said(argument, tmp_path, capsys), argument
 
 
 def test_the_table_has_every_dataset():
     assert sorted(TABLE) == data.names()
 
 
-def settings(argument: str) -> list:
-    return [point.config for point in grid.points(grid.load(argument))]
+def values(declared: grid.Grid, field: str) -> list:
+    """What the points of a grid have in a field, each once."""
+    found = [value for axis in declared.axes for value in axis.get(field, ())]
+    return list(dict.fromkeys(found + [point[field] for point in declared.points if field in point]))
 
 
 @pytest.mark.parametrize(
@@ -124,37 +128,37 @@ def settings(argument: str) -> list:
         ("iid", {"name": "class_balanced"}),
     ],
 )
-@pytest.mark.parametrize("name", ["figure1", "table3"])
+@pytest.mark.parametrize("name", SWEEPS)
 def test_the_words_of_a_sweep_reach_its_runs(name, partition, expected):
-    found = settings(f"{name}:cifar10,{partition},seeds=2,stealthy")
-    assert {str(config.partition.to_dict()) for config in found} == {str(expected)}
-    assert {config.seed for config in found} == {1, 2}
-    attacks = {config.attack.name for config in found}
-    assert {"min_sum_stealthy", "noise", "byzmean"} <= attacks
-    (source,) = {config.source for config in settings(f"{name}:femnist,source=somewhere")}
-    assert source == "somewhere"
+    declared = grid.load(f"{name}:cifar10,{partition},seeds=2,stealthy")
+    assert configs.resolve(declared.base).partition.to_dict() == expected
+    assert values(declared, "seed") == [1, 2]
+    assert "min_sum_stealthy" in [*values(declared, "attack.name"), declared.base.attack.name]
+    assert grid.load(f"{name}:femnist,source=somewhere").base.source == "somewhere"
 
 
 def test_figure_1_is_not_iid_by_default():
-    partitions = {
-        dataset: settings(f"figure1:{dataset}seeds=1")[0].partition.to_dict()
-        for dataset in ("", "digits,", "mnist,", "cifar100,", "femnist,", "shakespeare,")
-    }
-    assert {name: found["name"] for name, found in partitions.items()} == {
-        **dict.fromkeys(("", "digits,", "mnist,", "cifar100,"), "dirichlet"),
-        **dict.fromkeys(("femnist,", "shakespeare,"), "natural"),
-    }
-    assert {found["alpha"] for found in partitions.values() if "alpha" in found} == {0.5}
-    assert settings("table1:digits,seeds=1")[0].partition.name == "iid"
+    def partition(argument: str) -> dict:
+        return configs.resolve(grid.load(argument).base).partition.to_dict()
+
+    for dataset in ("", "digits", "mnist", "cifar100"):
+        found = partition(f"figure1:{dataset}")
+        assert (found["name"], found["alpha"]) == ("dirichlet", 0.5)
+    for dataset in ("femnist", "shakespeare"):
+        assert partition(f"figure1:{dataset}")["name"] == "natural"
+    assert partition("figure1:digits,iid") == partition("table1:digits") == {"name": "iid"}
+    points = grid.points(grid.load("table3:digits,seeds=2,alpha=0.1"))  # of a whole sweep
+    assert {(point.config.partition.alpha, point.config.seed) for point in points} == {(0.1, 1), (0.1, 2)}
 
 
 def test_the_stealthy_min_sum_is_in_the_place_of_min_sum():
     for word, attack in (("", "min_sum"), (",stealthy", "min_sum_stealthy")):
-        names = list(dict.fromkeys(config.attack.name for config in settings(f"table1:digits,seeds=1{word}")))
+        names = values(grid.load(f"table1:digits{word}"), "attack.name")
         assert len(names) == 9
         assert names[6] == attack
-    assert {config.attack.name for config in settings("cost:mnist,stealthy")} == {"min_sum_stealthy"}
-    assert {config.seed for config in settings("cost:mnist")} == {1}
+    assert values(grid.load("table2:mnist,stealthy"), "attack.name")[-2:] == ["noise", "min_sum_stealthy"]
+    assert grid.load("cost:mnist,stealthy").base.attack.name == "min_sum_stealthy"
+    assert values(grid.load("cost:mnist"), "seed") == [1]
 
 
 @pytest.mark.parametrize(
@@ -167,7 +171,10 @@ def test_the_stealthy_min_sum_is_in_the_place_of_min_sum():
         ("digits,alpha=1,shards=2", "allowed is one of alpha, shards, gamma, quantity, iid"),
         ("digits,seeds=0", "seeds = '0', allowed is a whole number from 1 to 1000"),
         ("digits,stealthy=yes", "stealthy = 'yes', allowed is the word alone"),
-        ("digits,beta=1", "'beta' is not known, allowed are alpha, shards, gamma, quantity, iid, source, seeds, stealthy"),
+        (
+            "digits,beta=1",
+            "'beta' is not known, allowed are alpha, shards, gamma, quantity, iid, source, seeds, stealthy",
+        ),
         ("digits,source=here", "config.source = 'here': dataset 'digits' is not made from a raw source"),
         ("femnist,alpha=0.5", "femnist has clients of its own, so 'alpha' is not for it; allowed are source, seeds"),
         ("femnist,source=/no/such/folder", "config.source = '/no/such/folder': no such file or folder"),
