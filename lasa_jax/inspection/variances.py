@@ -96,8 +96,8 @@ class Drawn(NamedTuple):
     """Epochs of clients whose draws are fixed, see `draw_epochs`.
 
     inputs, labels: `(clients, width, ...)`, as stored. places: of the examples of each batch, int32 `(clients, batches,
-    """`(params, (inputs, labels, real)) -> loss` of a client, the mean over its examples. Args: loss: of one."""
-    bool `(clients, batches)`, False for the batches that smaller clients lack.
+    batch_size)`. real: which of them are examples, bool, the same shape. keys: of the batches, `(clients, batches)`.
+    counted: bool `(clients, batches)`, False for the batches that smaller clients lack.
     """
 
     inputs: jax.Array
