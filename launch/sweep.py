@@ -131,7 +131,7 @@ def parser() -> commandline.Parser:
     made = commandline.Parser("sweep", __doc__)
     made.add_config(
         "sweep, FILE.py or FILE.py:DATASET, the digits if not given; or a name as figure1:digits, of the package's "
-        "configs/sweeps/",
+        "configs/sweeps/, which takes words too: figure1:digits,alpha=0.1,seeds=5 (launch/README.md)",
         example="configs/sweeps/figure1.py:digits",
     )
     made.add_path("--workdir", metavar="DIR", required=True, help="directory of the sweep")

@@ -38,7 +38,7 @@ THOROUGH = (
     r"tests/grid/test_grid.py::test_(a_(batch|failed|damaged|point_alone|worker)|divergence|killed|metrics_are|one_bad|only_missing|outcomes)",
     r"tests/grid/test_grid.py::test_(plan_counts|programs_that|runs_of|the_(papers|time_of)|threads)",
     r"tests/inspection/test_(coefficient|command|recorded|replay|variances)",
-    r"tests/launch/test_(cluster|outside)",
+    r"tests/launch/test_(cluster|outside|sweeps.py::test_every_sweep.*\[(?!table3))",
     r"tests/models/test_own.py::.*(vmap_over|trains_as|built_in_models)",
     r"tests/ops/test_convolution.py::test_(gradients|many_kernels)",
     r"tests/ops/test_statistics.py::.*11_million",
