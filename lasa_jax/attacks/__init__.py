@@ -32,7 +32,7 @@ from lasa_jax.attacks.naive import inf, label_flip, nan, noise, none, random, si
 from lasa_jax.attacks.optimal import optimal_alie, optimal_ipm
 from lasa_jax.attacks.parameters_only import parameters_only
 from lasa_jax.attacks.sparse import hybrid_sparse, lasa_attack
-from lasa_jax.attacks.statistical import alie, byzmean, ipm, lie
+from lasa_jax.attacks.statistical import alie, ipm, lie
 from lasa_jax.attacks.tailored import (
     tailored_bulyan,
     tailored_krum,
@@ -47,11 +47,11 @@ ATTACKS: dict[str, Callable[..., Attack]] = {
     "alie": alie,
     "badnets": badnets,
     "byzmean": byzmean,
+    "dba": dba,
     "fang_krum": fang_krum,
     "fang_trmean": fang_trmean,
-    "inf": inf,
     "hybrid_sparse": hybrid_sparse,
-    "dba": dba,
+    "inf": inf,
     "ipm": ipm,
     "label_flip": label_flip,
     "lasa_attack": lasa_attack,
@@ -67,8 +67,8 @@ ATTACKS: dict[str, Callable[..., Attack]] = {
     "none": none,
     "optimal_alie": optimal_alie,
     "optimal_ipm": optimal_ipm,
-    "poisonedfl": poisonedfl,
     "pgd": pgd,
+    "poisonedfl": poisonedfl,
     "random": random,
     "rop": rop,
     "sign_flip": sign_flip,
