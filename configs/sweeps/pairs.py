@@ -45,7 +45,11 @@ def every_rule(argument: str, against: Sequence[str], settings: Mapping[str, Any
     base = paper(dataset)
     base.clients_per_round = given.pop("clients", base.clients_per_round)
     base.update_from_flattened_dict({**(settings or {}), **given})
-    axes = [{"aggregator.name": aggregators.names()}, {"attack.name": against}, {"seed": seeds}]
+    axes: list[dict[str, Sequence[Any]]] = [
+        {"aggregator.name": aggregators.names()},
+        {"attack.name": against},
+        {"seed": seeds},
+    ]
     walking = [name for name in SUBSETS if name in aggregators.names()]
     few = [
         {"aggregator.name": rule, "attack.name": attack, "seed": seed, "clients_per_round": FEW_CLIENTS}

@@ -72,9 +72,9 @@ def success_tables(group: Group) -> list[Table]:
         columns = []
         for attack in attacks:
             those = [grid.get((rule, attack)) for rule in rules]
-            ranks = _ranks([None if cell is None else -cell.mean for cell in those])
+            places = ranks([None if cell is None else -cell.mean for cell in those])
             columns.append(
-                [Cell(_accuracy(c, found["seeds"].max()), rank) for c, rank in zip(those, ranks, strict=True)]
+                [Cell(_accuracy(c, found["seeds"].max()), rank) for c, rank in zip(those, places, strict=True)]
             )
         rows = tuple((Cell(rule), *row) for rule, row in zip(rules, zip(*columns, strict=True), strict=True))
         caption = f"{group.title}: success of backdoors in %, {100 * float(ratio):g} % malicious"
@@ -125,8 +125,7 @@ def _main(group: Group, found: pd.DataFrame, ratio: float) -> Table:
             means = [cell.mean for attack in real if (cell := grid.get((rule, attack))) and not pd.isna(cell.mean)]
             averages.append(sum(means) / len(means) if len(means) == len(real) else None)
         placed = zip(averages, ranks(averages), strict=True)
-        column = [Cell("-" if v is None else f"{v:.2f}", rank) for v, rank in placed]
-        texts.append(column)
+        texts.append([Cell("-" if v is None else f"{v:.2f}", rank) for v, rank in placed])
     headings = ("rule", *attacks, *["Average w/ attacks"] * (len(real) > 1))
     return Table(
         f"{group.title}: best test accuracy in %{'' if not real else f', {100 * ratio:g} % malicious'}",
