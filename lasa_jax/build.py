@@ -191,8 +191,8 @@ Factories = tuple[Callable[[Numbers], Attack], Callable[[Numbers], Aggregator]]
 def _factories(config: ConfigDict, num_clients: int, attack: Attack | None, aggregator: Aggregator | None) -> Factories:
     """What makes the attack and the rule inside a trace: those that were given, or those that the config names.
 
-    They are called with the traced numbers of `_point`, so that runs which differ in these share a program. One that remembers
-    the population, and so has a parameter `num_clients`, is told its size.
+    They are called with the traced numbers of `_point`, so that runs which differ in these share a program. One that
+    remembers the population, and so has a parameter `num_clients`, is told its size.
     """
 
     def named(kind: str, name: str) -> Callable[[Numbers], Any]:
