@@ -60,6 +60,15 @@ MUTANTS = [
         "with itself",
     ),
     ("aggregators/preaggregators.py", "2 * f * (n - f) //", "f * (n - f) //", "half as many clipped"),
+    ("aggregators/fltrust.py", "jnp.maximum(cosines, 0.0)", "jnp.abs(cosines)", "missing clip"),
+    ("aggregators/alignins.py", "jnp.all(scores < radii", "jnp.any(scores < radii", "or for and"),
+    ("aggregators/foolsgold.py", "likeness[:, None] < likeness", "likeness[:, None] > likeness", "wrong pardon"),
+    ("aggregators/fldetector.py", "state.last_round[ids] == now - 1", "state.last_round[ids] < now", "who was absent"),
+    ("aggregators/lbfgs.py", "jnp.tril(along, -1)", "jnp.tril(along)", "off by one"),
+    ("aggregators/gap_statistic.py", "_before(best) + costs", "best[None] + costs", "off by one"),
+    ("aggregators/sizes.py", "else ops.product(rows.sources, sizes)", "else sizes", "sizes of others"),
+    ("aggregators/preaggregators.py", "low + share * (high - low)", "low", "no interpolation"),
+    ("ops/by_client.py", "which & (at >= 0)", "(at >= 0)", "missing guard"),
     ("attacks/distance.py", "LARGEST_STEP = 20.0", "LARGEST_STEP = 2.0", "search cut short"),
     ("attacks/statistical.py", "-jnp.asarray(epsilon, kind)", "jnp.asarray(epsilon, kind)", "wrong sign"),
     ("attacks/base.py", '"benign": ~malicious', '"benign": malicious', "wrong knowledge"),
@@ -145,8 +154,10 @@ TESTS = (
     "tests/attacks/test_over_rounds.py",
     "tests/golden/test_golden.py",
     "tests/golden/test_peers_over_rounds.py",
+    "tests/golden/test_peers_informed.py",
     "tests/aggregators/test_preaggregators.py",
     "tests/aggregators/test_rules.py",
+    "tests/aggregators/test_informed.py",
 )
 
 

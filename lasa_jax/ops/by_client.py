@@ -1,8 +1,13 @@
 """What is remembered of each client of the population, by its id, and the rows of it that a round needs.
 
 On a mesh it lies on the devices that share the clients of a run, each its part of the ids. Where their number does not
+<<<<<<< HEAD
 divide the population, rows that nobody reads fill it up; `padded` and `unpadded` are for whoever puts it there or writes
 it down.
+=======
+divide the population, rows that nobody reads fill it up; `padded` and `unpadded` are for whoever puts it there or writes it
+down.
+>>>>>>> h-rules2
 """
 
 import dataclasses
@@ -72,19 +77,13 @@ def unpadded(state: PyTree, axis: int = 0) -> PyTree:
     return jax.tree.map(cut, state, is_leaf=is_by_client)
 
 
-def specs(tree: PyTree, runs: str | None, leading: int = 1) -> PyTree:
-    """The `PartitionSpec` of every leaf: leading axis over `runs`, clients of a `ByClient` over the devices of a row.
-
-    Args:
-      tree: arrays or shapes.
-      runs: name of the mesh axis of the leading axis; None where it is whole on every device.
-      leading: axes before that of the clients.
-    """
-    before = (runs,) + (None,) * (leading - 1)
+def specs(tree: PyTree, runs: str) -> PyTree:
+    """The `PartitionSpec` of every leaf: its leading axis over `runs`, clients of a `ByClient` over the devices of a row."""
 
     def spec(node: Any) -> Any:
-        whole = PartitionSpec(*before) if runs is not None else PartitionSpec()
-        return dataclasses.replace(node, rows=PartitionSpec(*before, CLIENTS)) if is_by_client(node) else whole
+        if not is_by_client(node):
+            return PartitionSpec(runs)
+        return dataclasses.replace(node, rows=PartitionSpec(runs, CLIENTS))
 
     return jax.tree.map(spec, tree, is_leaf=is_by_client)
 
