@@ -93,9 +93,12 @@ def rop(
 class Consistency(NamedTuple):
     """What the attacker of `poisonedfl` remembers.
 
-    sign: int8, -1 or 1 in every coordinate, 0 until they are drawn. row: what was sent last, the mean of it. factor: its
-    length, in lengths of the global step. tested: the global model after the last round with a test. keeps: whether the next round begins with
-    that model, bool.
+    Attributes:
+      sign: int8, -1 or 1 in every coordinate, 0 until they are drawn.
+      row: what was sent last, the mean of it.
+      factor: its length, in lengths of the global step.
+      tested: the global model after the last round with a test.
+      keeps: whether that was the round before, whose model is still to be kept, bool.
     """
 
     sign: PyTree

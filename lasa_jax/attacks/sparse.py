@@ -69,8 +69,8 @@ def lasa_attack(
         small = jax.scipy.special.ndtri(1 - tail) if z is None else z
         counts = times_small(updates, known, sparsity_level)
         size = sum(x.size for x in jax.tree.leaves(counts))
-        chosen = [first_smallest(counts, int(share * size)) for share in (small_share, large_share)]
-        return turned_row(updates, known, *chosen, small, large_factor)
+        often, few = (first_smallest(counts, int(share * size)) for share in (small_share, large_share))
+        return turned_row(updates, known, often, few, small, large_factor)
 
     return same_row(craft_row)
 

@@ -138,7 +138,7 @@ def test_poisonedfl(case, name):
         if index:
             row, state = step(case.rounds[index], state, context)
             wanted = case.of("poisonedfl", f"{name}/row")[index]
-            assert_near(row, wanted, atol=2e-6 * max(1, np.abs(wanted).max()))  # differences of large numbers
+            assert_near(row, wanted, atol=5e-6 * max(1, np.abs(wanted).max()))  # differences of large numbers
         else:
             sent, state = attack.craft(
                 case.layers(case.rounds[0]), state, jnp.asarray(case.malicious), key=KEY, context=context
