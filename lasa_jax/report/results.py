@@ -30,9 +30,9 @@ class Results:
     """The finished runs below a directory.
 
     runs: a row a run: `run` (its path below the directory), every field of its config by the config's own name (a parameter
-      of the selected method as `aggregator.sparsity_level`), and of its summary `status`, `best_test_accuracy`,
+      of the selected method as `aggregator.sparsity_level`), and of its summary `status`, `worst_tenth_accuracy` (NaN where
+      clients differ by chance only), `best_test_accuracy`,
       `best_test_accuracy_with_padding` and `best_test_accuracy_without_padding` (NaN where a dataset has no padding),
-      `worst_tenth_accuracy` (NaN where clients differ by chance only), `success` (of a backdoor, else NaN),
       `final_test_accuracy`, `last_round`, `seconds_per_round`, `device`, `malicious_filtered`, `benign_kept` and, where it
       is known, `num_parameters`. Shares are in [0, 1].
     lines: a row a run and evaluated round: `run`, `round`, `test_accuracy`, `test_loss`, `train_loss`,
@@ -108,8 +108,8 @@ def load(directory: str | os.PathLike[str]) -> Results:
         why = f" ({len(left_out)} left out; the first: {left_out[0]})" if left_out else ""
         raise InputError(f"{root}: has no finished run, which is a directory with config.json and summary.json{why}")
     frame = pd.DataFrame(runs, dtype=object)
-    numbers = [*_BEST, "final_test_accuracy", "worst_tenth_accuracy", "success", "seconds_per_round"]
-    numbers += ["malicious_filtered", "benign_kept"]
+    numbers = [*_BEST, "final_test_accuracy", "seconds_per_round", "malicious_filtered", "benign_kept"]
+    numbers += ["worst_tenth_accuracy"]
     frame = frame.astype(dict.fromkeys([*numbers, "num_parameters", "attack_ratio"], float))
     line_columns = ["run", "round", *_LINE_NUMBERS, *_COUNTS]
     return Results(
@@ -187,14 +187,13 @@ def _read_run(path: Path, name: str) -> tuple[dict[str, Any], dict[str, Any], li
         "status": summary["status"],
         **{name: _share(summary, name) for name in _BEST},
         "final_test_accuracy": _share(summary, "final_test_accuracy"),
-        "worst_tenth_accuracy": _share(summary, "worst_tenth_accuracy"),
-        "success": _share(summary, "final_success"),
         "last_round": int(_number(summary, "rounds", high=_LARGEST_COUNT, whole=True)),
         "seconds_per_round": _number(summary, "seconds_per_round", optional=True),
         "num_parameters": _number(summary, "num_parameters", high=_LARGEST_COUNT, optional=True),
         "device": one_line(device),
         "malicious_filtered": _share(detection, "malicious_filtered"),
         "benign_kept": _share(detection, "benign_kept"),
+        "worst_tenth_accuracy": _share(summary, "worst_tenth_accuracy"),
     }
     layers = []
     for layer, rates in detection["layers"].items():
