@@ -45,11 +45,13 @@ class SweepArgument(NamedTuple):
       base: the paper's settings of the dataset with `fidelity=official`, and the partition and the source that are named.
       seeds: 1 to N.
       stealthy: whether the stealthy Min-Sum takes part.
+      more: what other words of the sweep's own say.
     """
 
     base: ConfigDict
     seeds: list[int]
     stealthy: bool
+    more: dict[str, Any]
 
     def attacks(self, *names: str) -> list[str]:
         """These attacks; the stealthy Min-Sum, if it takes part, is in the place of Min-Sum or last."""
@@ -60,7 +62,13 @@ class SweepArgument(NamedTuple):
         return ["min_sum_stealthy" if name == "min_sum" else name for name in names]
 
 
-def read_sweep(argument: str, *, alpha: float | None = None, seeds: int = 3) -> SweepArgument:
+def read_sweep(
+    argument: str,
+    *,
+    alpha: float | None = None,
+    seeds: int = 3,
+    more: Mapping[str, Callable[[str], Any]] | None = None,
+) -> SweepArgument:
     """Reads what follows the colon of a sweep: a dataset, and words separated by commas.
 
         digits,alpha=0.1,seeds=5,stealthy
@@ -78,6 +86,7 @@ def read_sweep(argument: str, *, alpha: float | None = None, seeds: int = 3) -> 
       alpha: of the Dirichlet partition that the sweep has by default; None for the paper's even one. Sets whose clients
         are natural keep them.
       seeds: N, where the argument does not say it.
+      more: further words of the sweep's own, as `parse_argument` takes them.
 
     Raises:
       InputError: for another dataset, another word, a value that is none, more than one partition, or a partition of a set
@@ -90,6 +99,7 @@ def read_sweep(argument: str, *, alpha: float | None = None, seeds: int = 3) -> 
     base.fidelity = "official"
     partitions = {name: convert for name, (_, _, convert) in _PARTITION_ARGUMENTS.items()} | {"iid": _flag}
     others: dict[str, Callable[[str], Any]] = {"source": str, "seeds": _seeds, "stealthy": _flag}
+    others |= more or {}
     chosen = parse_argument(rest, {**partitions, **others})
     divided = [name for name in chosen if name in partitions]
     if divided and base.partition.name == "natural":
@@ -105,7 +115,8 @@ def read_sweep(argument: str, *, alpha: float | None = None, seeds: int = 3) -> 
     if not divided and alpha is not None and base.partition.name != "natural":
         _divide_by(base, "alpha", alpha)
     base.source = chosen.get("source")
-    return SweepArgument(base, list(range(1, chosen.get("seeds", seeds) + 1)), "stealthy" in chosen)
+    of_the_sweep = {name: chosen[name] for name in more or {} if name in chosen}
+    return SweepArgument(base, list(range(1, chosen.get("seeds", seeds) + 1)), "stealthy" in chosen, of_the_sweep)
 
 
 def _flag(text: str) -> bool:

@@ -1,13 +1,8 @@
 """What is remembered of each client of the population, by its id, and the rows of it that a round needs.
 
 On a mesh it lies on the devices that share the clients of a run, each its part of the ids. Where their number does not
-<<<<<<< HEAD
-divide the population, rows that nobody reads fill it up; `padded` and `unpadded` are for whoever puts it there or writes
-it down.
-=======
 divide the population, rows that nobody reads fill it up; `padded` and `unpadded` are for whoever puts it there or writes it
 down.
->>>>>>> h-rules2
 """
 
 import dataclasses

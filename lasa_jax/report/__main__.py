@@ -9,6 +9,7 @@ Also `python -m lasa_jax.report`. It reads directories only, and imports nobody'
 
 import argparse
 import contextlib
+import dataclasses
 import sys
 from collections.abc import Sequence
 
@@ -27,11 +28,11 @@ def _tables(given: argparse.Namespace) -> None:
     from lasa_jax.report import figures, measures, output, tables
 
     path = rendering.folder(given.directory, given.output)
-    found = _groups(given)
+    found = [dataclasses.replace(group, lost=given.lost) for group in _groups(given)]
     made = {
         group.folder: [
             *tables.tables(group),
-            *measures.tables(group, given.lost),
+            *measures.tables(group),
             *filter(None, [tables.detection_table(group)]),
         ]
         for group in found
@@ -42,7 +43,7 @@ def _tables(given: argparse.Namespace) -> None:
         if idle := figures.left_out_of_detection(group):
             at = f"at {100 * group.ratio:g} % malicious"
             _say(f"not in detection.png, since no client has weight 0 in a layer {at}: {', '.join(idle)}")
-    files, missing = output.make(found, made, given.lost)
+    files, missing = output.make(found, made)
     for line in missing:
         _say(line)
     output.write(path, files)

@@ -13,17 +13,13 @@ from lasa_jax.report.groups import Group
 _LOST, _CLEAN = style.COLOURS[1], style.COLOURS[0]
 
 
-def of_rules(group: Group, lost: float = measures.LOST) -> Figure | str:
+def of_rules(group: Group) -> Figure | str:
     """Accuracy without attack, in the mean over attacks and under the worst, at the ratio that is drawn.
 
     Further panels where runs have it: the breaking point, the largest success rate over backdoors, and the accuracy of the
     tenth of the clients that are served worst.
-
-    Args:
-      group: of runs.
-      lost: as in `measures.breaking_points`.
     """
-    found = measures.by_rule(group, lost)
+    found = measures.by_rule(group)
     found = found[found["attack_ratio"] == group.ratio].reset_index(drop=True)
     if not measures.has_something_to_compare(found):
         return "measures.png needs runs of a rule without attack and under one, or under two"
@@ -46,7 +42,7 @@ def of_rules(group: Group, lost: float = measures.LOST) -> Figure | str:
     grid[0].set_ylim(len(names) - 0.5, -0.5)
     title = f"{group.title}, {100 * group.ratio:g} % malicious"
     if found["up_to"].notna().any():
-        title += f"; breaks: {100 * lost:g} % of the accuracy lost"
+        title += f"; breaks: {100 * group.lost:g} % of the accuracy lost"
     figure.suptitle(style.wrapped(title, size[0]), fontsize="medium")
     style.legend(
         figure,

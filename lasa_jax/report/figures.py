@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from lasa_jax.report import measures, style, timings
+from lasa_jax.report import comparison, measures, style, timings
 from lasa_jax.report.groups import RULES, Group
 from lasa_jax.report.tables import NO_ATTACK, cells
 
@@ -195,6 +195,7 @@ OF_A_GROUP: Mapping[str, Callable[[Group], Figure | str]] = {
     "ratio": ratio,
     "curves": curves,
     "worst_case": worst_case,
+    "measures": comparison.of_rules,
     "detection": detection,
     "cost": timings.by_rule,
 }

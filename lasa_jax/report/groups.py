@@ -55,6 +55,8 @@ ATTACKS = {
 }
 _LAST_RULE = {"lasa": "LASA"}
 
+LOST = 0.1  # where nothing else is asked for, a rule breaks at a tenth
+
 # Settings that come with a method. The clip is set by rule, see docs/fidelity.md.
 _WITH_THE_RULE = ("client.clip_norm",)
 _TITLE = ("dataset", "model", "rounds", "fidelity")
@@ -69,6 +71,7 @@ class Group:
     results: `runs` have the columns `rule` and `attack` beside their fields: the names that tables show, with the parameters
       that tell variants of one method apart. rules, attacks: those names in order.
     variants: for each name in `rules` its rule and the parameters in which it differs from the most central variant.
+    lost: the share of its accuracy without attack that a rule has lost at its breaking point, see `report.measures`.
     refused: rule, attack and ratio of the points that no machine could run, see `report.refused`.
     """
 
@@ -78,6 +81,7 @@ class Group:
     rules: tuple[str, ...]
     attacks: tuple[str, ...]
     variants: Mapping[str, tuple[str, Mapping[str, Any]]]
+    lost: float = LOST
     refused: tuple[tuple[str, str, float], ...] = ()
 
     @property

@@ -7,9 +7,8 @@ import pandas as pd
 
 from lasa_jax.inspection.rendering import Cell, Table
 from lasa_jax.report.groups import Group
-from lasa_jax.report.tables import NO_ATTACK, cells, ranks, refused_note
+from lasa_jax.report.tables import NO_ATTACK, cells, refused_note
 
-LOST = 0.1  # the share of its accuracy without attack that a rule has lost where it is said to break
 _KEY = ["rule", "attack", "attack_ratio"]
 
 
@@ -51,14 +50,10 @@ def by_attack(group: Group) -> pd.DataFrame:
     return found[[*_KEY, "accuracy", "final", "diverged", "without", "impact", "success", "worst_tenth"]]
 
 
-def breaking_points(group: Group, lost: float = LOST) -> pd.DataFrame:
+def breaking_points(group: Group) -> pd.DataFrame:
     """At which ratio each rule breaks under each attack that it met at two ratios or more.
 
-        breaking point = smallest ratio at which accuracy <= (1 - lost) * accuracy without attack
-
-    Args:
-      group: of runs.
-      lost: share of the accuracy without attack, between 0 and 1.
+        breaking point = smallest ratio at which accuracy <= (1 - group.lost) * accuracy without attack
 
     Columns:
       rule, attack: as in `by_attack`.
@@ -72,7 +67,7 @@ def breaking_points(group: Group, lost: float = LOST) -> pd.DataFrame:
     rows = []
     for (rule, attack), part in found.groupby(["rule", "attack"], sort=False):
         if part["attack_ratio"].nunique() > 1:
-            broken = part.loc[part["accuracy"] <= (1 - lost) * part["without"], "attack_ratio"]
+            broken = part.loc[part["accuracy"] <= (1 - group.lost) * part["without"], "attack_ratio"]
             rows.append(
                 {"rule": rule, "attack": attack, "breaks_at": broken.min(), "up_to": part["attack_ratio"].max()}
             )
@@ -80,7 +75,7 @@ def breaking_points(group: Group, lost: float = LOST) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns).astype({"breaks_at": float, "up_to": float})
 
 
-def by_rule(group: Group, lost: float = LOST) -> pd.DataFrame:
+def by_rule(group: Group) -> pd.DataFrame:
     """A row for every rule and ratio at which it met an attack, in percent.
 
     Columns:
@@ -95,14 +90,10 @@ def by_rule(group: Group, lost: float = LOST) -> pd.DataFrame:
       success, success_attack: the largest over backdoors, and which.
       worst_tenth: the smallest over attacks and without.
       breaks_at, up_to: the smallest over attacks, see `breaking_points`.
-
-    Args:
-      group: of runs.
-      lost: as in `breaking_points`.
     """
     every = by_attack(group)
     found = every[(every["attack"] != NO_ATTACK) & every["accuracy"].notna()]
-    breaking = breaking_points(group, lost)
+    breaking = breaking_points(group)
     rows = []
     for ratio, here in found.groupby("attack_ratio"):
         for rule in group.rules:
@@ -133,24 +124,20 @@ def has_something_to_compare(found: pd.DataFrame) -> bool:
     return not found.empty and bool(found["without"].notna().any() or found["attacks"].max() > 1)
 
 
-def tables(group: Group, lost: float = LOST) -> list[Table]:
+def tables(group: Group) -> list[Table]:
     """The measures of each rule, a table for each ratio; and the breaking points, rules by attacks.
 
     Nothing is made where a group has neither runs without attack nor two attacks: there is nothing to compare with.
-
-    Args:
-      group: of runs.
-      lost: as in `breaking_points`.
     """
-    found = by_rule(group, lost)
+    found = by_rule(group)
     if not has_something_to_compare(found):
         return []
-    made = [_of_ratio(group, part, float(ratio), lost) for ratio, part in found.groupby("attack_ratio")]
-    breaking = _breaking(group, lost)
+    made = [_of_ratio(group, part, float(ratio)) for ratio, part in found.groupby("attack_ratio")]
+    breaking = _breaking(group)
     return made if breaking is None else [*made, breaking]
 
 
-def _of_ratio(group: Group, found: pd.DataFrame, ratio: float, lost: float) -> Table:
+def _of_ratio(group: Group, found: pd.DataFrame, ratio: float) -> Table:
     """One row for each rule; columns that no run fills are left out."""
     columns: dict[str, list[Cell]] = {"rule": [Cell(rule) for rule in found["rule"]]}
     columns["No Attack"] = _ranked(found["without"].tolist())
@@ -176,22 +163,24 @@ def _of_ratio(group: Group, found: pd.DataFrame, ratio: float, lost: float) -> T
             "Worst tenth: of the benign clients, on their own examples after the last round; the smallest over attacks."
         )
     if "breaks at" in columns:
-        notes.append(f"Breaks at: the smallest share of malicious clients with {100 * lost:g} % of the accuracy lost.")
+        notes.append(
+            f"Breaks at: the smallest share of malicious clients with {100 * group.lost:g} % of the accuracy lost."
+        )
     notes += refused_note(group, ratio)
     caption = f"{group.title}: measures of each rule in %, {100 * ratio:g} % malicious"
     return Table(caption, tuple(columns), tuple(zip(*columns.values(), strict=True)), notes=tuple(notes))
 
 
-def _breaking(group: Group, lost: float) -> Table | None:
+def _breaking(group: Group) -> Table | None:
     """Breaking points, rules by attacks; None where no rule met an attack at two ratios."""
-    found = breaking_points(group, lost)
+    found = breaking_points(group)
     if found.empty:
         return None
     rules = [rule for rule in group.rules if rule in set(found["rule"])]
     attacks = [attack for attack in group.attacks if attack in set(found["attack"])]
     grid = {(row.rule, row.attack): _breaks(row.breaks_at, row.up_to) for row in found.itertuples()}
     rows = tuple((Cell(rule), *(Cell(grid.get((rule, attack), "-")) for attack in attacks)) for rule in rules)
-    note = f"The smallest share of malicious clients with {100 * lost:g} % of the accuracy without attack lost."
+    note = f"The smallest share of malicious clients with {100 * group.lost:g} % of the accuracy without attack lost."
     return Table(f"{group.title}: breaking points", ("rule", *attacks), rows, notes=(note,))
 
 
@@ -204,9 +193,11 @@ def _breaks(ratio: float, up_to: float) -> str:
 
 def _ranked(values: list[float], *, least: bool = False, marks: list[str] | None = None) -> list[Cell]:
     """Cells with the best value bold and the second underlined. Args: least: whether the smallest is the best."""
-    shown = [None if math.isnan(value) else value for value in values]
-    placed = zip(shown, marks or ["{}"] * len(shown), ranks(shown, least=least), strict=True)
-    return [
-        Cell("-" if value is None else mark.format(f"{round(value, 2) + 0.0:.2f}"), rank)
-        for value, mark, rank in placed
-    ]
+    shown = [None if math.isnan(value) else round(value, 2) + 0.0 for value in values]
+    best = sorted({value for value in shown if value is not None}, reverse=not least)[:2]
+    ranked = sum(value is not None for value in shown) > 1
+    made = []
+    for value, mark in zip(shown, marks or ["{}"] * len(shown), strict=True):
+        rank = best.index(value) + 1 if ranked and value in best else 0
+        made.append(Cell("-" if value is None else mark.format(f"{value:.2f}"), rank))
+    return made

@@ -9,23 +9,20 @@ from matplotlib.figure import Figure
 from lasa_jax.errors import InputError
 from lasa_jax.inspection import rendering
 from lasa_jax.inspection.rendering import Table
-from lasa_jax.report import comparison, figures, measures, tables, timings
+from lasa_jax.report import figures, measures, tables, timings
 from lasa_jax.report.groups import Group
 
 _TABLES = ("table.md", "table.csv", "table.tex", "measures.csv", "detection.csv", "settings.json")
-_FIGURES = (*figures.OF_A_GROUP, *figures.OF_BACKDOORS, "measures")
+_FIGURES = (*figures.OF_A_GROUP, *figures.OF_BACKDOORS)
 _OWN = (*_TABLES, *(f"{name}.{kind}" for name in _FIGURES for kind in rendering.KINDS))
 
 
-def make(
-    groups: Sequence[Group], made: Mapping[str, Sequence[Table]], lost: float = measures.LOST
-) -> tuple[dict[str, str | bytes], list[str]]:
+def make(groups: Sequence[Group], made: Mapping[str, Sequence[Table]]) -> tuple[dict[str, str | bytes], list[str]]:
     """The files of a report by their path below its folder, and a line for every figure that has no data.
 
     Args:
       groups: a folder each if there are several.
       made: the tables of each group by its folder.
-      lost: as in `measures.breaking_points`.
     """
     files: dict[str, str | bytes] = {}
     missing: list[str] = []
@@ -42,13 +39,12 @@ def make(
         files[f"{place}table.md"] = "\n".join(map(rendering.as_markdown, made[group.folder]))
         files[f"{place}table.tex"] = "\n".join(map(rendering.as_latex, made[group.folder]))
         files[f"{place}table.csv"] = rendering.as_csv(_cells(group))
-        files[f"{place}measures.csv"] = rendering.as_csv(measures.by_rule(group, lost))
+        files[f"{place}measures.csv"] = rendering.as_csv(measures.by_rule(group))
         files[f"{place}detection.csv"] = rendering.as_csv(tables.detection(group))
         files[f"{place}settings.json"] = tables.settings(group)
         of_backdoors = figures.OF_BACKDOORS if tables.has_backdoors(group) else {}
         for name, draw in {**figures.OF_A_GROUP, **of_backdoors}.items():
             add(place, draw(group), name, title)
-        add(place, comparison.of_rules(group, lost), "measures", title)
     if len(groups) > 1:
         add("", timings.by_size(groups), "cost", "")
     return files, missing
@@ -57,7 +53,7 @@ def make(
 def _cells(group: Group) -> pd.DataFrame:
     """The cells of the tables with their settings, and what `measures` says of each."""
     key = ["rule", "attack", "attack_ratio"]
-    said = measures.by_attack(group)[[*key, "final", "impact", "success", "worst_tenth"]]
+    said = measures.by_attack(group)[[*key, "final", "impact", "worst_tenth"]]
     return tables.cells_with_settings(group).merge(said, on=key, how="left", sort=False)
 
 

@@ -32,9 +32,10 @@ class Results:
     """The finished runs below a directory.
 
     runs: a row a run: `run` (its path below the directory), every field of its config by the config's own name (a parameter
-      of the selected method as `aggregator.sparsity_level`), and of its summary `status`, `best_test_accuracy`,
+      of the selected method as `aggregator.sparsity_level`), and of its summary `status`, `worst_tenth_accuracy` (NaN where
+      clients differ by chance only), `best_test_accuracy`,
       `best_test_accuracy_with_padding` and `best_test_accuracy_without_padding` (NaN where a dataset has no padding),
-      `worst_tenth_accuracy` (NaN where clients differ by chance only), `final_test_accuracy`, `final_attack_success` (NaN
+      `final_test_accuracy`, `final_attack_success` (NaN
       under an attack without a trigger), `last_round`, `seconds_per_round`, `device`, `malicious_filtered`, `benign_kept`
       and, where it is known, `num_parameters`. Shares are in [0, 1].
     lines: a row a run and evaluated round: `run`, `round`, `test_accuracy`, `attack_success`, `test_loss`,
@@ -195,6 +196,7 @@ def _read_run(path: Path, name: str) -> tuple[dict[str, Any], dict[str, Any], li
         "device": one_line(device),
         "malicious_filtered": _share(detection, "malicious_filtered"),
         "benign_kept": _share(detection, "benign_kept"),
+        "worst_tenth_accuracy": _share(summary, "worst_tenth_accuracy"),
     }
     layers = []
     for layer, rates in detection["layers"].items():

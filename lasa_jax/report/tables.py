@@ -72,7 +72,7 @@ def success_tables(group: Group) -> list[Table]:
         columns = []
         for attack in attacks:
             those = [grid.get((rule, attack)) for rule in rules]
-            places = ranks([None if cell is None else -cell.mean for cell in those])
+            places = _ranks([None if cell is None else -cell.mean for cell in those])
             columns.append(
                 [Cell(_accuracy(c, found["seeds"].max()), rank) for c, rank in zip(those, places, strict=True)]
             )
@@ -115,17 +115,18 @@ def _main(group: Group, found: pd.DataFrame, ratio: float) -> Table:
     real = [attack for attack in attacks if attack != NO_ATTACK]
     columns = [[grid.get((rule, attack)) for rule in rules] for attack in attacks]
     texts = [_column(column, found) for column in columns]
-    for attack, column, cells_of_it in zip(attacks, columns, texts, strict=True):
-        for place, (rule, value) in enumerate(zip(rules, column, strict=True)):
+    for attack, met, shown in zip(attacks, columns, texts, strict=True):
+        for place, (rule, value) in enumerate(zip(rules, met, strict=True)):
             if value is None and (rule, attack) in refused:
-                cells_of_it[place] = Cell(TOO_MANY)
+                shown[place] = Cell(TOO_MANY)
     if len(real) > 1:
         averages: list[float | None] = []
         for rule in rules:
             means = [cell.mean for attack in real if (cell := grid.get((rule, attack))) and not pd.isna(cell.mean)]
             averages.append(sum(means) / len(means) if len(means) == len(real) else None)
-        placed = zip(averages, ranks(averages), strict=True)
-        texts.append([Cell("-" if v is None else f"{v:.2f}", rank) for v, rank in placed])
+        ranks = _ranks(averages)
+        column = [Cell("-" if v is None else f"{v:.2f}", r) for v, r in zip(averages, ranks, strict=True)]
+        texts.append(column)
     headings = ("rule", *attacks, *["Average w/ attacks"] * (len(real) > 1))
     return Table(
         f"{group.title}: best test accuracy in %{'' if not real else f', {100 * ratio:g} % malicious'}",
@@ -269,9 +270,8 @@ def _of_lasa(group: Group, found: pd.DataFrame, ratio: float) -> tuple[list[Tabl
 
 def _column(values: Sequence[Any], found: pd.DataFrame) -> list[Cell]:
     """Cells that are ranked among each other; the values are rows of `cells`, None where no run is."""
-    means = [None if value is None or pd.isna(value.mean) else value.mean for value in values]
-    placed = zip(values, ranks(means), strict=True)
-    return [Cell(_accuracy(value, found["seeds"].max()), rank) for value, rank in placed]
+    ranks = _ranks([None if value is None or pd.isna(value.mean) else value.mean for value in values])
+    return [Cell(_accuracy(value, found["seeds"].max()), rank) for value, rank in zip(values, ranks, strict=True)]
 
 
 def _accuracy(value: Any, seeds: int) -> str:
@@ -284,15 +284,10 @@ def _accuracy(value: Any, seeds: int) -> str:
     return f"{value.mean:.2f}{spread}{mark}{fewer}"
 
 
-def ranks(values: Sequence[float | None], *, least: bool = False) -> list[int]:
-    """1 for the largest as printed, 2 for the second, 0 for the rest; values that print the same share a rank.
-
-    Args:
-      values: None where there is none.
-      least: whether the smallest is the best.
-    """
-    printed = [None if value is None else round(value, 2) + 0.0 for value in values]
-    best = sorted({value for value in printed if value is not None}, reverse=not least)[:2]
+def _ranks(values: Sequence[float | None]) -> list[int]:
+    """1 for the largest as printed, 2 for the second, 0 for the rest; values that print the same share a rank."""
+    printed = [None if value is None else round(value, 2) for value in values]
+    best = sorted({value for value in printed if value is not None}, reverse=True)[:2]
     alone = sum(value is not None for value in printed) < 2
     return [0 if value is None or alone or value not in best else best.index(value) + 1 for value in printed]
 

@@ -73,7 +73,7 @@ def test_the_papers_sweeps(name, points, programs, dataset):
     assert f"configs/sweeps/{name}.py:digits" in (SWEEPS / f"{name}.py").read_text()
 
 
-def test_the_sweeps_of_all_pairs():
+def test_the_sweep_of_all_pairs():
     """Every rule and attack that has a name, the triggered ones apart; seeds and rounds may follow the dataset."""
     triggered = {name for name in attacks.names() if attacks.create(name).trigger is not None}
     found = grid.points(grid.load(f"{SWEEPS / 'pairs'}.py:digits,seeds=2,rounds=3"))
@@ -86,10 +86,9 @@ def test_the_sweeps_of_all_pairs():
     assert {(point.config.rounds, point.config.fidelity) for point in found} == {(3, "official")}
     few = {point.config.aggregator.name for point in found if point.config.clients_per_round == 15}
     assert few == {"fedavg", "mda", "smea"} & (set(aggregators.names()) if "mda" in aggregators.names() else set())
-    backdoors = grid.points(grid.load(f"{SWEEPS / 'backdoors'}.py:mnist,clients=20,fidelity=paper"))
-    assert {point.config.attack.name for point in backdoors} == {"none", *triggered}
-    assert {point.config.aggregator.name for point in backdoors} == set(aggregators.names())
-    with pytest.raises(InputError, match="'attack' is not known, allowed are seeds, rounds, clients, fidelity"):
+    other = grid.load(f"{SWEEPS / 'pairs'}.py:mnist,clients=20,fidelity=paper,alpha=0.1").base
+    assert (other.clients_per_round, other.fidelity, other.partition.name) == (20, "paper", "dirichlet")
+    with pytest.raises(InputError, match="'attack' is not known, allowed are seeds, rounds, clients, fidelity, alpha"):
         grid.load(f"{SWEEPS / 'pairs'}.py:digits,attack=lie")
 
 

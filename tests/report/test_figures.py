@@ -162,6 +162,7 @@ def test_what_has_no_data_says_why(tmp_path):
         "ratio": "ratio.png needs runs of one attack at two attack ratios",
         "curves": "curves.png needs two evaluated rounds",
         "worst_case": "worst_case.png needs runs of two attacks",
+        "measures": "measures.png needs runs of a rule without attack and under one, or under two",
         "detection": "detection.png needs a rule that filters clients",
         "cost": "cost.png needs runs that were timed",
     }

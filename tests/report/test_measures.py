@@ -1,5 +1,6 @@
 """What rules are compared by, on runs with known numbers."""
 
+import dataclasses
 import json
 import math
 import shutil
@@ -65,18 +66,19 @@ def test_the_worst_attack_of_a_rule(whole):
 @pytest.mark.parametrize(("lost", "average", "median"), [(0.1, 0.1, None), (0.5, 0.25, None), (0.02, 0.1, 0.1)])
 def test_breaking_points(whole, lost, average, median):
     """At 10 % the average has 81, 83 and 86 of 91: 81.9 is a tenth less."""
-    found = measures.breaking_points(whole, lost)
+    group = dataclasses.replace(whole, lost=lost)
+    found = measures.breaking_points(group)
     assert set(found["up_to"]) == {0.25}
     for rule, at in (("FedAvg", average), ("Median", median)):
         smallest = found[found["rule"] == rule]["breaks_at"].min()
         assert (None if math.isnan(smallest) else smallest) == at
-        assert measures.by_rule(whole, lost).set_index("rule")["breaks_at"][rule].isna().all() == (at is None)
-    by_attack = row(measures.breaking_points(whole, 0.1), rule="FedAvg", attack="Noise")
+        assert measures.by_rule(group).set_index("rule")["breaks_at"][rule].isna().all() == (at is None)
+    by_attack = row(measures.breaking_points(whole), rule="FedAvg", attack="Noise")
     assert by_attack["breaks_at"] == 0.25
 
 
 def test_tables(whole):
-    *_, at_25, breaking = measures.tables(whole, 0.1)
+    *_, at_25, breaking = measures.tables(whole)
     assert at_25.headings == (
         "rule",
         "No Attack",
@@ -122,9 +124,12 @@ def test_an_attack_that_others_met_may_be_worse(tmp_path):
 
 def test_success_of_backdoors(tmp_path):
     write_run(tmp_path, of("median", "none"), [0.9])
-    for attack, success in (("lie", 0.25), ("noise", 0.75)):  # any two attacks: the summary says it
-        write_run(tmp_path, of("median", attack), [0.85], summary={"final_success": success})
+    success = {"Lie": 0.25, "Noise": 0.75}  # any two attacks: the runs say it
+    for attack in ("lie", "noise"):
+        write_run(tmp_path, of("median", attack), [0.85])
     group = group_of(tmp_path)
+    runs = group.runs.assign(final_attack_success=group.runs["attack"].map(success))
+    group = dataclasses.replace(group, results=dataclasses.replace(group.results, runs=runs))
     found = row(measures.by_rule(group), rule="Median")
     assert (found["success"], found["success_attack"]) == (75.0, "Noise")
     (table,) = measures.tables(group)
@@ -162,7 +167,7 @@ def test_files(whole):
     files, missing = output.make([whole], {"": measures.tables(whole)})
     assert {"measures.csv", "measures.png", "measures.svg"} <= files.keys()
     assert not [line for line in missing if "measures" in line]
-    assert files["table.csv"].splitlines()[0].endswith("final,impact,success,worst_tenth")
+    assert files["table.csv"].splitlines()[0].endswith("final,impact,worst_tenth")
 
 
 def refuse(root, settings, error):
