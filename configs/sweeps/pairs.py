@@ -13,7 +13,7 @@ the table has "too many subsets" in their cells. They are also run at 15 clients
 a table of its own.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lasa_jax import aggregators, attacks
@@ -23,7 +23,7 @@ from lasa_jax.grid import Grid
 
 SUBSETS = ("mda", "smea")
 FEW_CLIENTS = 15  # a round: 3 of 15 are dropped in 455 ways, 7 of 30 in two million
-_WORDS = {"rounds": whole_number, "clients": whole_number, "fidelity": str}
+_WORDS: dict[str, Callable[[str], Any]] = {"rounds": whole_number, "clients": whole_number, "fidelity": str}
 
 
 def get_grid(argument: str) -> Grid:

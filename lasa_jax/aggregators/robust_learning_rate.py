@@ -66,7 +66,8 @@ def robust_learning_rate(threshold: Scalar = 8.0, base: str = "mean") -> Aggrega
         rows = Rows.of(updates, present)
         weight = equal_weights(rows, rows.present)
         if base == "weighted_mean":
-            sizes = jnp.where(rows.present, needed(context, needs, "robust_learning_rate").sizes, 0).astype(rows.dtype)
+            sizes = jnp.asarray(needed(context, needs, "robust_learning_rate").sizes)
+            sizes = jnp.where(rows.present, sizes, 0).astype(rows.dtype)
             share = sizes / jnp.maximum(jnp.sum(sizes), 1.0)
             weight = jax.tree.map(lambda _: share, rows.stack)
 
