@@ -169,7 +169,7 @@ def check_subsets(config: ConfigDict) -> None:
     rows = config.clients_per_round
     if "bucketing" in configs.steps(config):
         rows = -(-rows // configs.parameters(config, "preaggregator", "bucketing")["bucket_size"])
-    own = configs.parameters(config, "aggregator", rule)["assumed_malicious"]
+    own = configs.parameters(config, "aggregator", rule).get("assumed_malicious")
     aggregators.check_subsets(rule, rows, _assumed(config) if own is None else own)
 
 

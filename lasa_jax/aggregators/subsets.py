@@ -27,7 +27,8 @@ from lasa_jax.aggregators.base import (
 from lasa_jax.errors import InputError, check_number
 
 MOST_SUBSETS = 200_000  # 177,100 subsets of 19 out of 25 clients
-_AT_ONCE = 256  # subsets of a group
+_AT_ONCE = 256  # subsets of a group, at most
+_ENTRIES = 2**17  # of the matrices of a group together
 _RANGE = 2**31 - 1
 
 Measure = Callable[[jax.Array, jax.Array], jax.Array]  # of chosen clients, bool (n,), and a matrix (n, n)
@@ -40,8 +41,11 @@ def mda(assumed_malicious: Count | None = None) -> Aggregator:
 
     Source: El Mhamdi, Guerraoui, Guirguis, Hoang and Rouault, PODC 2020; the estimator is Rousseeuw's, 1985. While no more
     than f < n / 2 clients are malicious, S has no larger diameter than the benign clients and shares one with them, so the
-    result is within twice that diameter of every benign client. Of equal subsets the first in lexicographic order is taken.
-    A client whose update is not finite is in none; where fewer than n - f are finite, all of these are averaged.
+    result is within twice that diameter of every benign client. A client whose update is not finite is in none; where fewer
+    than n - f are finite, all of these are averaged.
+
+    Of equal subsets the first in lexicographic order is taken, as in public implementations. Subsets that share their
+    farthest pair are equal, so the order of the clients counts.
 
     Time grows with C(n, f): 177,100 subsets at n = 25 and f = 6, and 5 * 10^20 at n = 100 and f = 20, which does not end.
 
@@ -182,6 +186,7 @@ def smallest(measure: Callable[[jax.Array], jax.Array], usable: jax.Array, size:
       size: at most the number that is usable, int32. May be traced.
     """
     n = len(usable)
+    at_once = max(1, min(_AT_ONCE, _ENTRIES // n**2))
     choose = jnp.asarray(_binomials(n))
     order = jnp.argsort(~usable, stable=True)
     count = jnp.sum(usable, dtype=jnp.int32)
@@ -202,13 +207,13 @@ def smallest(measure: Callable[[jax.Array], jax.Array], usable: jax.Array, size:
 
     def group(carry: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
         first, best, chosen = carry
-        indices = first + jnp.arange(_AT_ONCE, dtype=jnp.int32)
+        indices = first + jnp.arange(at_once, dtype=jnp.int32)
         subsets = jax.vmap(subset)(jnp.minimum(indices, number - 1))
         measured = jax.vmap(measure)(subsets)
         measured = jnp.where((indices < number) & ~jnp.isnan(measured), measured, jnp.inf)
         at = jnp.argmin(measured)
         better = measured[at] < best
-        return first + _AT_ONCE, jnp.where(better, measured[at], best), jnp.where(better, subsets[at], chosen)
+        return first + at_once, jnp.where(better, measured[at], best), jnp.where(better, subsets[at], chosen)
 
     start = (jnp.int32(0), jnp.asarray(jnp.inf, jax.eval_shape(measure, usable).dtype), usable)
     return jax.lax.while_loop(lambda carry: carry[0] < number, group, start)[2]
