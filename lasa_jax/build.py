@@ -104,9 +104,9 @@ def place(runs: Sequence[Run], mesh: Mesh, *, init: Callable[[Point], State] | N
         deterministic=config.deterministic,
     )
     points = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(one.point for one in runs))
-    made.check_memory(points)
+    apart = made.remembered(points) > 0 and mesh.size > 1 and jax.process_count() == 1
     shares = partition.stack([one.shares for one in runs])
-    states = (made.init if init is None else init)(points)
+    states = made.init_apart(points) if apart else (made.init if init is None else init)(points)
     placed = made.place(states, points, FederatedDataset(first.dataset.train, first.dataset.test, shares))
     return Placed(made, *placed)
 

@@ -117,6 +117,14 @@ class Simulation:
         """States before the first round, leaves `(runs, ...)`, on one device of this process."""
         return jax.jit(jax.vmap(self.program.init))(points)
 
+    def init_apart(self, points: Point) -> State:
+        """The same on the devices where they will lie, for what is remembered by client and no device could hold alone."""
+
+        def init(points: Point) -> State:
+            return ops.padded(jax.vmap(self.program.init)(points), 1, self.mesh.shape[ops.CLIENTS])
+
+        return jax.jit(init, out_shardings=self._owned(jax.eval_shape(init, points)))(points)
+
     def block(
         self, states: State, points: Point, data: FederatedDataset, start: jax.Array
     ) -> tuple[State, BlockMetrics]:
@@ -206,11 +214,14 @@ class Simulation:
             return node
         return dataclasses.replace(node, rows=lax.with_sharding_constraint(node.rows, PartitionSpec(None, ops.CLIENTS)))
 
-    def check_memory(self, points: Point) -> None:
-        """Raises DoesNotFit if what rule and attack remember of each client is too much, before it is made or compiled.
+    def remembered(self, points: Point) -> int:
+        """Bytes on each device of what rule and attack remember of each client of the population, before it is made.
 
         Args:
           points: numbers of the runs, leaves `(runs, ...)`.
+
+        Raises:
+          DoesNotFit: if that is too much, which takes no compiler to know.
         """
         states = jax.eval_shape(jax.vmap(self.program.init), points)
         runs, shards = (self.mesh.shape[axis] for axis in (ops.RUNS, ops.CLIENTS))
@@ -218,6 +229,7 @@ class Simulation:
         if remembered:
             device = self._device()
             memory.check_remembered(remembered, self.program.num_clients, self._limit(device), device.device_kind)
+        return remembered
 
     def _device(self) -> jax.Device:
         """A device of the mesh, of this process where it has one."""

@@ -1,6 +1,8 @@
 """Rules that know more than the updates, in whole runs: memory by client, what fits, and the server's examples."""
 
+import dataclasses
 import functools
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -112,8 +114,6 @@ def test_a_run_goes_on_with_what_it_remembers(tmp_path, devices):
     (tmp_path / "whole" / "summary.json").unlink()
     for path in first.glob("round_000004*"):
         if path.is_dir():
-            import shutil
-
             shutil.rmtree(path)
         else:
             path.unlink()
@@ -138,9 +138,9 @@ class TestFits:
     def test_what_does_not_fit_is_one_line_before_anything_is_made(self):
         run = build.prepare(resolved(**{"aggregator.name": "foolsgold"}))
         placed = build.place([run], make_mesh(jax.devices()[:1]))
-        small = placed.simulation.__class__(**{**vars(placed.simulation), "memory_limit": 10**5})
+        small = dataclasses.replace(placed.simulation, memory_limit=10**5)
         with pytest.raises(DoesNotFit) as error:
-            small.check_memory(placed.points)
+            small.remembered(placed.points)
         assert str(error.value).startswith(
             "config.num_clients = 21: what the rule or the attack remembers of each client"
         )
