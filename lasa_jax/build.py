@@ -295,9 +295,9 @@ def _program(config: ConfigDict, dataset: Dataset, shares: Partition, model: Mod
         clients_per_round=config.clients_per_round,
         client_chunk=config.client_chunk,
         ragged=ragged,
-        record_filtering=config.record_filtering,
         participation=config.participation,
         measures_clients=config.partition.name not in partition.ALIKE,
+        record_filtering=config.record_filtering,
     )
 
 

@@ -162,17 +162,20 @@ class Simulation:
             def step(state: State, index: jax.Array) -> tuple[State, BlockMetrics]:
                 state, metrics = one_round(self.program, state, point, run_data, index)
                 due = is_evaluated(index, self.eval_every, self.rounds)
-                shown = BlockMetrics(metrics, lax.cond(due, lambda: tested(state, point, test), lambda: untested))
+                return state, BlockMetrics(metrics, lax.cond(due, lambda: tested(state, point, test), lambda: untested))
+
+            def step_with_clients(state: State, index: jax.Array) -> tuple[State, BlockMetrics]:
+                state, metrics = step(state, index)
                 if self.program.measures_clients:
-                    last = index == self.rounds
-                    worst = lax.cond(last, lambda: served(state, point, run_data), lambda: jnp.float32(0))
-                    shown = shown._replace(worst_tenth=worst)
-                return state, shown
+                    measured, nothing = lambda: served(state, point, run_data), lambda: jnp.float32(0)
+                    metrics = metrics._replace(worst_tenth=lax.cond(index == self.rounds, measured, nothing))
+                return state, metrics
 
             def step_or_skip(state: State, index: jax.Array) -> tuple[State, BlockMetrics]:
-                shapes = jax.eval_shape(step, state, index)[1]
+                shapes = jax.eval_shape(step_with_clients, state, index)[1]
                 nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-                return lax.cond(index <= self.rounds, step, lambda state, _: (state, nothing), state, index)
+                skip = lambda state, _: (state, nothing)  # noqa: E731
+                return lax.cond(index <= self.rounds, step_with_clients, skip, state, index)
 
             return lax.scan(step_or_skip, state, start + 1 + jnp.arange(self.block_rounds, dtype=jnp.int32))
 

@@ -70,8 +70,8 @@ class Program:
         `Point.participating` of the malicious ones, the others from the benign.
       client_chunk: clients trained together, None for the platform's choice.
       ragged: whether clients differ in their numbers of steps.
-      record_filtering: whether each round reports `Filtering`.
       measures_clients: whether the last round reports how the model serves the clients, see `fairness.worst_tenth`.
+      record_filtering: whether each round reports `Filtering`.
     """
 
     local_training: LocalTraining
@@ -81,9 +81,9 @@ class Program:
     clients_per_round: int
     client_chunk: int | None = None
     ragged: bool = False
-    record_filtering: bool = False
     participation: str = "drawn"
     measures_clients: bool = False
+    record_filtering: bool = False
 
     def init(self, point: Point) -> State:
         """The state before the first round."""

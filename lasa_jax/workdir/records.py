@@ -39,8 +39,6 @@ PADDING_LINE: Form = {
 }
 # And under an attack with a trigger.
 SUCCESS_LINE: Form = {"attack_success": or_null(is_number)}
-# And the last line of a run whose clients differ.
-LAST_LINE: Form = {"worst_tenth_accuracy": or_null(is_number)}
 _RATES: Form = dict.fromkeys(("malicious_filtered", "benign_kept"), or_null(is_number))
 SUMMARY: Form = {
     **dict.fromkeys(("status", "parameters_sha256"), is_text),
@@ -50,6 +48,8 @@ SUMMARY: Form = {
     "compile_seconds": is_number,
     "detection": is_record({**_RATES, "layers": is_mapping(is_record(_RATES))}),
 }
+# And in the last line of a run whose clients differ.
+LAST_LINE: Form = {"worst_tenth_accuracy": or_null(is_number)}
 
 
 def layer_names(variables: PyTree) -> list[str]:
@@ -126,12 +126,12 @@ def parse_lines(content: bytes) -> list[dict[str, Any]]:
             break
         if any(not form.keys().isdisjoint(line) and wrong_fields(line, form) for form in (PADDING_LINE, SUCCESS_LINE)):
             break
-        if not LAST_LINE.keys().isdisjoint(line) and wrong_fields(line, LAST_LINE):
-            break
         if parsed and line["round"] <= parsed[-1]["round"]:
             break
         layers = (parsed or [line])[0]["malicious_filtered"].keys()
         if line["malicious_filtered"].keys() != layers or line["benign_filtered"].keys() != layers:
+            break
+        if not LAST_LINE.keys().isdisjoint(line) and wrong_fields(line, LAST_LINE):
             break
         parsed.append(line)
     return parsed
@@ -282,11 +282,11 @@ def summary(
         **by_padding,
         "final_test_accuracy": lines[-1]["test_accuracy"] if lines else None,
         **of_the_attack,
-        **{field: lines[-1][field] for field in LAST_LINE if lines and field in lines[-1]},
         "best_round": next((line["round"] for line in lines if line["test_accuracy"] == best), None),
         "rounds": lines[-1]["round"] if lines else 0,
         "seed": seed,
         "detection": detection_rates(lines),
+        **{field: lines[-1][field] for field in LAST_LINE if lines and field in lines[-1]},
         "assumed_malicious": lines[-1]["assumed_malicious"] if lines else None,
         "seconds_per_round": float(np.mean([line["seconds_per_round"] for line in lines])) if lines else None,
         "num_parameters": sum(leaf.size for leaf in jax.tree.leaves(variables)),  # entries of an update, d

@@ -84,16 +84,6 @@ def test_lines_and_summary_have_the_success_of_a_backdoor():
     assert "final_attack_success" not in records.summary([line(1)], {"w": np.zeros(2)}, **about)
 
 
-def test_what_only_the_last_line_has():
-    last = {"worst_tenth_accuracy": 0.25}
-    assert parsed(line(1), line(2, **last)) == [1, 2]
-    assert parsed(line(1), line(2, worst_tenth_accuracy="0.25")) == [1]
-    about = {"status": "finished", "seed": 1, "config_id": "", "compile_seconds": 0.0, "total_seconds": 0.0}
-    assert records.summary([line(1), line(2, **last)], {"w": np.zeros(2)}, **about)["worst_tenth_accuracy"] == 0.25
-    assert "worst_tenth_accuracy" not in records.summary([line(1)], {"w": np.zeros(2)}, **about)
-    assert records.as_not_the_last(line(2, **last)) == line(2)
-
-
 def test_lines_are_read_as_they_were_written():
     written = [line(1), line(2, test_loss=float("nan")), line(5)]
     content = "".join(map(to_json, written)).encode()
@@ -179,3 +169,13 @@ def test_the_commit_of_a_checkout(tmp_path, monkeypatch):
     assert commit() == {"commit": git("rev-parse", "HEAD") + "-dirty"}
     monkeypatch.undo()
     records._commit.cache_clear()
+
+
+def test_what_only_the_last_line_has():
+    last = {"worst_tenth_accuracy": 0.25}
+    assert parsed(line(1), line(2, **last)) == [1, 2]
+    assert parsed(line(1), line(2, worst_tenth_accuracy="0.25")) == [1]
+    about = {"status": "finished", "seed": 1, "config_id": "", "compile_seconds": 0.0, "total_seconds": 0.0}
+    assert records.summary([line(1), line(2, **last)], {"w": np.zeros(2)}, **about)["worst_tenth_accuracy"] == 0.25
+    assert "worst_tenth_accuracy" not in records.summary([line(1)], {"w": np.zeros(2)}, **about)
+    assert records.as_not_the_last(line(2, **last)) == line(2)
