@@ -119,7 +119,9 @@ def _around_the_mean(updates: PyTree, known: jax.Array, b: jax.Array, variant: s
 
     def away(times: float) -> PyTree:
         return jax.tree.map(
-            lambda m, s: m.astype(b.dtype) - jnp.sign(m).astype(b.dtype) * (times * scale * s.astype(b.dtype)), mean, std
+            lambda m, s: m.astype(b.dtype) - jnp.sign(m).astype(b.dtype) * (times * scale * s.astype(b.dtype)),
+            mean,
+            std,
         )
 
     return away(3.0), away(3.5 if variant == "official" else 4.0)
@@ -143,9 +145,9 @@ def fang_krum(variant: str = "paper", knowledge: str = "benign") -> Attack:
       knowledge: whose updates, see `known_rows`. As in the official code: "all" or "colluders". With "all" only s is taken
         from all; the copies stand beside the benign rows.
 
-    Fang et al. also add a random offset of norm up to 0.01 to the copies; none is added here. Of equal scores the copies come
-    first beside the benign rows, last beside the colluders' own: two rows that are nearest to each other have equal ones. So
-    the copy of a single colluder that knows itself only is never picked.
+    Fang et al. also add a random offset of norm up to 0.01 to the copies; none is added here. Of equal scores the copies
+    come first beside the benign rows, last beside the colluders' own: rows that are nearest to each other have equal ones.
+    So the copy of a single colluder that knows itself only is never picked.
     """
     check_choice("variant", variant, _VARIANTS)
     check_choice("knowledge", knowledge, KNOWLEDGE)
@@ -231,9 +233,7 @@ def _krum_picks(line: Line, pairs: jax.Array, copies: jax.Array, step: jax.Array
     return crafted <= best if ties else crafted < best
 
 
-def _halved(
-    accept: Callable[[jax.Array], jax.Array], start: jax.Array, least: float
-) -> tuple[jax.Array, jax.Array]:
+def _halved(accept: Callable[[jax.Array], jax.Array], start: jax.Array, least: float) -> tuple[jax.Array, jax.Array]:
     """The first of `start, start / 2, start / 4, ...` that is accepted or at most `least`, and whether it is accepted."""
 
     def halve(tried: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -94,7 +94,10 @@ def test_a_base_of_ones_own(tmp_path, monkeypatch):
             {"attack.name": "byzmean", "attack.byzmean.base": "lye"},
             "config.attack.byzmean.base = 'lye': allowed are adaptive",
         ),
-        ({"attack.name": "byzmean", "attack.byzmean.base": "byzmean"}, "base = 'byzmean': allowed are adaptive, alie, f"),
+        (
+            {"attack.name": "byzmean", "attack.byzmean.base": "byzmean"},
+            "base = 'byzmean': allowed are adaptive, alie, f",
+        ),
         ({**ON_LIE, "attack.ipm.epsilon": 1.0}, r"attack 'ipm' is not selected \(config.attack.name is 'byzmean'\)"),
         ({**ON_LIE, "attack.lie.knowledge": "some"}, "config.attack.lie.knowledge = 'some': allowed are benign"),
         ({"attack.name": "lie", "attack.byzmean.base": "lie"}, "attack 'byzmean' is not selected"),

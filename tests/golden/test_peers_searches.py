@@ -67,13 +67,19 @@ def in_all_cases(*rows: tuple) -> list:
         *((f"min_sum/row_{p}", attacks.min_sum_stealthy(direction=p), STEP_ATOL) for p in DIRECTIONS),
         # Its std divides by the count.
         *((f"min_sum/flpoison_row_{p}", attacks.min_sum(direction=p), STEP_ATOL) for p in ("unit_vec", "sign")),
-        *((f"tailored_median/row_{p}", attacks.tailored_median("official", direction=p), STEP_ATOL) for p in DIRECTIONS),
+        *(
+            (f"tailored_median/row_{p}", attacks.tailored_median("official", direction=p), STEP_ATOL)
+            for p in DIRECTIONS
+        ),
         *(
             (f"tailored_multikrum/row{start}_{p}", attacks.tailored_multi_krum("official", direction=p), STEP_ATOL)
             for p in DIRECTIONS
             for start in ("", "20")
         ),
-        *((f"tailored_bulyan/row_{p}", attacks.tailored_bulyan("official", direction=p), STEP_ATOL) for p in DIRECTIONS),
+        *(
+            (f"tailored_bulyan/row_{p}", attacks.tailored_bulyan("official", direction=p), STEP_ATOL)
+            for p in DIRECTIONS
+        ),
     ),
 )
 def test_rows(case: str, key: str, attack: attacks.Attack, atol: float):
@@ -107,7 +113,7 @@ def test_what_fang_draws_among_colluders_is_in_the_interval(case: str):
 @pytest.mark.parametrize("case", CASES)
 def test_what_fang_draws_beyond_the_extremes_is_in_the_interval(case: str):
     """Its far end is what the official code sends."""
-    rows, f = honest(case)
+    rows, _ = honest(case)
     far = RECORDED[f"fang_trim/{case}/official_row_full"]
     near = np.where(rows.sum(0) > 0, rows.min(0), rows.max(0))
     found = sent(case, attacks.fang_trmean(knowledge="all"))
