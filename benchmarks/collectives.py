@@ -22,7 +22,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from lasa_jax import aggregators, attacks, ops
 from lasa_jax.federated import make_mesh
-from lasa_jax.testing import known
+from lasa_jax.testing import built_in, known
 
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
 _BYTES |= {"s64": 8, "u64": 8, "f64": 8}
@@ -123,7 +123,7 @@ def compiled(fn: Callable[..., Any], *arguments: Any, stacked: int = 1) -> str:
 
 def of_rule(name: str, n: int, d: int) -> dict[str, tuple[int, bool]]:
     """Collectives of one aggregation."""
-    rule = aggregators.create(name)
+    rule = built_in(name)
     updates = stack(n, d)
     state = jax.eval_shape(rule.init, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), updates))
     key = jax.eval_shape(lambda: jax.random.key(0))

@@ -3,7 +3,7 @@
 All pairs are one compiled program: which attack and which rule is a number, and `lax.switch` picks their code. Each cell
 is the run that `python -m lasa_jax.main --config=FILE --config.attack.name=A --config.aggregator.name=R` makes. Prints a
 Markdown table of final test accuracies in percent; `diverged` where the update of a round was not finite, and exit code 1
-if a rule diverged whose docstring does not say that it may.
+if a rule diverged whose docstring does not say that it may. Rules with too many subsets are left out, and marked.
 """
 
 import argparse
@@ -25,9 +25,17 @@ from lasa_jax import config as configs
 from lasa_jax.aggregators import Aggregator, Context, Diagnostics
 from lasa_jax.attacks import Attack
 from lasa_jax.data import FederatedDataset
+from lasa_jax.errors import InputError
 from lasa_jax.federated import Simulation, make_mesh
 
-MAY_DIVERGE = ("fedavg", "median", "sparsefed", "trimmed_mean")  # under NaN, see their docstrings
+MAY_DIVERGE = (
+    "fedavg",
+    "meamed",
+    "median",
+    "robust_learning_rate",
+    "sparsefed",
+    "trimmed_mean",
+)  # under NaN, see their docstrings
 
 
 def one_rule(rules: list[Aggregator], index: jax.Array) -> Aggregator:
@@ -53,11 +61,17 @@ def one_attack(those: list[Attack], index: jax.Array) -> Attack:
     """The attack of that index; its state is the tuple of the states of all."""
 
     def craft(
-        updates: Any, states: tuple, malicious: jax.Array, context: Context | None = None, **settings: Any
+        updates: Any,
+        begun: tuple[tuple, tuple],
+        malicious: jax.Array,
+        context: Context | None = None,
+        **settings: Any,
     ) -> tuple[Any, tuple]:
+        states, now = begun  # as the round found them, which is how it must leave them; as it began with them
+
         def branch(i: int) -> Any:
             def run(updates: Any, states: tuple) -> tuple[Any, tuple]:
-                updates, state = those[i].craft(updates, states[i], malicious, **settings, **those[i].knowing(context))
+                updates, state = those[i].craft(updates, now[i], malicious, **settings, **those[i].knowing(context))
                 return updates, (*states[:i], state, *states[i + 1 :])
 
             return run
@@ -67,12 +81,12 @@ def one_attack(those: list[Attack], index: jax.Array) -> Attack:
     def poison(inputs: jax.Array, labels: jax.Array, **known: Any) -> tuple[jax.Array, jax.Array]:
         return jax.lax.switch(index, [lambda x, y, a=a: a.poison(x, y, **known) for a in those], inputs, labels)
 
-    def constrain(params: Any, start: Any, states: tuple) -> Any:
-        held = [lambda p, i=i: those[i].constrain(p, start, states[i]) for i in range(len(those))]
+    def constrain(params: Any, start: Any, begun: tuple[tuple, tuple]) -> Any:
+        held = [lambda p, i=i: those[i].constrain(p, start, begun[1][i]) for i in range(len(those))]
         return jax.lax.switch(index, held, params)
 
-    def begin(states: tuple, context: Context) -> tuple:
-        return tuple(attack.begin(state, context) for attack, state in zip(those, states, strict=True))
+    def begin(states: tuple, context: Context) -> tuple[tuple, tuple]:
+        return states, tuple(attack.begin(state, context) for attack, state in zip(those, states, strict=True))
 
     return Attack(
         lambda params: tuple(attack.init(params) for attack in those),
@@ -97,15 +111,23 @@ def load(path: str, attack: str, rule: str, settings: Mapping[str, Any]) -> Conf
 
 
 def simulate(path: str, settings: Mapping[str, Any]) -> dict[tuple[str, str], float]:
-    """Final test accuracy of every pair, by (rule, attack); NaN where it diverged. Prints each as it comes."""
+    """Final test accuracy of every pair, by (rule, attack); NaN where it diverged, none where it is refused.
+
+    Prints each as it comes.
+    """
     base, dataset, shares, plain, _ = build.prepare(load(path, "none", "fedavg", settings))
     runs = {
         attack: build.prepare(load(path, attack, "fedavg", settings), dataset=dataset) for attack in attacks.names()
     }
-    runs |= {rule: build.prepare(load(path, "none", rule, settings), dataset=dataset) for rule in aggregators.names()}
+    for rule in aggregators.names():
+        try:
+            runs[rule] = build.prepare(load(path, "none", rule, settings), dataset=dataset)
+        except InputError as error:
+            print(error, flush=True)
+    names = [rule for rule in aggregators.names() if rule in runs]
     points = {name: run.point for name, run in runs.items()}
     those = [runs[name].program.make_attack(points[name].attack) for name in attacks.names()]
-    rules = [runs[name].program.make_aggregator(points[name].aggregator) for name in aggregators.names()]
+    rules = [runs[name].program.make_aggregator(points[name].aggregator) for name in names]
     program = dataclasses.replace(
         plain,
         make_attack=lambda numbers: one_attack(those, numbers["index"]),
@@ -114,13 +136,15 @@ def simulate(path: str, settings: Mapping[str, Any]) -> dict[tuple[str, str], fl
     simulation = Simulation(program, base.rounds, base.rounds, base.rounds, base.eval_batch_size, make_mesh())
     fed = FederatedDataset(dataset.train, dataset.test, jax.tree.map(lambda x: x[None], shares))
     executable, accuracies = None, {}
-    for rule in aggregators.names():
+    root = next((run.point.root for run in runs.values() if len(run.point.root)), ())  # the same for all that need it
+    for rule in names:
         for attack in attacks.names():
             sgd = points[rule].sgd
             point = points[attack]._replace(
                 sgd=sgd._replace(clip_norm=jnp.float32(jnp.inf) if sgd.clip_norm is None else sgd.clip_norm),
                 attack={"index": jnp.int32(attacks.names().index(attack))},
-                aggregator={"index": jnp.int32(aggregators.names().index(rule))},
+                aggregator={"index": jnp.int32(names.index(rule))},
+                root=root,
             )
             point = jax.tree.map(lambda x: x[None], point)
             states, point, placed = simulation.place(simulation.init(point), point, fed)
@@ -141,9 +165,16 @@ def table(accuracies: Mapping[tuple[str, str], float]) -> str:
     rules, those = aggregators.names(), attacks.names()
     lines = ["| attack | " + " | ".join(rules) + " |", "| --- |" + " --- |" * len(rules)]
     for attack in those:
-        cells = (accuracies[rule, attack] for rule in rules)
-        lines.append(f"| {attack} | " + " | ".join("diverged" if np.isnan(x) else f"{x:.1f}" for x in cells) + " |")
+        cells = (_cell(accuracies.get((rule, attack))) for rule in rules)
+        lines.append(f"| {attack} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _cell(accuracy: float | None) -> str:
+    """Of a pair; only rules of subsets are refused."""
+    if accuracy is None:
+        return "too many subsets"
+    return "diverged" if np.isnan(accuracy) else f"{accuracy:.1f}"
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks.roofline import best_of, compare, updates
 from lasa_jax import aggregators, attacks
 from lasa_jax.federated import make_mesh
-from lasa_jax.testing import known
+from lasa_jax.testing import built_in, known
 
 # Recorded from the official code, n = 100, d = 1,663,370: seconds / seconds of an average of the stack.
 OFFICIAL = {
@@ -124,7 +124,7 @@ def tables(n: int, model: str, names: list[str]) -> None:
     """Both tables, for n clients that share the devices."""
     f, stack = n // 5, updates(n, model)
     official = OFFICIAL if model == "cnn" else OFFICIAL_RESNET
-    compare("rule", names, lambda name: seconds_of(aggregators.create(name), stack, f), official, stack)
+    compare("rule", names, lambda name: seconds_of(built_in(name), stack, f), official, stack)
     peers = byzfl_rules(f)
     if peers and names == list(aggregators.names()):
         leaves = [np.asarray(x).reshape(n, -1) for x in jax.tree.leaves(stack)]

@@ -14,6 +14,7 @@ import numpy as np
 from benchmarks.roofline import best_of, machine
 from benchmarks.rules import compiled
 from lasa_jax import aggregators
+from lasa_jax.testing import built_in
 
 CLIENTS = (10, 25, 50, 100, 200, 400)
 ENTRIES = (100_000, 300_000, 1_000_000, 3_000_000, 10_000_000, 30_000_000)
@@ -60,7 +61,7 @@ def main() -> None:
     heads += ["memory / stack, n = 400", f"d = {ENTRIES[-1]:,}", "compiling, n = 400, s"]
     print("| rule | " + " | ".join(heads) + " |\n" + "| --- " * (len(heads) + 1) + "|")
     for name in rules:
-        rule = aggregators.create(name)
+        rule = built_in(name)
         by_clients = [measured(rule, n, 1_000_000) for n in CLIENTS]
         by_entries = [measured(rule, 15, d) for d in ENTRIES]
         cells = []

@@ -22,6 +22,7 @@ from benchmarks.rules import lowered
 from lasa_jax import aggregators, build
 from lasa_jax import config as configs
 from lasa_jax.federated import make_mesh
+from lasa_jax.testing import built_in
 
 TABLE = Path(__file__).parents[1] / "docs" / "results" / "causes.json"
 CLIENTS, ENTRIES = 40, 200_064
@@ -53,7 +54,7 @@ def count(compiled: Any, bytes_of_stack: int) -> Causes:
 
 def of_rule(name: str) -> Causes:
     """Causes of one aggregation on one device."""
-    aggregation = lowered(aggregators.create(name), stack(CLIENTS, ENTRIES), CLIENTS // 5)
+    aggregation = lowered(built_in(name), stack(CLIENTS, ENTRIES), CLIENTS // 5)
     return count(aggregation.compile(), 4 * CLIENTS * ENTRIES)
 
 

@@ -22,6 +22,7 @@ from jax.sharding import SingleDeviceSharding
 
 from checks.accelerator import programs
 from lasa_jax import aggregators, attacks, ops
+from lasa_jax.testing import built_in
 
 TABLE = Path(__file__).parents[1] / "docs" / "results" / "forms.json"
 _LARGE = 0.1  # of the stack
@@ -37,7 +38,7 @@ def items() -> dict[str, Callable[[Any], programs.Program]]:
     one = programs.update()
     found: dict[str, Callable[[Any], programs.Program]] = {}
     for name in aggregators.names():
-        found[f"rule {name}"] = functools.partial(programs.rule, aggregators.create(name), one)
+        found[f"rule {name}"] = functools.partial(programs.rule, built_in(name), one)
     for name, make in aggregators.PREAGGREGATORS.items():
         chained = aggregators.chain(make(), aggregators.median())
         found[f"pre-aggregator {name}, then median"] = functools.partial(programs.rule, chained, one)

@@ -228,6 +228,11 @@ def split(kind: str, name: str, given: Mapping[str, Any]) -> tuple[dict[str, Any
     return traced, {parameter: value for parameter, value in given.items() if parameter not in traced}
 
 
+def remembers_clients(kind: str, name: str) -> bool:
+    """Whether a method has a parameter `num_clients`: it keeps something for each client of the population, by its id."""
+    return "num_clients" in parameters(find(kind, name))
+
+
 def create(kind: str, name: str, given: Mapping[str, Any]) -> Any:
     """The rule, the attack or the pre-aggregator with these parameters.
 

@@ -12,6 +12,7 @@ from benchmarks.card.items import Item, Prepared, compiled, once, seconds
 from benchmarks.roofline import updates
 from lasa_jax import aggregators, attacks, methods
 from lasa_jax.federated import make_mesh
+from lasa_jax.testing import built_in
 
 READING = "rule fedavg"  # reads the stack once and writes one update
 
@@ -25,7 +26,7 @@ def stack(small: bool) -> Any:
 def items(small: bool) -> list[Item]:
     """The reading first, then all rules, rules behind a pre-aggregator, and attacks."""
     get = once(lambda: stack(small))
-    rules = {f"rule {name}": aggregators.create(name) for name in aggregators.names()}
+    rules = {f"rule {name}": built_in(name) for name in aggregators.names()}
     for name in methods.TABLES["preaggregator"]:
         before = methods.create("preaggregator", name, {})
         rules[f"{name}, then fedavg"] = aggregators.chain(before, aggregators.fedavg())

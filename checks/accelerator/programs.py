@@ -17,7 +17,7 @@ from lasa_jax.aggregators import Aggregator
 from lasa_jax.attacks import Attack
 from lasa_jax.data import Dataset, Examples, FederatedDataset, load
 from lasa_jax.federated import make_mesh
-from lasa_jax.testing import known
+from lasa_jax.testing import built_in, known
 
 CLIENTS = 100
 # Model, shape of an example, classes, clients together, examples of a batch.
@@ -220,7 +220,7 @@ def items() -> dict[str, Item]:
         "cifar10": rounds("cifar10"),
     }
     for name in ("lasa", *(name for name in aggregators.names() if name != "lasa")):
-        found[f"rule {name}"] = alone(functools.partial(rule, aggregators.create(name), one), rule=name)
+        found[f"rule {name}"] = alone(functools.partial(rule, built_in(name), one), rule=name)
     for name in attacks.names():
         found[f"attack {name}"] = alone(functools.partial(attack, attacks.create(name), one))
     return found

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
 
-from lasa_jax import aggregators, ops
-from lasa_jax.testing import known
+from lasa_jax import ops
+from lasa_jax.testing import built_in, known
 
 Trips = dict[str, list[int]]  # by file and function, in the order of the program
 Found = dict[int, tuple[str, int]]  # by the identity of an equation
@@ -20,7 +20,7 @@ CLIENTS = 100
 
 def measure(name: str) -> Trips:
     """Trips of the loops of a rule in the forms of a GPU, for 100 normal updates of 197,040 entries, 20 of them shifted."""
-    rule = aggregators.create(name)
+    rule = built_in(name)
     shapes = {"conv": (5, 5, 8, 24), "dense": (800, 240), "bias": (240,)}
     malicious = jnp.arange(CLIENTS) < CLIENTS // 5
     updates = {

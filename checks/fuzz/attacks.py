@@ -11,7 +11,7 @@ from checks.fuzz.failures import Failures, outcome
 from checks.fuzz.updates import MOST, SHAPES, as_tree, bad_row, benign_rows
 from lasa_jax import aggregators, attacks
 from lasa_jax.errors import InputError
-from lasa_jax.testing import known
+from lasa_jax.testing import built_in, known
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in attacks.names()}
 VARIANTS |= {
@@ -84,7 +84,14 @@ def broken(variant: str, case: Case, sent: np.ndarray) -> str | None:
     name, parameters = VARIANTS[variant]
     if not len(mine):
         return None
-    exact = {"none": honest, "label_flip": honest, "sign_flip": -honest, "zero": 0 * honest, "nan": np.nan * honest}
+    exact = {
+        "none": honest,
+        **dict.fromkeys(attacks.BACKDOORS, honest),
+        "label_flip": honest,
+        "sign_flip": -honest,
+        "zero": 0 * honest,
+        "nan": np.nan * honest,
+    }
     if name in exact:
         wanted = (
             np.zeros_like(honest) if name == "zero" else np.full_like(honest, np.nan) if name == "nan" else exact[name]
@@ -212,7 +219,7 @@ def fuzz_wrong_inputs(count: int, seed: int = 0, names: list[str] | None = None)
         elif what.startswith("malicious"):
             continue
         else:
-            rule = aggregators.create(name)
+            rule = built_in(name)
 
             def call(a: Any = rule, u: Any = updates, m: Any = None, p: Any = present, r: Any = rows) -> Any:
                 return a.aggregate(u, a.init(r), key=jax.random.key(0), num_malicious=1, present=p, **known(a, FOUR))

@@ -74,8 +74,13 @@ class Context(NamedTuple):
 
     def parameters_only(self) -> "Context":
         """The same with the collection "params" of each pytree only, see `aggregators.parameters_only`."""
-        trees = {name: getattr(self, name) for name in ("params", "server_update", "last_update")}
-        return self._replace(**{name: {"params": tree["params"]} for name, tree in trees.items() if tree is not None})
+
+        def part(tree: PyTree) -> PyTree:
+            return None if tree is None else {"params": tree["params"]}
+
+        return self._replace(
+            params=part(self.params), server_update=part(self.server_update), last_update=part(self.last_update)
+        )
 
 
 def needed(context: Context | None, needs: frozenset[str], name: str) -> Context:
@@ -129,7 +134,8 @@ class Rows:
     present: bool `(n,)`, the rows that count.
     maps: for each pre-aggregator a function `(row, numbers) -> row` and its numbers, a pytree with leaves `(n, ...)`.
     mixing: `(n, n)` or None: row i of what the rule reads is `sum_j mixing_ij * mapped row_j`.
-    made_of: `(n, n)` or None: the share of each client of the stack in each row, for the diagnostics.
+    made_of: `(n, n)` or None: the share of each row that a chain was given in each row that it makes, for the diagnostics.
+    sources: the share of each client of the stack in each row, in the same form, whatever chains they went through.
     """
 
     stack: PyTree
@@ -137,6 +143,7 @@ class Rows:
     maps: tuple[tuple[Callable[[PyTree, PyTree], PyTree], PyTree], ...] = ()
     mixing: jax.Array | None = None
     made_of: jax.Array | None = None
+    sources: jax.Array | None = None
 
     @classmethod
     def of(cls, updates: "PyTree | Rows", present: jax.Array | None = None) -> "Rows":
@@ -185,7 +192,7 @@ class Rows:
 
     def mapped(self, fn: Callable[[PyTree, PyTree], PyTree], numbers: PyTree) -> "Rows":
         """The same rows, each read through `fn(row, numbers of the row)`."""
-        rows = self if self.mixing is None else Rows(self.written, self.present, made_of=self.made_of)
+        rows = self if self.mixing is None else dataclasses.replace(self, stack=self.written, maps=(), mixing=None)
         return dataclasses.replace(rows, maps=(*rows.maps, (fn, numbers)))
 
     def accepting(self, accepted: jax.Array) -> "Rows":
@@ -202,21 +209,26 @@ class Rows:
         """
         whole = mixing if self.mixing is None else ops.product(mixing, self.mixing)
         made_of = mixing if self.made_of is None else ops.product(mixing, self.made_of)
-        return dataclasses.replace(self, present=present, mixing=whole, made_of=made_of)
+        sources = mixing if self.sources is None else ops.product(mixing, self.sources)
+        return dataclasses.replace(self, present=present, mixing=whole, made_of=made_of, sources=sources)
 
     def each(self, fn: Callable[..., PyTree], *shared: PyTree) -> PyTree:
         """`fn(row, *shared)` of every client, stacked; one pass over the stack. Results of absent rows mean nothing.
 
         The results should be small: every device gets those of all clients.
         """
+        return ops.everywhere(self.apart(fn, shared=shared))
+
+    def apart(self, fn: Callable[..., PyTree], *stacks: PyTree, shared: tuple[PyTree, ...] = ()) -> PyTree:
+        """`fn(row, *rows of the other stacks, *shared)` of every client, stacked, each result on its client's device."""
         if self.mixing is not None:
-            return ops.everywhere(ops.map_rows(fn, self.written, shared=shared))
+            return ops.map_rows(fn, self.written, *stacks, shared=shared)
         count = len(self.maps)
 
         def read(row: PyTree, *operands: PyTree) -> PyTree:
             return fn(self._read(row, *operands[:count]), *operands[count:])
 
-        return ops.everywhere(ops.map_rows(read, self.stack, *self._numbers, shared=shared))
+        return ops.map_rows(read, self.stack, *self._numbers, *stacks, shared=shared)
 
     def weighted_sum(self, weights: PyTree) -> PyTree:
         """Sum of weight times row over the clients with a weight that is not zero; one pass. See `ops.weighted_sum`.
@@ -269,6 +281,11 @@ class Rows:
     def squared_distances(self) -> jax.Array:
         """Between all pairs of rows, `(n, n)`; see `ops.squared_distances`."""
         return ops.squared_distances(self.gram)
+
+    @functools.cached_property
+    def cosine_distances(self) -> jax.Array:
+        """One less the cosine of the angle between all pairs of rows, `(n, n)`; see `ops.cosine_distances`."""
+        return ops.cosine_distances(self.squared_distances, self.sizes[1])
 
     @functools.cached_property
     def written(self) -> PyTree:

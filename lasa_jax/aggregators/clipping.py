@@ -10,19 +10,20 @@ from lasa_jax.aggregators.preaggregators import clip_to_norm
 from lasa_jax.errors import check_number
 
 
-def norm_clipped_mean(clip_norm: Scalar = 1.0) -> Aggregator:
+def norm_clipped_mean(clip_norm: Scalar = 1.0, weighting: str = "equal") -> Aggregator:
     """The mean of updates scaled down to a fixed norm (Sun, Kairouz, Suresh and McMahan, 2019, section 4).
 
         F(Delta) = mean of x_i * min(1, clip_norm / |x_i|)
 
     A client can move the result by no more than `clip_norm / n`; one whose norm is not finite counts as zero. The result is
-    never longer than `clip_norm`.
+    never longer than `clip_norm`. With sizes it can move the result by its share of all examples.
 
     Args:
       clip_norm: largest norm that is left as it is, `> 0`. May be traced.
+      weighting: "equal", or "size": by the number of a client's examples.
 
     Raises:
-      InputError: for a number out of range.
+      InputError: for a number out of range, or another word.
 
     Examples:
       >>> import jax, jax.numpy as jnp
@@ -33,7 +34,7 @@ def norm_clipped_mean(clip_norm: Scalar = 1.0) -> Aggregator:
       >>> update["w"].tolist()
       [3.0, 4.0]
     """
-    return chain(clip_to_norm(clip_norm), fedavg())
+    return chain(clip_to_norm(clip_norm), fedavg(weighting))
 
 
 def centered_clipping(clip_radius: Scalar = 10.0, num_iterations: int = 1) -> Aggregator:

@@ -6,14 +6,19 @@ import jax
 import jax.numpy as jnp
 
 from lasa_jax import ops
-from lasa_jax.aggregators.base import Aggregator, Count, Diagnostics, PyTree, Rows, Scalar, stateless
+from lasa_jax.aggregators.base import Aggregator, Context, Count, Diagnostics, PyTree, Rows, Scalar, stateless
+from lasa_jax.aggregators.sizes import needs_of, sizes_of
 from lasa_jax.errors import check_choice, check_number
 
 _CONVERGED = 1e-7  # largest change of a weight, of weights that add up to 1, times how far out its row is
 
 
 def geometric_median(
-    smoothing: Scalar = 1e-6, max_iterations: int = 100, refinements: int | None = None, variant: str = "paper"
+    smoothing: Scalar = 1e-6,
+    max_iterations: int = 100,
+    refinements: int | None = None,
+    variant: str = "paper",
+    weighting: str = "equal",
 ) -> Aggregator:
     """The point with the smallest sum of distances to all clients' updates.
 
@@ -27,6 +32,8 @@ def geometric_median(
 
     With b < n/2 clients malicious, the median (`refinements=0`) is within 2 (n - b) / (n - 2b) * R of the benign clients'
     mean c, R the largest distance of one of them from c: the sum of distances is no larger at the median than at c.
+    With sizes the share of the examples that malicious clients hold, or claim, takes the place of b / n: a few large clients
+    can be more than half.
 
     Args:
       smoothing: smallest distance that is divided by, `> 0`. May be traced.
@@ -35,9 +42,10 @@ def geometric_median(
         None. The official code does so twice except on CIFAR (docs/fidelity.md). Where all are far and the
         exponentials vanish, the last z stays; the official code gives NaN.
       variant: "paper" as above; "official" has `refinements=2` if None.
+      weighting: "equal" as above; "size": a_i is the number of the client's examples, as in the paper.
 
     Raises:
-      InputError: for a number out of range.
+      InputError: for a number out of range, or another word.
 
     Examples:
       >>> import jax, jax.numpy as jnp
@@ -53,6 +61,7 @@ def geometric_median(
     check_choice("variant", variant, ("paper", "official"))
     repeats = {"paper": 0, "official": 2}[variant] if refinements is None else refinements
     check_number("refinements", repeats, low=0, high=100, whole=True)
+    needs = needs_of(weighting)
 
     def aggregate(
         updates: PyTree,
@@ -61,7 +70,7 @@ def geometric_median(
         key: jax.Array,
         num_malicious: Count,
         present: jax.Array | None = None,
-        context: object = None,
+        context: Context | None = None,
     ) -> tuple[PyTree, PyTree, Diagnostics]:
         rows = Rows.of(updates, present)
         usable = jnp.isfinite(jnp.diagonal(rows.gram))
@@ -108,7 +117,8 @@ def geometric_median(
             start = normalised(a / jnp.maximum(outwards / 4, 1.0))
             return jax.lax.custom_root(lambda w: w - improved(w), start, search, _solve)
 
-        a = normalised(jnp.ones(len(usable), rows.dtype))
+        sizes = sizes_of(rows, weighting, context, "geometric_median")
+        a = normalised(jnp.ones(len(usable), rows.dtype) if sizes is None else sizes)
         w = weiszfeld(a)
         for _ in range(repeats):
             scaled = normalised(a * jnp.exp(-distances(w)))
@@ -118,7 +128,7 @@ def geometric_median(
         weight = jax.tree.map(lambda _: w, rows.stack)
         return rows.weighted_sum(weight), state, Diagnostics(weight)
 
-    return Aggregator(stateless, aggregate)
+    return Aggregator(stateless, aggregate, needs)
 
 
 def _solve(linear: Callable[[jax.Array], jax.Array], wanted: jax.Array) -> jax.Array:

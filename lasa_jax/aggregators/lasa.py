@@ -12,7 +12,7 @@ filter off for everybody by sending one.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,16 +20,17 @@ import jax.numpy as jnp
 from lasa_jax import ops
 from lasa_jax.aggregators.base import (
     Aggregator,
+    Context,
     Count,
     Diagnostics,
     PyTree,
     Rows,
     Scalar,
     chain,
-    equal_weights,
     stateless,
 )
 from lasa_jax.aggregators.preaggregators import clip_to_median_norm, keep_top_k, reject_nonfinite
+from lasa_jax.aggregators.sizes import mean_weights, needs_of, shares, sizes_of
 from lasa_jax.errors import check_choice, check_number
 
 
@@ -53,6 +54,7 @@ def lasa(
     direction_radius: Scalar = 1.0,
     num_kept: Count | None = None,
     granularity: str = "layer",
+    weighting: str = "equal",
 ) -> Aggregator:
     """Clips, sparsifies and filters client updates layer by layer. Does not use `num_malicious`.
 
@@ -65,12 +67,14 @@ def lasa(
       direction_radius: lambda_d, the same for the layer's sign purity.
       num_kept: k in place of the sparsity level, see `keep_top_k`.
       granularity: "layer"; "model" or "coordinate" for the ablations, see `layer_filter`.
+      weighting: "equal"; or "size", by the number of a client's examples, see `layer_filter`. The bound above stays, but a
+        few large clients can be most of a layer.
 
     The numbers may be traced. Supplement, section B: 0.3 and 1.0 / 1.0 on CIFAR, a magnitude radius of 2.0 elsewhere. The
     other ablations: `sparsity_level=0` does not sparsify, a radius of infinity switches one of the two filters off.
 
     Raises:
-      InputError: for a number out of range.
+      InputError: for a number out of range, or another word.
 
     Examples:
       >>> import jax, jax.numpy as jnp
@@ -85,12 +89,15 @@ def lasa(
         reject_nonfinite(),
         clip_to_median_norm(),
         keep_top_k(sparsity_level, num_kept),
-        layer_filter(magnitude_radius, direction_radius, granularity),
+        layer_filter(magnitude_radius, direction_radius, granularity, weighting),
     )
 
 
 def layer_filter(
-    magnitude_radius: Scalar = 1.0, direction_radius: Scalar = 1.0, granularity: str = "layer"
+    magnitude_radius: Scalar = 1.0,
+    direction_radius: Scalar = 1.0,
+    granularity: str = "layer",
+    weighting: str = "equal",
 ) -> Aggregator:
     """Averages, in each layer, the clients whose norm and sign purity have an MZ-score below the radii.
 
@@ -106,16 +113,20 @@ def layer_filter(
     Args:
       magnitude_radius, direction_radius: `> 0`. May be traced.
       granularity: what x_i is: a "layer" of client i; its whole update, "model"; or one "coordinate". The last two are the
-        paper's ablations. Coordinate-wise, `weight` is 1/n for every client, and there are no scores to show.
+        paper's ablations. Coordinate-wise, `weight` is that of a mean of all, and there are no scores to show.
+      weighting: "equal", or "size": clients of S count by the number of their examples.
     """
     check_number("magnitude_radius", magnitude_radius, above=0)
     check_number("direction_radius", direction_radius, above=0)
     check_choice("granularity", granularity, ("layer", "model", "coordinate"))
+    needs = needs_of(weighting)
     radii = (magnitude_radius, direction_radius)
 
-    def coordinate_wise(block: jax.Array, present: jax.Array, radii: tuple[jax.Array, jax.Array]) -> jax.Array:
+    def coordinate_wise(block: jax.Array, present: jax.Array, radii: Any, sizes: jax.Array | None) -> jax.Array:
         purity = 0.5 * (1 + jnp.sign(block))
-        kept = _kept(_score(jnp.abs(block), present), _score(purity, present), radii, present[:, None])
+        kept = _kept(mz_scores(jnp.abs(block), present), mz_scores(purity, present), radii, present[:, None])
+        if sizes is not None:
+            return jnp.sum(jnp.where(kept, block * shares(kept, sizes), 0.0), axis=0)
         count = jnp.maximum(jnp.sum(kept, axis=0, keepdims=True, dtype=jnp.int32), 1)
         return jnp.sum(jnp.where(kept, block / count.astype(block.dtype), 0.0), axis=0)
 
@@ -132,20 +143,21 @@ def layer_filter(
         key: jax.Array,
         num_malicious: Count,
         present: jax.Array | None = None,
-        context: object = None,
+        context: Context | None = None,
     ) -> tuple[PyTree, PyTree, Diagnostics | FilterDiagnostics]:
         rows = Rows.of(updates, present)
+        sizes = sizes_of(rows, weighting, context, "lasa")
         if granularity == "coordinate":
-            everybody = equal_weights(rows, rows.present)
-            return rows.columns(coordinate_wise, radii), state, Diagnostics(everybody)
+            everybody = mean_weights(rows, rows.present, sizes)
+            return rows.columns(coordinate_wise, radii, sizes), state, Diagnostics(everybody)
         norm, purity = rows.each(lambda row: (measured(ops.tree_norm, row), measured(_purity, row)))
         # All layers together, (n, layers): one sort instead of one for each layer and measure.
         layers, structure = jax.tree.flatten(norm)
         by_layer = jnp.stack([jnp.stack(jax.tree.leaves(part), axis=1) for part in (norm, purity)], axis=1)
-        score = _score(by_layer, rows.present)
+        score = mz_scores(by_layer, rows.present)
         kept = _kept(score[:, 0], score[:, 1], radii, rows.present[:, None])
         count = jnp.maximum(jnp.sum(kept, axis=0, keepdims=True, dtype=jnp.int32), 1)
-        share = jnp.where(kept, 1 / count.astype(rows.dtype), 0.0)
+        share = jnp.where(kept, 1 / count.astype(rows.dtype), 0.0) if sizes is None else shares(kept, sizes)
         weights, magnitude_score, direction_score = (
             jax.tree.unflatten(structure, [x[:, layer] for layer in range(len(layers))])
             for x in (share, score[:, 0], score[:, 1])
@@ -153,11 +165,11 @@ def layer_filter(
         info = FilterDiagnostics(weights, norm, purity, magnitude_score, direction_score)
         return rows.weighted_sum(weights), state, info
 
-    return Aggregator(stateless, aggregate)
+    return Aggregator(stateless, aggregate, needs)
 
 
-def _score(values: jax.Array, present: jax.Array) -> jax.Array:
-    """MZ-scores over the clients present, `(n, ...)` to the same."""
+def mz_scores(values: jax.Array, present: jax.Array) -> jax.Array:
+    """MZ-scores over the clients present, `(n, ...)` to the same: infinite where all values are equal."""
     distance = values - ops.masked_median(values, present)[None]
     std = ops.masked_std(distance, present)[None]  # of the distances: exactly 0 where all values are equal
     return jnp.where(std > 0, jnp.abs(distance) / jnp.where(std > 0, std, 1.0), jnp.inf)

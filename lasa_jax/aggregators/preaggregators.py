@@ -52,29 +52,102 @@ def _clip_factors_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.A
     return factors, jnp.where(moves, of_limit - factors * of_norms, 0) / jnp.where(moves, norms, 1)
 
 
-def clip_to_norm(clip_norm: Scalar = 1.0) -> PreAggregator:
-    """Scales every update down to a fixed norm (static clipping).
+def clip_to_norm(clip_norm: Scalar = 1.0, quantile: Scalar | None = None, noise: Scalar | None = None) -> PreAggregator:
+    """Scales every update down to a norm, and adds noise to it where told.
 
-        row_i <- row_i * min(1, clip_norm / norm_i)
+        row_i <- row_i * min(1, limit / norm_i) + noise * g_i,    g_i standard normal
 
     A row whose norm is not finite has no direction and becomes zero.
 
     Args:
-      clip_norm: largest norm that is left as it is, `> 0`. May be traced.
+      clip_norm: limit, `> 0`, where there is no quantile (static clipping). May be traced.
+      quantile: limit is this quantile of the round's norms that are finite, between two of them in proportion,
+        `0 <= quantile <= 1`. Andrew, Thakkar, McMahan and Ramaswamy, NeurIPS 2021, move a limit towards the quantile over
+        the rounds; here each round has its own, and nothing is carried over. May be traced.
+      noise: standard deviation of what is added to each coordinate of each clipped row, `>= 0`, drawn from the round's key
+        by the place of the row; a mean of n rows then has noise / sqrt(n). None: nothing is drawn. May be traced.
+
+    Raises:
+      InputError: for a number out of range.
     """
     check_number("clip_norm", clip_norm, above=0)
+    if quantile is not None:
+        check_number("quantile", quantile, low=0, high=1)
+    if noise is not None:
+        check_number("noise", noise, low=0)
 
     def step(rows: Rows, *, key: jax.Array, num_malicious: Count) -> Rows:
         _, norms = rows.sizes
-        limit = jnp.asarray(clip_norm, rows.dtype)
-        scales = jnp.where(jnp.isfinite(norms), 1 / jnp.maximum(norms / limit, 1), 0.0)
-
-        def clip(row: PyTree, scale: jax.Array) -> PyTree:
-            return jax.tree.map(lambda x: jnp.where(scale > 0, x.astype(scale.dtype) * scale, 0), row)
-
-        return rows.mapped(clip, scales)
+        finite = jnp.isfinite(norms)
+        if quantile is None:
+            factors = 1 / jnp.maximum(norms / jnp.asarray(clip_norm, rows.dtype), 1)
+        else:
+            factors = clip_factors(norms, _quantile(norms, rows.present & finite, quantile))
+        clipped = rows.mapped(_clip, jnp.where(finite, factors, 0.0))
+        if noise is None:
+            return clipped
+        deviation = jnp.full(len(norms), noise, rows.dtype)
+        return clipped.mapped(_with_noise, (jax.random.split(key, len(norms)), deviation))
 
     return step
+
+
+def arc(assumed_malicious: Count | None = None) -> PreAggregator:
+    """Scales the longest updates down to the next shorter one (adaptive robust clipping).
+
+        row_i <- row_i * min(1, c / norm_i),    c = the (k + 1)-th largest norm,    k = floor(2 (f / n) (n - f))
+
+    Source: Allouah, Guerraoui, Gupta, Jellouli, Rizk and Stephan, ICLR 2025. An (f, kappa)-robust rule behind it stays one,
+    with a slightly larger kappa. With f = 0 nothing happens, and a zero update stays zero. A row whose norm is not finite
+    has no direction and becomes zero.
+
+    Args:
+      assumed_malicious: f; the server's `num_malicious` if None, at most `(n - 1) // 2`. May be traced.
+    """
+    if assumed_malicious is not None:
+        check_number("assumed_malicious", assumed_malicious, low=0, whole=True)
+
+    def step(rows: Rows, *, key: jax.Array, num_malicious: Count) -> Rows:
+        _, norms = rows.sizes
+        n = rows.count
+        f = at_most((n - 1) // 2, num_malicious if assumed_malicious is None else assumed_malicious)
+        finite = jnp.isfinite(norms)
+        ordered = jnp.sort(jnp.where(rows.present & finite, norms, 0.0), descending=True, stable=False)
+        # Norms that are not finite are the largest.
+        beyond = jnp.sum(rows.present & ~finite, dtype=jnp.int32)
+        k = jnp.maximum(2 * f * (n - f) // jnp.maximum(n, 1) - beyond, 0)
+        factors = clip_factors(norms, ordered[jnp.minimum(k, len(norms) - 1)])
+
+        def clip(row: PyTree, factor: jax.Array) -> PyTree:
+            return jax.tree.map(lambda x: jnp.where(factor > 0, x.astype(factor.dtype) * factor, 0), row)
+
+        return rows.mapped(clip, jnp.where(finite, factors, 0.0))
+
+    return step
+
+
+def _clip(row: PyTree, scale: jax.Array) -> PyTree:
+    return jax.tree.map(lambda x: jnp.where(scale > 0, x.astype(scale.dtype) * scale, 0), row)
+
+
+def _with_noise(row: PyTree, numbers: tuple[jax.Array, jax.Array]) -> PyTree:
+    """One update and standard normal numbers times a deviation, which depend on its key only."""
+    key, deviation = numbers
+    leaves, structure = jax.tree.flatten(row)
+    draws = [jax.random.normal(jax.random.fold_in(key, i), x.shape, deviation.dtype) for i, x in enumerate(leaves)]
+    return jax.tree.unflatten(structure, [x + deviation * draw for x, draw in zip(leaves, draws, strict=True)])
+
+
+def _quantile(norms: jax.Array, which: jax.Array, quantile: Scalar) -> jax.Array:
+    """A quantile of the norms that count, in proportion between two of them; 0 if none does."""
+    count = jnp.sum(which, dtype=jnp.int32)
+    ordered = jnp.sort(jnp.where(which, norms, jnp.inf), stable=False)
+    ordered = jnp.where(jnp.isfinite(ordered), ordered, 0.0)
+    place = jnp.asarray(quantile, norms.dtype) * jnp.maximum(count - 1, 0).astype(norms.dtype)
+    lower = jnp.floor(place).astype(jnp.int32)
+    share = place - lower.astype(norms.dtype)
+    low, high = ordered[lower], ordered[jnp.minimum(lower + 1, jnp.maximum(count - 1, 0))]
+    return low + share * (high - low)
 
 
 def nearest_neighbour_mixing(assumed_malicious: Count | None = None) -> PreAggregator:

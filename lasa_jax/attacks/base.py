@@ -159,6 +159,22 @@ def simulated_copies(knowledge: str, malicious: jax.Array, present: jax.Array) -
     return jnp.maximum(f**2 // jnp.maximum(n, 1), 1) if knowledge == "colluders" else jnp.maximum(f, 1)
 
 
+def shaped_like(given: PyTree, params: PyTree, name: str) -> PyTree:
+    """What an attack was given for every coordinate, if its leaves are shaped as those of one update.
+
+    Raises:
+      InputError: if they are not; `name` is that of the parameter.
+    """
+    wanted: object = jax.tree.structure(params)
+    same = wanted == jax.tree.structure(given) and all(
+        jnp.shape(x) == jnp.shape(p) for x, p in zip(jax.tree.leaves(given), jax.tree.leaves(params), strict=True)
+    )
+    if not same:
+        found, allowed = (jax.tree.map(jnp.shape, tree) for tree in (given, params))
+        raise InputError(f"{name}: has the shapes {found}, allowed are those of one update, {allowed}")
+    return given
+
+
 def row_keys(key: jax.Array, n: int) -> jax.Array:
     """One key a row that does not depend on how many rows there are, `(n,)`."""
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(n, dtype=jnp.int32))

@@ -40,13 +40,18 @@ def alie(knowledge: str = "benign") -> Attack:
     check_choice("knowledge", knowledge, KNOWLEDGE)
 
     def craft_row(updates: PyTree, malicious: jax.Array, present: jax.Array) -> PyTree:
-        n, f = jnp.sum(present, dtype=jnp.int32), jnp.sum(malicious, dtype=jnp.int32)
-        benign = jnp.maximum(n - f, 1)
-        share = (benign - (n // 2 + 1 - f)).astype(jnp.float32) / benign.astype(jnp.float32)
-        z = jnp.clip(jax.scipy.special.ndtri(jnp.clip(share, 0.5, 1.0)), 0.0, 4.0)
+        z = z_of_a_majority(malicious, present)
         return lie_row(updates, known_rows(knowledge, malicious, present), z)
 
     return same_row(craft_row)
+
+
+def z_of_a_majority(malicious: jax.Array, present: jax.Array) -> jax.Array:
+    """The z of `alie`, float32: so far out that the malicious and the benign beyond them are a majority; between 0 and 4."""
+    n, f = jnp.sum(present, dtype=jnp.int32), jnp.sum(malicious, dtype=jnp.int32)
+    benign = jnp.maximum(n - f, 1)
+    share = (benign - (n // 2 + 1 - f)).astype(jnp.float32) / benign.astype(jnp.float32)
+    return jnp.clip(jax.scipy.special.ndtri(jnp.clip(share, 0.5, 1.0)), 0.0, 4.0)
 
 
 def ipm(epsilon: Scalar = 0.5, knowledge: str = "benign") -> Attack:

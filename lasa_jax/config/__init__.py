@@ -5,7 +5,7 @@ returns, with the command line's overrides, into the config of a run: every "by 
 and attack are left, every value is in range.
 """
 
-from lasa_jax.config.arguments import parse_argument, set_partition
+from lasa_jax.config.arguments import SweepArgument, parse_argument, read_sweep, set_partition
 from lasa_jax.config.by_dataset import paper
 from lasa_jax.config.identity import (
     as_json,
@@ -46,6 +46,7 @@ __all__ = [
     "SETTINGS",
     "UNIDENTIFYING",
     "Setting",
+    "SweepArgument",
     "all_settings",
     "as_json",
     "base_of",
@@ -63,6 +64,7 @@ __all__ = [
     "parameters",
     "parse_argument",
     "program_key",
+    "read_sweep",
     "resolve",
     "run_name",
     "set_partition",

@@ -20,8 +20,10 @@ _CLIP_NORM: dict[str, dict[str, float]] = {
 }
 _PADDING = {"paper": "ignored", "official": "counted"}
 _KNOWLEDGE = {"paper": {"otherwise": "benign"}, "official": {"byzmean": "all", "otherwise": "colluders"}}
-_NOT_IN_THAT_CODE = ("adaptive", "alie", "ipm", "optimal_alie", "optimal_ipm", "tailored_krum")
-_NOT_IN_THAT_CODE += ("tailored_bulyan", "tailored_median", "tailored_multi_krum")
+_NOT_IN_THAT_CODE = (
+    *("adaptive", "alie", "hybrid_sparse", "ipm", "lasa_attack", "optimal_alie", "optimal_ipm", "rop"),
+    *("tailored_bulyan", "tailored_krum", "tailored_median", "tailored_multi_krum"),
+)
 _KNOWLEDGE["official"] |= dict.fromkeys(_NOT_IN_THAT_CODE, "benign")
 _KNOWLEDGE["official"] |= dict.fromkeys(("fang_krum", "fang_trmean"), "all")  # in the code of their own authors
 

@@ -129,10 +129,12 @@ def resolve(config: ConfigDict, overrides: Iterable[str] = (), *, dataset: str |
     }
     config.preaggregators = ConfigDict({"names": ",".join(selected["preaggregator"]), "parameters": steps})
     for kind in ("aggregator", "attack"):
-        made, table = {}, {"name": config[kind].name}
+        made: dict[str, Any] = {}
+        table: dict[str, Any] = {"name": config[kind].name}
         if kind == "attack" and (base := base_of(config)) is not None:
-            own = _selected_parameters(config, kind, base)
-            made, table["base"] = {"base": methods.create(kind, base, own)}, {"parameters": own}
+            of_base = _selected_parameters(config, kind, base)
+            made = {"base": methods.create(kind, base, of_base)}
+            table["base"] = {"parameters": of_base}
         table["parameters"] = _selected_parameters(config, kind, config[kind].name, made)
         if kind == "aggregator":
             table["assumed_malicious"] = config.aggregator.assumed_malicious

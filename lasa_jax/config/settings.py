@@ -83,6 +83,13 @@ SETTINGS: dict[str, Setting] = {
     ),
     "clients_per_round": Setting("drawn in each round", 30, int, PROGRAM, {"low": 1}, costs=True),
     "attack_ratio": Setting("share of the population that is malicious", 0.25, float, AXIS, {"low": 0, "high": 1}),
+    "participation": Setting(
+        "drawn: the number of malicious clients of a round is left to the draw; fixed: attack_ratio * clients_per_round",
+        "drawn",
+        str,
+        PROGRAM,
+        ("drawn", "fixed"),
+    ),
     "fidelity": Setting(
         "the paper, or its authors' code where they differ", "paper", str, PROGRAM, ("paper", "official")
     ),

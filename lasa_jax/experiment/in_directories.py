@@ -291,7 +291,15 @@ def _run_blocks(
 
 def _held(states: State) -> State:
     """States that can be read: arrays that lie on other processes too can only be read whole."""
-    return states if jax.process_count() == 1 else jax.device_get(states)
+    if jax.process_count() == 1:
+        return states
+
+    def whole(node: Any) -> Any:
+        if not ops.is_by_client(node):
+            return node
+        return dataclasses.replace(node, rows=multihost_utils.process_allgather(node.rows, tiled=True))
+
+    return jax.device_get(jax.tree.map(whole, states, is_leaf=ops.is_by_client))
 
 
 def _go_back(members: Mapping[int, _Member], built: build.Run, log: Log) -> tuple[int, list[State]]:
@@ -338,7 +346,7 @@ def _write(
     one.workdir.append_metrics(lines)
     diverged = _diverged(metrics, block.rounds)
     if not diverged and (done - one.saved >= config.checkpoint_every or done == config.rounds):
-        state = jax.tree.map(lambda x: x[position], block.states)
+        state = ops.unpadded(jax.tree.map(lambda x: x[position], block.states))
         one.workdir.save_checkpoint(done, state, keep=config.keep_checkpoints)
         one.saved = done
     return lines, "diverged" if diverged else "finished" if done == config.rounds else None

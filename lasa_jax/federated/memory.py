@@ -28,10 +28,12 @@ class Footprint(NamedTuple):
     Attributes:
       model: one tree of variables.
       client: one client while it trains: model, velocity, gradient and update, and what backpropagation keeps of a step.
+      remembered: what rule and attack keep of each client of the population, this device's part of it.
     """
 
     model: int
     client: int
+    remembered: int = 0
 
     def of(self, *, rows: int, examples: int, partition: int, at_once: int, runs: int = 1) -> int:
         """What one device needs for a block of rounds.
@@ -45,11 +47,13 @@ class Footprint(NamedTuple):
         """
         stack = rows * self.model
         # The stack of updates beside what trains, and later beside what a rule makes of it, at most once more.
-        return examples + runs * (partition + 3 * self.model + stack + max(stack, at_once * self.client))
+        return examples + runs * (
+            partition + self.remembered + 3 * self.model + stack + max(stack, at_once * self.client)
+        )
 
 
-def footprint(program: Program) -> Footprint:
-    """The footprint of a program in the forms of the platform that is compiled for."""
+def footprint(program: Program, by_client: int = 0) -> Footprint:
+    """The footprint of a program in the forms of the platform that is compiled for; `by_client` as `remembered` says."""
     training = program.local_training
     model = training.model
     variables = jax.eval_shape(model.init, jax.random.key(0))
@@ -72,13 +76,42 @@ def footprint(program: Program) -> Footprint:
         of_a_step = _bytes(jax.eval_shape(jax.vmap(kept), *two)) // 2
     wide = 2 if training.precision == "float64" else 1
     size = _bytes(variables)
-    return Footprint(size, wide * (4 * size + of_a_step))
+    return Footprint(size, wide * (4 * size + of_a_step), by_client)
 
 
 def _bytes(tree: Any) -> int:
     return sum(
         x.size * x.dtype.itemsize for x in jax.tree.leaves(tree) if not jnp.issubdtype(x.dtype, jax.dtypes.extended)
     )
+
+
+def remembered(state: Any, shards: int = 1, axis: int = 0) -> int:
+    """Bytes on each of some devices that share the clients of what a state has of each client of the population.
+
+    Args:
+      state: of a run, arrays or shapes.
+      shards: devices that share the clients.
+      axis: of the clients, behind axes of runs.
+    """
+    nodes = [node for node in jax.tree.leaves(state, is_leaf=ops.is_by_client) if ops.is_by_client(node)]
+    return sum(_bytes(node.rows) // node.rows.shape[axis] * -(-node.count // shards) for node in nodes)
+
+
+def check_remembered(needs: int, num_clients: int, limit: int, device: str) -> None:
+    """Raises DoesNotFit if a device cannot hold its part of what rule and attack remember of each client.
+
+    Args:
+      needs: bytes on each device.
+      num_clients: size of the population.
+      limit: bytes that a program may take.
+      device: its kind, for the error.
+    """
+    if needs > limit:
+        raise DoesNotFit(
+            f"config.num_clients = {num_clients}: what the rule or the attack remembers of each client takes "
+            f"{needs / 1e9:.2f} GB of each device, and a program may take {limit / 1e9:.2f} GB of {device}; allowed is what "
+            "fits: fewer clients, a smaller model, fewer layers where the rule has features=..., or more devices"
+        )
 
 
 def rows_on_device(program: Program) -> int:

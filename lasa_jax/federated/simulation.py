@@ -15,6 +15,7 @@ from lasa_jax import ops
 from lasa_jax.data import Examples, FederatedDataset
 from lasa_jax.federated import cards, memory
 from lasa_jax.federated.evaluation import Evaluation, evaluate
+from lasa_jax.federated.fairness import worst_tenth
 from lasa_jax.federated.round import one_round
 from lasa_jax.federated.types import Point, Program, RoundMetrics, State
 
@@ -25,10 +26,12 @@ class BlockMetrics(NamedTuple):
     Attributes:
       rounds: as each round reported.
       test: of the rounds that were evaluated; those of the others mean nothing.
+      worst_tenth: see `fairness.worst_tenth`, of the last round; None where `Program.measures_clients` is not set.
     """
 
     rounds: RoundMetrics
     test: Evaluation
+    worst_tenth: jax.Array | None = None
 
 
 def is_evaluated(index: int | jax.Array, eval_every: int, rounds: int) -> Any:
@@ -53,18 +56,22 @@ def make_mesh(devices: Sequence[jax.Device] | None = None, *, runs: int = 1) -> 
     return jax.make_mesh(shape, (ops.RUNS, ops.CLIENTS), axis_types=(AxisType.Auto,) * 2, devices=devices)
 
 
-def _put(tree: Any, sharding: NamedSharding) -> Any:
-    """Arrays that this process holds whole, laid out as the sharding says."""
-    if sharding.is_fully_addressable:
-        return jax.device_put(tree, sharding)
+def _put(tree: Any, shardings: Any) -> Any:
+    """Arrays that this process holds whole, each laid out as its sharding says."""
+    if all(sharding.is_fully_addressable for sharding in jax.tree.leaves(shardings)):
+        return jax.device_put(tree, shardings)
 
-    def put(x: Any) -> jax.Array:
+    def put(x: Any, sharding: NamedSharding) -> jax.Array:
         if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-            return jax.random.wrap_key_data(put(jax.random.key_data(x)), impl=jax.random.key_impl(x))
+            return jax.random.wrap_key_data(put(jax.random.key_data(x), sharding), impl=jax.random.key_impl(x))
         host = np.asarray(x)
         return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
-    return jax.tree.map(put, tree)
+    return jax.tree.map(put, tree, shardings)
+
+
+def _is_spec(node: Any) -> bool:
+    return isinstance(node, PartitionSpec)
 
 
 def compiler_options(deterministic: bool) -> dict[str, str | bool] | None:
@@ -129,21 +136,30 @@ class Simulation:
 
         runs = 1 if ops.one_at_a_time() else jax.tree.leaves(states)[0].shape[0] // self.mesh.shape[ops.RUNS]
 
-        def tested(state: State, test: Examples) -> Evaluation:
-            return evaluate(self.program, state, test, self.eval_batch_size, runs=runs)
+        def tested(state: State, point: Point, test: Examples) -> Evaluation:
+            batch_size = self.eval_batch_size
+            return evaluate(self.program, state, test, batch_size, runs=runs, attack=point.attack)
+
+        def served(state: State, point: Point, data: FederatedDataset) -> jax.Array:
+            return worst_tenth(self.program, state, point, data, self.eval_batch_size, runs=runs)
 
         def one_run(
             state: State, point: Point, partition: Any, train: Examples, test: Examples, start: jax.Array
         ) -> tuple[State, BlockMetrics]:
             run_data = FederatedDataset(train, test, partition)
             # No NaN, which `jax_debug_nans` would take for a failure.
-            shapes = jax.eval_shape(tested, state, test)
+            shapes = jax.eval_shape(tested, state, point, test)
             untested = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
             def step(state: State, index: jax.Array) -> tuple[State, BlockMetrics]:
                 state, metrics = one_round(self.program, state, point, run_data, index)
                 due = is_evaluated(index, self.eval_every, self.rounds)
-                return state, BlockMetrics(metrics, lax.cond(due, lambda: tested(state, test), lambda: untested))
+                shown = BlockMetrics(metrics, lax.cond(due, lambda: tested(state, point, test), lambda: untested))
+                if self.program.measures_clients:
+                    last = index == self.rounds
+                    worst = lax.cond(last, lambda: served(state, point, run_data), lambda: jnp.float32(0))
+                    shown = shown._replace(worst_tenth=worst)
+                return state, shown
 
             def step_or_skip(state: State, index: jax.Array) -> tuple[State, BlockMetrics]:
                 shapes = jax.eval_shape(step, state, index)[1]
@@ -164,28 +180,54 @@ class Simulation:
           DoesNotFit: one line with the numbers, if the program takes more memory than a device has.
         """
         began = time.perf_counter()
-        devices = list(self.mesh.devices.flat)
-        device = next((one for one in devices if one.process_index == jax.process_index()), devices[0])
-        limit = cards.memory(device) if self.memory_limit is None else self.memory_limit
+        device = self._device()
+        limit = self._limit(device)
         owned = NamedSharding(self.mesh, PartitionSpec(ops.RUNS))
         start = jax.ShapeDtypeStruct((), jnp.int32)  # an array would be put on the mesh's devices
 
         def with_chunk(chunk: int | None) -> jax.stages.Compiled:
             made = dataclasses.replace(self, program=dataclasses.replace(self.program, client_chunk=chunk))
-            jitted = jax.jit(made.block, donate_argnums=0, out_shardings=(owned, owned))
+            jitted = jax.jit(made.block, donate_argnums=0, out_shardings=(self._owned(states), owned))
             options = compiler_options(self.deterministic)
             return jitted.lower(states, points, data, start).compile(compiler_options=options)
 
         with ops.compiling_for(device.platform):
             runs = 1 if ops.one_at_a_time() else len(points.assumed_malicious) // self.mesh.shape[ops.RUNS]
-            chunk = self._chunk(data, limit, runs)
+            chunk = self._chunk(states, data, limit, runs)
             with jax.set_mesh(self.mesh):
                 executable = memory.compile_to_fit(
                     with_chunk, chunk, limit, self.program, runs=runs, device=device.device_kind
                 )
         return executable, time.perf_counter() - began
 
-    def _chunk(self, data: FederatedDataset, limit: int, runs: int) -> int | None:
+    def _kept_apart(self, node: Any) -> Any:
+        """What is remembered by client, each device its part; anything else as it is."""
+        if not ops.is_by_client(node):
+            return node
+        return dataclasses.replace(node, rows=lax.with_sharding_constraint(node.rows, PartitionSpec(None, ops.CLIENTS)))
+
+    def check_memory(self, points: Point) -> None:
+        """Raises DoesNotFit if what rule and attack remember of each client is too much, before it is made or compiled.
+
+        Args:
+          points: numbers of the runs, leaves `(runs, ...)`.
+        """
+        states = jax.eval_shape(jax.vmap(self.program.init), points)
+        runs, shards = (self.mesh.shape[axis] for axis in (ops.RUNS, ops.CLIENTS))
+        remembered = memory.remembered(states, shards, axis=1) // runs
+        if remembered:
+            device = self._device()
+            memory.check_remembered(remembered, self.program.num_clients, self._limit(device), device.device_kind)
+
+    def _device(self) -> jax.Device:
+        """A device of the mesh, of this process where it has one."""
+        devices = list(self.mesh.devices.flat)
+        return next((one for one in devices if one.process_index == jax.process_index()), devices[0])
+
+    def _limit(self, device: jax.Device) -> int:
+        return cards.memory(device) if self.memory_limit is None else self.memory_limit
+
+    def _chunk(self, states: State, data: FederatedDataset, limit: int, runs: int) -> int | None:
         """Clients to train at a time, as estimated; as set where it is, or where they train one after another anyway."""
         if self.program.client_chunk is not None or ops.one_at_a_time():
             return self.program.client_chunk
@@ -193,7 +235,10 @@ class Simulation:
             sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
             for tree in ((data.train, data.test), data.partition)
         )
-        found = memory.footprint(self.program)  # not under the mesh: devices that are only described hold no constant
+        by_client = memory.remembered(states, self.mesh.shape[ops.CLIENTS], axis=1) // len(data.partition.sizes)
+        found = memory.footprint(
+            self.program, by_client
+        )  # not under the mesh: devices that are only described hold no constant
         with jax.set_mesh(self.mesh):
             return memory.estimated_at_once(
                 self.program,
@@ -210,13 +255,19 @@ class Simulation:
         Where the mesh spans several processes, each has the same arrays and puts its own part on its own devices.
         """
         everywhere = NamedSharding(self.mesh, PartitionSpec())
-        train, test = _put((data.train, data.test), everywhere)
+        examples = (data.train, data.test)
+        train, test = _put(examples, jax.tree.map(lambda _: everywhere, examples))
         states, points, partition = self.place_runs((states, points, data.partition))
         return states, points, FederatedDataset(train, test, partition)
 
     def place_runs(self, owned: Any) -> Any:
-        """Puts what the runs own, leaves `(runs, ...)`, along the `runs` axis of the mesh."""
-        return _put(owned, NamedSharding(self.mesh, PartitionSpec(ops.RUNS)))
+        """Puts what the runs own, leaves `(runs, ...)`, along the `runs` axis of the mesh; memory by client along both."""
+        owned = ops.padded(owned, 1, self.mesh.shape[ops.CLIENTS])
+        return _put(owned, self._owned(owned))
+
+    def _owned(self, owned: Any) -> Any:
+        """The sharding of each array that the runs own."""
+        return jax.tree.map(lambda spec: NamedSharding(self.mesh, spec), ops.specs(owned, ops.RUNS), is_leaf=_is_spec)
 
     def _over_runs(self, fn: Callable[..., Any]) -> Callable[[tuple, tuple], Any]:
         """Maps `fn(*owned, *shared)` over the runs axis of what is owned, each row of the mesh its own runs.
@@ -233,7 +284,8 @@ class Simulation:
 
         def local(owned: tuple, shared: tuple) -> Any:
             with jax.sharding.use_abstract_mesh(auto):
-                return of_a_row(*jax.sharding.reshard((owned, shared), NamedSharding(auto, everywhere)))
+                owned, shared = jax.sharding.reshard((owned, shared), NamedSharding(auto, everywhere))
+                return of_a_row(jax.tree.map(self._kept_apart, owned, is_leaf=ops.is_by_client), shared)
 
         def of_a_row(owned: tuple, shared: tuple) -> Any:
             if jax.tree.leaves(owned)[0].shape[0] == 1:

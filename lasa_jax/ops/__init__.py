@@ -1,7 +1,9 @@
 """Array primitives that XLA does not do well, and the only code that knows how rows of clients lie on devices."""
 
+from lasa_jax.ops.by_client import ByClient, is_by_client, padded, put_clients, specs, take_clients, unpadded
 from lasa_jax.ops.columns import (
     average_of_ranks,
+    cosine_distances,
     gram,
     map_columns,
     mix_rows,
@@ -11,6 +13,7 @@ from lasa_jax.ops.columns import (
     usable_gram,
 )
 from lasa_jax.ops.convolution import BATCHED_FORMS, conv2d, convolving_by, max_pool2d
+from lasa_jax.ops.eigen import top_eigenpair
 from lasa_jax.ops.order import magnitude_threshold, rank_of, sample_without_replacement
 from lasa_jax.ops.rows import (
     CLIENTS,
@@ -45,14 +48,17 @@ __all__ = [
     "BATCHED_FORMS",
     "CLIENTS",
     "RUNS",
+    "ByClient",
     "any_run",
     "average_of_ranks",
     "compiling_for",
     "conv2d",
     "convolving_by",
+    "cosine_distances",
     "counts",
     "everywhere",
     "gram",
+    "is_by_client",
     "largest_magnitude",
     "magnitude_threshold",
     "map_columns",
@@ -64,21 +70,27 @@ __all__ = [
     "mix_rows",
     "num_shards",
     "one_at_a_time",
+    "padded",
     "platform",
     "product",
+    "put_clients",
     "rank_of",
     "replace_rows",
     "root",
     "rows_at_once",
     "sample_without_replacement",
     "sort_clients",
+    "specs",
     "squared_distances",
     "sum_columns",
     "sum_of_smallest",
+    "take_clients",
+    "top_eigenpair",
     "total",
     "tree_dot",
     "tree_norm",
     "tree_size",
+    "unpadded",
     "usable_gram",
     "weighted_sum",
     "wide",

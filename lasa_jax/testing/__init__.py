@@ -15,7 +15,16 @@ Build the rule once and give the same one to all laws: they share its compiled p
 from lasa_jax.testing import attacks, promises, rules, settings
 from lasa_jax.testing.attacks import ATTACK_LAWS
 from lasa_jax.testing.rules import RULE_LAWS
-from lasa_jax.testing.stacks import NUM_CLIENTS, SHAPES, as_layers, assert_close, flat_rows, honest, known
+from lasa_jax.testing.stacks import (
+    NUM_CLIENTS,
+    SHAPES,
+    as_layers,
+    assert_close,
+    built_in,
+    flat_rows,
+    honest,
+    known,
+)
 
 __all__ = [
     "ATTACK_LAWS",
@@ -25,6 +34,7 @@ __all__ = [
     "as_layers",
     "assert_close",
     "attacks",
+    "built_in",
     "flat_rows",
     "honest",
     "known",

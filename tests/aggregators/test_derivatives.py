@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from lasa_jax import aggregators
+from lasa_jax.testing import built_in, known
 from lasa_jax.testing.stacks import first_row
 
 N = 6
@@ -13,7 +14,7 @@ KEY = jax.random.key(0)
 # Compiled fast, since each is run a few times only.
 OPTIONS = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 RULES = {
-    **{name: aggregators.create(name) for name in aggregators.names()},
+    **{name: built_in(name) for name in aggregators.names()},
     "geometric_median, official": aggregators.geometric_median(variant="official"),
     "geometric_median of what is clipped, sparse and mixed": aggregators.chain(
         aggregators.reject_nonfinite(),
@@ -66,7 +67,8 @@ def test_gradients_are_finite_and_right(name):
     rule = RULES[name]
 
     def gain(updates, present):
-        update = rule.aggregate(updates, rule.init(first_row(updates)), key=KEY, num_malicious=1, present=present)[0]
+        state, context = rule.init(first_row(updates)), known(rule, updates)
+        update = rule.aggregate(updates, state, key=KEY, num_malicious=1, present=present, **context)[0]
         return sum(jnp.sum(x * y) for x, y in zip(jax.tree.leaves(update), jax.tree.leaves(TOWARDS), strict=True))
 
     derivative = jax.jit(jax.value_and_grad(gain), compiler_options=OPTIONS)

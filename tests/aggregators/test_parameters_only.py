@@ -9,6 +9,7 @@ from flax import linen as nn
 from lasa_jax import aggregators, attacks, experiment, models
 from lasa_jax.data import Dataset, Examples
 from lasa_jax.models.layers import BatchNorm, Dense
+from lasa_jax.testing import built_in, known
 
 KEY = jax.random.key(0)
 
@@ -46,11 +47,11 @@ class TestRules:
 
     @pytest.mark.parametrize("name", aggregators.names())
     def test_without_statistics_nothing_changes(self, name):
-        rule = aggregators.create(name)
+        rule = built_in(name)
         params = {"params": updates(12)["params"]}
-        wanted = rule.aggregate(params, rule.init(first(params)), key=KEY, num_malicious=2)
+        wanted = rule.aggregate(params, rule.init(first(params)), key=KEY, num_malicious=2, **known(rule, params))
         wrapped = aggregators.parameters_only(rule)
-        actual = wrapped.aggregate(params, wrapped.init(first(params)), key=KEY, num_malicious=2)
+        actual = wrapped.aggregate(params, wrapped.init(first(params)), key=KEY, num_malicious=2, **known(rule, params))
         jax.tree.map(np.testing.assert_array_equal, actual, wanted)
 
 
@@ -137,7 +138,7 @@ def test_every_attack_with_a_state_trains_with_statistics_apart(name):
 @pytest.mark.parametrize("name", with_a_state(aggregators.RULES))
 def test_every_rule_with_a_state_trains_with_statistics_apart(name):
     dataset, model = small_world()
-    history = experiment.simulate(dataset, model=model, aggregator=aggregators.create(name), **SETTINGS)
+    history = experiment.simulate(dataset, model=model, aggregator=built_in(name), **SETTINGS)
     assert np.isfinite(history.test_loss).all()
     assert set(history.weights) >= {"batch_stats/BatchNorm_0/mean", "params/Dense_0/kernel"}
 

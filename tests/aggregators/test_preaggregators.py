@@ -18,6 +18,7 @@ PREAGGREGATORS = {
     "keep_top_k": aggregators.keep_top_k(0.5),
     "nearest_neighbour_mixing": aggregators.nearest_neighbour_mixing(5),
     "bucketing": aggregators.bucketing(3),
+    "arc": aggregators.arc(),
 }
 
 
@@ -57,6 +58,36 @@ def test_clip_to_norm():
     rows, left = through(PREAGGREGATORS["clip_to_norm"], updates)
     assert not rows[3].any()
     assert left.all()
+
+
+@pytest.mark.parametrize("quantile", [0.0, 0.3, 0.5, 0.77, 1.0])
+def test_clip_to_a_quantile_of_the_norms(quantile):
+    """As NumPy has it, over the clients that are present and finite."""
+    updates, present = honest(), np.arange(N) != 4
+    updates["bias"][3, 0] = np.inf
+    x, counted = flat_rows(updates), (np.arange(N) != 3) & present
+    norms = np.linalg.norm(x[counted], axis=1)
+    limit = np.quantile(norms, quantile)
+    rows, left = through(aggregators.clip_to_norm(quantile=quantile), updates, present)
+    np.testing.assert_allclose(rows[counted], x[counted] * np.minimum(1, limit / norms)[:, None], atol=2e-6)
+    assert not rows[3].any()
+    np.testing.assert_array_equal(left, present)
+
+
+def test_noise_is_added_to_what_was_clipped():
+    """Of the right size, independent between clients, the same for the same key; without it nothing changes."""
+    clipped, _ = through(PREAGGREGATORS["clip_to_norm"], honest())
+    step = aggregators.clip_to_norm(4.0, noise=0.25)
+    rows, _ = through(step, honest())
+    drawn = rows - clipped
+    assert drawn.std() == pytest.approx(0.25, rel=0.05)
+    assert abs(np.corrcoef(drawn)[np.triu_indices(N, 1)]).max() < 0.5
+    np.testing.assert_array_equal(through(step, honest())[0], rows)
+    none, _ = through(aggregators.clip_to_norm(4.0, noise=0.0), honest())
+    np.testing.assert_allclose(none, clipped, atol=1e-7)
+    # The mean reads the noisy rows, once.
+    update, _ = chained(step, aggregators.fedavg())
+    assert_close(update, as_layers(rows.mean(0)), atol=2e-6)
 
 
 def test_keep_top_k_leaves_vectors_alone():
@@ -234,6 +265,8 @@ def test_granularity_of_the_filter(granularity):
     ("make", "message"),
     [
         (lambda: aggregators.clip_to_norm(0.0), "clip_norm = 0.0: allowed is 0 < clip_norm"),
+        (lambda: aggregators.clip_to_norm(quantile=1.5), "quantile = 1.5: allowed is 0 <= quantile <= 1"),
+        (lambda: aggregators.clip_to_norm(noise=-1.0), "noise = -1.0: allowed is 0 <= noise"),
         (lambda: aggregators.bucketing(0), "bucket_size = 0: allowed is 1 <= bucket_size"),
         (lambda: aggregators.nearest_neighbour_mixing(-1), "assumed_malicious = -1"),
         (lambda: aggregators.keep_top_k(2.0), "sparsity_level = 2.0"),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lasa_jax import aggregators, attacks
-from lasa_jax.testing import ATTACK_LAWS, NUM_CLIENTS, SHAPES, honest
+from lasa_jax.testing import ATTACK_LAWS, NUM_CLIENTS, SHAPES, honest, known
 from lasa_jax.testing import attacks as laws
 from lasa_jax.testing.attacks import MALICIOUS, SOME, craft
 from lasa_jax.testing.stacks import marked
@@ -25,8 +25,14 @@ ATTACKS = {
     "fang_trmean": attacks.fang_trmean(),
     "fang_trmean, official": attacks.fang_trmean(variant="official", knowledge="all"),
     "inf": attacks.inf(),
+    "badnets": attacks.badnets(),
+    "badnets, boosted": attacks.badnets(boost=3.0),
+    "dba": attacks.dba(),
     "ipm": attacks.ipm(),
+    "hybrid_sparse": attacks.hybrid_sparse(share=0.1),
+    "hybrid_sparse, z_score, searched": attacks.hybrid_sparse(share=0.1, cap="z_score", searched=True),
     "label_flip": attacks.label_flip(),
+    "lasa_attack": attacks.lasa_attack(),
     "mimic": attacks.mimic(),
     "min_max": attacks.min_max(),
     "min_max, colluders": attacks.min_max(knowledge="colluders"),
@@ -34,10 +40,15 @@ ATTACKS = {
     "min_sum": attacks.min_sum(),
     "min_sum, not squared": attacks.min_sum(squared=False),
     "min_sum_stealthy": attacks.min_sum_stealthy(),
+    "mpaf": attacks.mpaf(factor=10.0),
     "nan": attacks.nan(),
     "optimal_alie": attacks.optimal_alie(num_evaluations=4),
     "optimal_ipm": attacks.optimal_ipm(num_evaluations=4),
     "tailored_bulyan": attacks.tailored_bulyan(),
+    "poisonedfl": attacks.poisonedfl(),
+    "rop": attacks.rop(),
+    "neurotoxin": attacks.neurotoxin(),
+    "pgd": attacks.pgd(),
     "tailored_krum": attacks.tailored_krum(),
     "tailored_median": attacks.tailored_median(),
     "tailored_median, official": attacks.tailored_median("official", direction="sign"),
@@ -54,17 +65,23 @@ ATTACKS = {
     "random": attacks.random(),
     "sign_flip": attacks.sign_flip(),
 }
-SENDS_HONEST = ("none", "label_flip")
+SENDS_HONEST = ("none", "label_flip", *attacks.BACKDOORS)  # without a boost
 DRAWN = ("fang_trmean", "noise", "random")
 ALONE_HONEST = ("lie, colluders", "min_max, colluders")  # the mean of one row is that row
 NUMBERS = {
+    "badnets": {"boost": [1.0, 3.0]},
     "byzmean": {"z": [0.1, 0.3], "m1": [1, 2]},
     "fang_trmean": {"b": [2.0, 3.0]},
     "ipm": {"epsilon": [0.1, 0.3]},
     "label_flip": {"source": [1, 2], "target": [3, 4]},
+    "hybrid_sparse": {"large_factor": [1.5, 3.0], "z": [0.1, 0.3]},
+    "lasa_attack": {"large_factor": [1.5, 3.0], "z": [0.1, 0.3]},
     "lie": {"z": [0.1, 0.3]},
+    "mpaf": {"factor": [1.0, 10.0]},
     "noise": {"std": [0.2, 0.4]},
     "random": {"std": [0.2, 0.4], "mean": [0.0, 1.0]},
+    "poisonedfl": {"factor": [4.0, 8.0]},
+    "rop": {"z": [0.5, 1.0], "angle": [90.0, 200.0], "relocation": [0.0, 0.5], "history": [0.5, 0.9]},
 }
 
 
@@ -101,7 +118,7 @@ def test_one_trace_over_a_grid_of_numbers(name):
     laws.traces_once(attacks.ATTACKS[name], NUMBERS[name])
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("name", [name for name, attack in ATTACKS.items() if attack.trigger is None])
 def test_labels(name):
     images, labels = jnp.zeros((5, 8, 8, 1), jnp.uint8), jnp.arange(5)
     wanted = labels[::-1] if name == "label_flip" else labels
@@ -343,10 +360,11 @@ def test_adaptive_works_with_every_rule(rule):
     """What it sends moves the result no less than the honest updates of the malicious clients do."""
     made = aggregators.create(rule)
     state = made.init(jax.tree.map(lambda x: x[0], honest()))
+    context = known(made, honest())
 
     @jax.jit
     def result(updates):
-        return made.aggregate(updates, state, key=KEY, num_malicious=4)[0]
+        return made.aggregate(updates, state, key=KEY, num_malicious=4, **context)[0]
 
     def moved(updates) -> float:
         mean = flat(updates)[~SOME].mean(0)
