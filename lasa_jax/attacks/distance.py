@@ -127,7 +127,7 @@ class Line(NamedTuple):
 
 
 def measure(updates: PyTree, known: jax.Array, direction: str = "std") -> Line:
-    """The line from the mean of the rows `known` along one of `DIRECTIONS`; three passes over the updates, two without std."""
+    """The line from the mean of the rows `known` along one of `DIRECTIONS`; three passes, two without std."""
     return line_from(*course(updates, known, direction), updates, known)
 
 
@@ -142,7 +142,7 @@ def course(updates: PyTree, known: jax.Array, direction: str) -> tuple[PyTree, P
 
 
 def line_from(start: PyTree, direction: PyTree, updates: PyTree, known: jax.Array) -> Line:
-    """The rows `start - step * direction`, both like one update, measured from the rows `known`; one pass over the updates."""
+    """The rows `start - step * direction`, both like one update, measured from the rows `known`; one pass."""
 
     def from_start(row: PyTree, start: PyTree, direction: PyTree) -> tuple[jax.Array, jax.Array]:
         moved = jax.tree.map(jnp.subtract, row, start)

@@ -145,9 +145,9 @@ def fang_krum(variant: str = "paper", knowledge: str = "benign") -> Attack:
       knowledge: whose updates, see `known_rows`. As in the official code: "all" or "colluders". With "all" only s is taken
         from all; the copies stand beside the benign rows.
 
-    Fang et al. also add a random offset of norm up to 0.01 to the copies; none is added here. Of equal scores the copies come
-    first beside the benign rows, last beside the colluders' own: two rows that are nearest to each other have equal ones. So
-    the copy of a single colluder that knows itself only is never picked.
+    Fang et al. also add a random offset of norm up to 0.01 to the copies; none is added here. Of equal scores the copies
+    come first beside the benign rows, last beside the colluders' own: rows that are nearest to each other have equal ones.
+    So the copy of a single colluder that knows itself only is never picked.
     """
     check_choice("variant", variant, _VARIANTS)
     check_choice("knowledge", knowledge, KNOWLEDGE)

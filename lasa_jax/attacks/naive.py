@@ -1,4 +1,4 @@
-"""Attacks that need no knowledge: none, sign flip, noise and random (supplement, section C), zero, nan, inf, and label flip."""
+"""Attacks that need no knowledge: none, sign flip, noise, random (supplement, section C), zero, nan, inf and label flip."""
 
 import jax
 import jax.numpy as jnp
@@ -59,6 +59,7 @@ def label_flip(source: Count | None = None, target: Count | None = None) -> Atta
     ) -> tuple[jax.Array, jax.Array]:
         for name, value in zip(("source", "target"), pair, strict=True):
             check_number(name, value, high=num_classes - 1)
+        labels = jnp.asarray(labels)
         old, new = (jnp.asarray(value, labels.dtype) for value in pair)
         return inputs, jnp.where(labels == old, new, labels)
 

@@ -21,8 +21,8 @@ def optimal_alie(num_evaluations: int = 20, knowledge: str = "benign") -> Attack
 
         gain(t) = |F(updates with the row of t) - mean|
 
-    The search: t = 0 first, then t + 10, t + 10 + 20 and so on, the increment doubled, as long as the gain rises. At the first
-    that does not gain, the increment is multiplied by 0.8, and so after every trial from then on; t goes on where it gains.
+    The search: t = 0 first, then t + 10, t + 10 + 20 and so on, the increment doubled, as long as the gain rises. At
+    the first that gains nothing, the increment is multiplied by 0.8, and so after every trial from then on.
     So t is never negative: the deviations are added, where `lie` and `alie` subtract them.
 
     The rule is given to `craft` as `aggregate(updates) -> update`, and is called `num_evaluations` times a round. Against a

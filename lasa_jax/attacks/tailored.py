@@ -227,8 +227,8 @@ def tailored_bulyan(variant: str = "paper", knowledge: str = "benign", direction
     """The farthest row on the line `mean - step * p` of which Bulyan would still select all copies.
 
     Args:
-      variant: "paper" foresees Bulyan's own selection of n - 2f clients. "official" is `tailored_multi_krum`, as the official
-        code searches against Multi-Krum here too.
+      variant: "paper" foresees Bulyan's own selection of n - 2f clients. "official" is `tailored_multi_krum`: the
+        official code searches against Multi-Krum here too.
       knowledge: whose updates, see `known_rows`.
       direction: p, see `min_max`.
 

@@ -95,7 +95,7 @@ def test_attack(theirs, attack):
     ],
 )
 def test_attack_that_searches_for_its_factor(theirs, attack, name):
-    """Both search against ByzFL's and our form of the same rule. Its search clips rows before the rule, if it is not told not to."""
+    """Each against its own form of the rule. ByzFL clips the rows before it, if it is not told not to."""
     their_rule, make = RULES[name]
     rule, which = make(), np.arange(N) < 4
 

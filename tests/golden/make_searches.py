@@ -1,4 +1,4 @@
-"""Makes tests/golden/peers/searches.npz from the folder of the peers' vectors: `python tests/golden/make_searches.py SOURCE`.
+"""Makes tests/golden/peers/searches.npz from the peers' vectors: `python tests/golden/make_searches.py SOURCE`.
 
 The copy has the two smaller cases, and of each method the arrays that tests/golden/test_peers_searches.py reads.
 """

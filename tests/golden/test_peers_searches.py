@@ -113,7 +113,7 @@ def test_what_fang_draws_among_colluders_is_in_the_interval(case: str):
 @pytest.mark.parametrize("case", CASES)
 def test_what_fang_draws_beyond_the_extremes_is_in_the_interval(case: str):
     """Its far end is what the official code sends."""
-    rows, f = honest(case)
+    rows, _ = honest(case)
     far = RECORDED[f"fang_trim/{case}/official_row_full"]
     near = np.where(rows.sum(0) > 0, rows.min(0), rows.max(0))
     found = sent(case, attacks.fang_trmean(knowledge="all"))
