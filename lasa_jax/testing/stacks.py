@@ -56,7 +56,8 @@ def known(method: Aggregator | Attack, updates: PyTree, ids: Mask | None = None)
     """
     if not method.needs:
         return {}
-    ids = jnp.arange(len(jax.tree.leaves(updates)[0]), dtype=jnp.int32) if ids is None else jnp.asarray(ids, jnp.int32)
+    n = max((len(x) for x in jax.tree.leaves(updates)), default=0)
+    ids = jnp.arange(n, dtype=jnp.int32) if ids is None else jnp.asarray(ids, jnp.int32)
     all_honest = honest()
 
     def of_server(path: Any, x: Any) -> jax.Array:
