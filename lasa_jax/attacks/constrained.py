@@ -65,7 +65,7 @@ def pgd(
     target: Count = 0,
     share: Scalar = 0.3,
     boost: Scalar = 1.0,
-    radius: Scalar = 1.0,
+    radius: Scalar = 0.5,
     size: int = 3,
     margin: int = 0,
     value: Scalar | None = None,
@@ -79,7 +79,8 @@ def pgd(
 
     Args:
       target, share, boost, size, margin, value: as in `badnets`; the boost comes after the projection.
-      radius: of the ball, `> 0`, in the units of the model. May be traced.
+      radius: of the ball, `> 0`, in the units of the model; honest updates of the digits have norms of 0.2 to 1.1. May be
+        traced.
 
     Raises:
       InputError: as `badnets`.
