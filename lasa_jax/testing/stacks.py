@@ -56,7 +56,8 @@ def known(method: Aggregator | Attack, updates: PyTree, ids: Mask | None = None)
     """
     if not method.needs:
         return {}
-    ids = jnp.arange(len(jax.tree.leaves(updates)[0]), dtype=jnp.int32) if ids is None else jnp.asarray(ids, jnp.int32)
+    n = len(next(iter(jax.tree.leaves(updates)), ()))  # 0 of what is no stack
+    ids = jnp.arange(n, dtype=jnp.int32) if ids is None else jnp.asarray(ids, jnp.int32)
     all_honest = honest()
 
     def pattern(x: Any, times: float) -> jax.Array:
