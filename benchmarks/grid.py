@@ -1,6 +1,6 @@
 """What a grid gains over one process for each point.
 
-    python -m benchmarks.grid [--config=configs/sweeps/figure1.py:digits]
+    python -m benchmarks.grid [--config=configs/sweeps/figure1.py:digits,iid]
 
 Runs points spread over a sweep in a process each, and all points of a few of its programs in one process, one run at a time
 and as `launch.sweep` does. Nothing is compiled before. Prints a Markdown table with what the whole sweep would
@@ -60,7 +60,7 @@ def together(points: Sequence[grid.Point], folder: Path, threads: int | None) ->
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="configs/sweeps/figure1.py:digits")
+    parser.add_argument("--config", default="configs/sweeps/figure1.py:digits,iid")
     parser.add_argument("--points", type=int, default=20, help="that run in a process of their own")
     parser.add_argument("--programs", type=int, default=2, help="whose points run together, all of them")
     given = parser.parse_args()

@@ -3,7 +3,9 @@
 All pairs are one compiled program: which attack and which rule is a number, and `lax.switch` picks their code. Each cell
 is the run that `python -m lasa_jax.main --config=FILE --config.attack.name=A --config.aggregator.name=R` makes. Prints a
 Markdown table of final test accuracies in percent; `diverged` where the update of a round was not finite, and exit code 1
-if a rule diverged whose docstring does not say that it may.
+if a rule diverged whose docstring does not say that it may. Rules with too many subsets are left out, and marked. With
+backdoors among the attacks a second table says how often their triggers work in the end:
+`--attacks=badnets,dba,neurotoxin,pgd --participation=fixed`.
 """
 
 import argparse
@@ -11,9 +13,9 @@ import dataclasses
 import importlib.util
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,9 +27,17 @@ from lasa_jax import config as configs
 from lasa_jax.aggregators import Aggregator, Context, Diagnostics
 from lasa_jax.attacks import Attack
 from lasa_jax.data import FederatedDataset
+from lasa_jax.errors import InputError
 from lasa_jax.federated import Simulation, make_mesh
 
-MAY_DIVERGE = ("fedavg", "median", "sparsefed", "trimmed_mean")  # under NaN, see their docstrings
+MAY_DIVERGE = (
+    "fedavg",
+    "meamed",
+    "median",
+    "robust_learning_rate",
+    "sparsefed",
+    "trimmed_mean",
+)  # under NaN, see their docstrings
 
 
 def one_rule(rules: list[Aggregator], index: jax.Array) -> Aggregator:
@@ -53,11 +63,17 @@ def one_attack(those: list[Attack], index: jax.Array) -> Attack:
     """The attack of that index; its state is the tuple of the states of all."""
 
     def craft(
-        updates: Any, states: tuple, malicious: jax.Array, context: Context | None = None, **settings: Any
+        updates: Any,
+        begun: tuple[tuple, tuple],
+        malicious: jax.Array,
+        context: Context | None = None,
+        **settings: Any,
     ) -> tuple[Any, tuple]:
+        states, now = begun  # as the round found them, which is how it must leave them; as it began with them
+
         def branch(i: int) -> Any:
             def run(updates: Any, states: tuple) -> tuple[Any, tuple]:
-                updates, state = those[i].craft(updates, states[i], malicious, **settings, **those[i].knowing(context))
+                updates, state = those[i].craft(updates, now[i], malicious, **settings, **those[i].knowing(context))
                 return updates, (*states[:i], state, *states[i + 1 :])
 
             return run
@@ -67,12 +83,18 @@ def one_attack(those: list[Attack], index: jax.Array) -> Attack:
     def poison(inputs: jax.Array, labels: jax.Array, **known: Any) -> tuple[jax.Array, jax.Array]:
         return jax.lax.switch(index, [lambda x, y, a=a: a.poison(x, y, **known) for a in those], inputs, labels)
 
-    def constrain(params: Any, start: Any, states: tuple) -> Any:
-        held = [lambda p, i=i: those[i].constrain(p, start, states[i]) for i in range(len(those))]
+    def constrain(params: Any, start: Any, begun: tuple[tuple, tuple]) -> Any:
+        held = [lambda p, i=i: those[i].constrain(p, start, begun[1][i]) for i in range(len(those))]
         return jax.lax.switch(index, held, params)
 
-    def begin(states: tuple, context: Context) -> tuple:
-        return tuple(attack.begin(state, context) for attack, state in zip(those, states, strict=True))
+    def shown(inputs: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        def nothing(inputs: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+            return inputs, labels, jnp.zeros(labels.shape, bool)
+
+        return jax.lax.switch(index, [attack.trigger or nothing for attack in those], inputs, labels)
+
+    def begin(states: tuple, context: Context) -> tuple[tuple, tuple]:
+        return states, tuple(attack.begin(state, context) for attack, state in zip(those, states, strict=True))
 
     return Attack(
         lambda params: tuple(attack.init(params) for attack in those),
@@ -80,6 +102,7 @@ def one_attack(those: list[Attack], index: jax.Array) -> Attack:
         craft,
         constrain=constrain,
         begin=begin,
+        trigger=shown if any(attack.trigger for attack in those) else None,
         needs=frozenset().union(*(attack.needs for attack in those)),
     )
 
@@ -96,31 +119,46 @@ def load(path: str, attack: str, rule: str, settings: Mapping[str, Any]) -> Conf
     return configs.resolve(config)
 
 
-def simulate(path: str, settings: Mapping[str, Any]) -> dict[tuple[str, str], float]:
-    """Final test accuracy of every pair, by (rule, attack); NaN where it diverged. Prints each as it comes."""
+class Cell(NamedTuple):
+    """One pair after the last round, in percent; NaN where it diverged, and where the attack has no trigger."""
+
+    accuracy: float
+    success: float
+
+
+Cells = Mapping[tuple[str, str], Cell]  # by rule and attack
+
+
+def simulate(path: str, those: Sequence[str], settings: Mapping[str, Any]) -> Cells:
+    """Every pair of a rule and one of those attacks, none of a rule that is refused. Prints each as it comes."""
     base, dataset, shares, plain, _ = build.prepare(load(path, "none", "fedavg", settings))
-    runs = {
-        attack: build.prepare(load(path, attack, "fedavg", settings), dataset=dataset) for attack in attacks.names()
-    }
-    runs |= {rule: build.prepare(load(path, "none", rule, settings), dataset=dataset) for rule in aggregators.names()}
+    runs = {attack: build.prepare(load(path, attack, "fedavg", settings), dataset=dataset) for attack in those}
+    for rule in aggregators.names():
+        try:
+            runs[rule] = build.prepare(load(path, "none", rule, settings), dataset=dataset)
+        except InputError as error:
+            print(error, flush=True)
+    names = [rule for rule in aggregators.names() if rule in runs]
     points = {name: run.point for name, run in runs.items()}
-    those = [runs[name].program.make_attack(points[name].attack) for name in attacks.names()]
-    rules = [runs[name].program.make_aggregator(points[name].aggregator) for name in aggregators.names()]
+    made = [runs[name].program.make_attack(points[name].attack) for name in those]
+    rules = [runs[name].program.make_aggregator(points[name].aggregator) for name in names]
     program = dataclasses.replace(
         plain,
-        make_attack=lambda numbers: one_attack(those, numbers["index"]),
+        make_attack=lambda numbers: one_attack(made, numbers["index"]),
         make_aggregator=lambda numbers: one_rule(rules, numbers["index"]),
     )
     simulation = Simulation(program, base.rounds, base.rounds, base.rounds, base.eval_batch_size, make_mesh())
     fed = FederatedDataset(dataset.train, dataset.test, jax.tree.map(lambda x: x[None], shares))
-    executable, accuracies = None, {}
-    for rule in aggregators.names():
-        for attack in attacks.names():
+    root = next((run.point.root for run in runs.values() if len(run.point.root)), ())
+    executable, found = None, {}
+    for rule in names:
+        for attack in those:
             sgd = points[rule].sgd
             point = points[attack]._replace(
                 sgd=sgd._replace(clip_norm=jnp.float32(jnp.inf) if sgd.clip_norm is None else sgd.clip_norm),
-                attack={"index": jnp.int32(attacks.names().index(attack))},
-                aggregator={"index": jnp.int32(aggregators.names().index(rule))},
+                attack={"index": jnp.int32(those.index(attack))},
+                aggregator={"index": jnp.int32(names.index(rule))},
+                root=root,
             )
             point = jax.tree.map(lambda x: x[None], point)
             states, point, placed = simulation.place(simulation.init(point), point, fed)
@@ -130,33 +168,50 @@ def simulate(path: str, settings: Mapping[str, Any]) -> dict[tuple[str, str], fl
             began = time.perf_counter()
             _, metrics = executable(states, point, placed, jnp.int32(0))
             finite = bool(np.isfinite(metrics.rounds.update_norm).all())
-            accuracies[rule, attack] = 100 * float(metrics.test.reported.accuracy[0, -1]) if finite else float("nan")
-            shown = f"{accuracies[rule, attack]:.1f} %" if finite else "diverged"
+            test = metrics.test
+            success = np.nan if test.success is None else float(test.success[0, -1])
+            cell = Cell(100 * float(test.reported.accuracy[0, -1]), 100 * success) if finite else Cell(np.nan, np.nan)
+            found[rule, attack] = cell
+            shown = f"{cell.accuracy:.1f} %, success {cell.success:.1f} %" if finite else "diverged"
             print(f"{rule}, {attack}: {shown}, {time.perf_counter() - began:.1f} s", flush=True)
-    return accuracies
+    return found
 
 
-def table(accuracies: Mapping[tuple[str, str], float]) -> str:
-    """Attacks down, rules across."""
-    rules, those = aggregators.names(), attacks.names()
+def table(found: Cells, those: Sequence[str], measure: str) -> str:
+    """Attacks down, rules across. Args: measure: a field of `Cell`."""
+    rules = aggregators.names()
     lines = ["| attack | " + " | ".join(rules) + " |", "| --- |" + " --- |" * len(rules)]
     for attack in those:
-        cells = (accuracies[rule, attack] for rule in rules)
-        lines.append(f"| {attack} | " + " | ".join("diverged" if np.isnan(x) else f"{x:.1f}" for x in cells) + " |")
+        cells = (_cell(found.get((rule, attack)), measure) for rule in rules)
+        lines.append(f"| {attack} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _cell(cell: Cell | None, measure: str) -> str:
+    """Of a pair; only rules of subsets are refused."""
+    if cell is None:
+        return "too many subsets"
+    value = getattr(cell, measure)
+    return "diverged" if np.isnan(value) else f"{value:.1f}"
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--config", default="configs/digits.py")
+    parser.add_argument("--attacks", type=lambda text: text.split(","), default=attacks.names(), help="NAME,NAME")
     parser.add_argument("--fidelity", choices=("paper", "official"))
+    parser.add_argument("--participation", choices=("drawn", "fixed"))
     parser.add_argument("--rounds", type=int)
-    parser.add_argument("--output", type=Path, help="a file for the table")
+    parser.add_argument("--output", type=Path, help="a file for the tables")
     given = parser.parse_args()
-    chosen = {name: value for name in ("fidelity", "rounds") if (value := getattr(given, name)) is not None}
-    found = simulate(given.config, chosen)
-    result = table(found)
+    names = ("fidelity", "participation", "rounds")
+    chosen = {name: value for name in names if (value := getattr(given, name)) is not None}
+    cells = simulate(given.config, given.attacks, chosen)
+    result = table(cells, given.attacks, "accuracy")
+    planted = [name for name in given.attacks if attacks.create(name).trigger is not None]
+    if planted:
+        result += f"\n\n{table(cells, planted, 'success')}"
     print(result)
     if given.output is not None:
         given.output.write_text(result + "\n")
-    sys.exit(any(np.isnan(accuracy) and rule not in MAY_DIVERGE for (rule, _), accuracy in found.items()))
+    sys.exit(any(np.isnan(cell.accuracy) and rule not in MAY_DIVERGE for (rule, _), cell in cells.items()))

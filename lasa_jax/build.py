@@ -134,6 +134,8 @@ def prepare(
       InputError: if data is missing, or the config and its data do not fit.
     """
     configs.check_sources(config)
+    if aggregator is None:
+        check_subsets(config)
     if dataset is None:
         dataset = load(config.dataset, data_dir=config.data_dir, source=config.source)
     if dataset.padding_label is not None:
@@ -142,19 +144,51 @@ def prepare(
         config.partition, dataset.train.labels, dataset.client_ids, num_clients=config.num_clients, seed=config.seed
     )
     configs.check_clients_per_round(config.clients_per_round, len(shares.sizes))
+    _check_numbered(config, dataset, len(shares.sizes))
     built = _model(config, dataset, model)
     program = _program(config, dataset, shares, built, _factories(config, len(shares.sizes), attack, aggregator))
-    point = _point(config, len(shares.sizes), built, attack, aggregator)
+    point = _point(config, dataset, len(shares.sizes), built, attack, aggregator)
+    _check_methods(config, dataset, built, program, point, attack, aggregator)
     if "server_update" in program.make_attack(point.attack).needs | program.make_aggregator(point.aggregator).needs:
         point = point._replace(root=_root(config, dataset))
-    _check_methods(config, dataset, built, program, point, attack, aggregator)
     return Run(config, dataset, shares, program, point)
+
+
+def check_subsets(config: ConfigDict) -> None:
+    """Refuses a rule that would walk through more subsets of a round's clients than it can; the config alone tells.
+
+    Args:
+      config: resolved.
+
+    Raises:
+      InputError: as `aggregators.check_subsets`.
+    """
+    rule = config.aggregator.name
+    if rule not in aggregators.OF_SUBSETS:
+        return
+    rows = config.clients_per_round
+    if "bucketing" in configs.steps(config):
+        rows = -(-rows // configs.parameters(config, "preaggregator", "bucketing")["bucket_size"])
+    own = configs.parameters(config, "aggregator", rule).get("assumed_malicious")
+    aggregators.check_subsets(rule, rows, _assumed(config) if own is None else own)
+
+
+def _check_numbered(config: ConfigDict, dataset: Dataset, num_clients: int) -> None:
+    """Raises InputError for a parameter of an attack that is the number of a client or a class which the data does not have."""
+    for name in configs.chosen(config)["attack"]:
+        given = configs.parameters(config, "attack", name)
+        for parameter, of in attacks.NUMBERED.get(name, {}).items():
+            count = {"clients": num_clients, "classes": dataset.num_classes}[of]
+            check_number(f"config.attack.{name}.{parameter}", given.get(parameter, 0), high=count - 1)
 
 
 def _check_methods(
     config: ConfigDict, dataset: Dataset, model: Model, program: Program, point: Point, attack: Any, aggregator: Any
 ) -> None:
-    """Asks a rule and an attack that are not ours, given or named by a path, whether they give what they must."""
+    """Asks a rule and an attack that are not ours, given or named by a path, whether they give what they must.
+
+    A backdoor of ours is asked too, whether it takes the dataset.
+    """
     variables = jax.eval_shape(model.init, jax.random.key(0))
     examples = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, *x.shape[1:]), x.dtype), dataset.train)
     paths = configs.user_functions(config)
@@ -166,10 +200,13 @@ def _check_methods(
             where = f"config.aggregator.name = {config.aggregator.name!r}"
             check_aggregator(program.make_aggregator(point.aggregator), variables, where)
         if attack is not None:
-            check_attack(attack, variables, examples, "attack")
-        elif config.attack.name in paths:
+            check_attack(attack, variables, examples, "attack", dataset.num_classes)
+        elif {config.attack.name, configs.base_of(config)} & {
+            *paths,
+            *attacks.BACKDOORS,
+        }:  # those do not take every dataset
             where = f"config.attack.name = {config.attack.name!r}"
-            check_attack(program.make_attack(point.attack), variables, examples, where)
+            check_attack(program.make_attack(point.attack), variables, examples, where, dataset.num_classes)
 
 
 def _model(config: ConfigDict, dataset: Dataset, given: Any) -> Model:
@@ -205,7 +242,10 @@ def _factories(config: ConfigDict, num_clients: int, attack: Attack | None, aggr
             compiled_in = {"num_clients": num_clients, **compiled_in}
         return methods.factory(kind, name, compiled_in)
 
+    base = configs.base_of(config)
     make_attack = named("attack", config.attack.name) if attack is None else lambda _: attack
+    if attack is None and base is not None:
+        make_attack = _on_base(make_attack, named("attack", base))
     steps = [(methods.settings_name(name), named("preaggregator", name)) for name in configs.steps(config)]
     make_rule = named("aggregator", config.aggregator.name)
 
@@ -220,6 +260,11 @@ def _factories(config: ConfigDict, num_clients: int, attack: Attack | None, aggr
         lambda numbers: attacks.parameters_only(make_attack(numbers)),
         lambda numbers: aggregators.parameters_only(make_aggregator(numbers)),
     )
+
+
+def _on_base(make: Callable[[Numbers], Attack], make_base: Callable[[Numbers], Attack]) -> Callable[[Numbers], Attack]:
+    """Makes an attack that builds on another one, whose numbers are under "base"."""
+    return lambda numbers: make({**numbers, "base": make_base(numbers["base"])})
 
 
 def _statistics_apart(config: ConfigDict) -> bool:
@@ -250,12 +295,19 @@ def _program(config: ConfigDict, dataset: Dataset, shares: Partition, model: Mod
         clients_per_round=config.clients_per_round,
         client_chunk=config.client_chunk,
         ragged=ragged,
+        participation=config.participation,
+        measures_clients=config.partition.name not in partition.ALIKE,
         record_filtering=config.record_filtering,
     )
 
 
 def _point(
-    config: ConfigDict, num_clients: int, model: Model, attack: Attack | None, aggregator: Aggregator | None
+    config: ConfigDict,
+    dataset: Dataset,
+    num_clients: int,
+    model: Model,
+    attack: Attack | None,
+    aggregator: Aggregator | None,
 ) -> Point:
     """The numbers of one run. Everything random on the host is a function of the seed.
 
@@ -265,25 +317,26 @@ def _point(
     malicious = np.zeros(num_clients, bool)
     if attack is not None or config.attack.name != "none":  # without attack everybody is benign
         malicious[order[: _share(config.attack_ratio, num_clients)]] = True
-    assumed = config.aggregator.assumed_malicious
-    if assumed is None:
-        assumed = _share(config.attack_ratio, config.clients_per_round)
+    of_a_round = _share(config.attack_ratio, config.clients_per_round)
 
     def of(kind: str, name: str) -> dict[str, Any]:
-        return _numbers(config, kind, name, model)
+        return _numbers(config, kind, name, model, dataset)
 
     of_steps = {methods.settings_name(name): of("preaggregator", name) for name in configs.steps(config)}
+    base = configs.base_of(config)
+    of_base = {} if base is None else {"base": of("attack", base)}
     client = config.client
     numbers: Any = Point(
         key=jax.random.key(config.seed),
         malicious=jnp.asarray(malicious),
-        assumed_malicious=jnp.asarray(assumed),
+        assumed_malicious=jnp.asarray(_assumed(config)),
         sgd=SGD(client.learning_rate, client.momentum, client.learning_rate_decay, client.clip_norm),
-        attack={} if attack is not None else of("attack", config.attack.name),
+        attack={} if attack is not None else {**of("attack", config.attack.name), **of_base},
         aggregator={
             "steps": of_steps,
             "rule": {} if aggregator is not None else of("aggregator", config.aggregator.name),
         },
+        participating=(of_a_round if malicious.any() else 0) if config.participation == "fixed" else (),
     )
 
     def placed(x: Any) -> jax.Array:
@@ -301,10 +354,11 @@ def _root(config: ConfigDict, dataset: Dataset) -> jax.Array:
     return jnp.asarray(drawn, jnp.int32)
 
 
-def _numbers(config: ConfigDict, kind: str, name: str, model: Model) -> dict[str, Any]:
+def _numbers(config: ConfigDict, kind: str, name: str, model: Model, dataset: Dataset) -> dict[str, Any]:
     """The numbers of a method, a sparsity level as the number of entries that are kept.
 
-    That is an integer computed in double precision, see `aggregators.keep_top_k`.
+    That is an integer computed in double precision, see `aggregators.keep_top_k`. The value of a trigger that is left open
+    is one of the images, see `attacks.trigger_value`.
     """
     numbers, _ = methods.split(kind, name, configs.parameters(config, kind, name))
     if name in aggregators.NUM_KEPT:
@@ -314,7 +368,16 @@ def _numbers(config: ConfigDict, kind: str, name: str, model: Model) -> dict[str
         numbers.setdefault("num_kept", aggregators.NUM_KEPT[name](seen, level))
         most = aggregators.NUM_KEPT[name](seen, 0.0)
         check_number(f"config.{configs.GROUPS[kind]}.{name}.num_kept", numbers["num_kept"], high=most)
+    if kind == "attack" and name in attacks.BACKDOORS:
+        check_number(f"config.attack.{name}.target", numbers["target"], high=dataset.num_classes - 1)
+        numbers.setdefault("value", attacks.trigger_value(dataset.train.inputs))
     return numbers
+
+
+def _assumed(config: ConfigDict) -> int:
+    """How many clients of a round the server takes for malicious."""
+    given = config.aggregator.assumed_malicious
+    return _share(config.attack_ratio, config.clients_per_round) if given is None else given
 
 
 def _share(ratio: float, n: int) -> int:

@@ -339,7 +339,8 @@ def read_config(config: str, settings: Mapping[str, str | None]) -> "ConfigDict"
             f"--config={config.partition(':')[0]}: get_config gives {type(base).__name__}, allowed is a "
             "ConfigDict of lasa_jax.config.default()"
         )
-    words = {field: text for field, text in settings.items() if field in configs.SELECTING and text is not None}
+    selecting = (*configs.SELECTING, *configs.BASES)
+    words = {field: text for field, text in settings.items() if field in selecting and text is not None}
     selected = configs.chosen(configs.updated(base, words))
     configs.check_fields(settings, selected)
     known = configs.all_settings(selected)

@@ -73,6 +73,9 @@ def print_summary(summary: dict[str, Any], path: Path, console: Console) -> None
     table.add_column("value", justify="right")
     table.add_row("best test accuracy", f"{percent(summary['best_test_accuracy'])} (round {summary['best_round']})")
     table.add_row("final test accuracy", percent(summary["final_test_accuracy"]))
+    if "final_attack_success" in summary:
+        final, largest = (percent(summary[f"{which}_attack_success"]) for which in ("final", "largest"))
+        table.add_row("attack success, final and largest", f"{final}, {largest}")
     detection = summary["detection"]
     table.add_row("malicious clients filtered", percent(detection["malicious_filtered"]))
     table.add_row("benign clients kept", percent(detection["benign_kept"]))
@@ -128,10 +131,11 @@ def run(
         MofNCompleteColumn(),
         BarColumn(),
         TextColumn("loss {task.fields[loss]}  accuracy {task.fields[accuracy]}"),
+        TextColumn("{task.fields[success]}"),
         TimeRemainingColumn(),
     )
     progress = Progress(*columns, console=console)
-    task = progress.add_task("", total=config.rounds, loss="  -  ", accuracy="  -  ")
+    task = progress.add_task("", total=config.rounds, loss="  -  ", accuracy="  -  ", success="")
 
     def say(text: str) -> None:
         console.print(text, highlight=False, soft_wrap=True)
@@ -140,11 +144,12 @@ def run(
 
     def show(_: str, index: int, line: Mapping[str, Any]) -> None:
         loss, accuracy = f"{line['train_loss']:.3f}", f"{100 * line['test_accuracy']:.1f} %"
+        success = f"success {100 * line['attack_success']:.1f} %" if "attack_success" in line else ""
         if console.is_terminal:
             progress.start()
-            progress.update(task, completed=index, loss=loss, accuracy=accuracy)
+            progress.update(task, completed=index, loss=loss, accuracy=accuracy, success=success)
         else:
-            say_sometimes(f"round {index}/{config.rounds}  loss {loss}  accuracy {accuracy}")
+            say_sometimes(f"round {index}/{config.rounds}  loss {loss}  accuracy {accuracy}  {success}".rstrip())
         if watch is not None:
             watch(line)
 

@@ -80,7 +80,7 @@ class Board:
             self._writer = SummaryWriter(str(self._path), purge_step=step, flush_secs=1)
         detection = records.detection_rates([line])
         scalars = {name: line[name] for name in ("train_loss", "test_loss", "test_accuracy", "update_norm")}
-        scalars |= {name: line[name] for name in records.PADDING_LINE if name in line}
+        scalars |= {name: line[name] for name in (*records.PADDING_LINE, *records.SUCCESS_LINE) if name in line}
         scalars |= {name: detection[name] for name in ("malicious_filtered", "benign_kept")}
         for name, value in scalars.items():
             if value is not None:

@@ -89,6 +89,8 @@ def sweep(given: argparse.Namespace, console: Console) -> int:
             last = f"{config.aggregator.name} {config.attack.name}"
             if outcome.summary is not None and outcome.summary["final_test_accuracy"] is not None:
                 last += f" {100 * outcome.summary['final_test_accuracy']:.1f} %"
+                if outcome.summary.get("final_attack_success") is not None:
+                    last += f", success {100 * outcome.summary['final_attack_success']:.1f} %"
             progress.update(task, advance=1, last=last)
             if not console.is_terminal and done > plan.finished and outcome.summary is not None:
                 left = (time.monotonic() - began) / (done - plan.finished) * (len(points) - done)
@@ -129,7 +131,7 @@ def parser() -> commandline.Parser:
     made = commandline.Parser("sweep", __doc__)
     made.add_config(
         "sweep, FILE.py or FILE.py:DATASET, the digits if not given; or a name as figure1:digits, of the package's "
-        "configs/sweeps/",
+        "configs/sweeps/, which takes words too: figure1:digits,alpha=0.1,seeds=5 (launch/README.md)",
         example="configs/sweeps/figure1.py:digits",
     )
     made.add_path("--workdir", metavar="DIR", required=True, help="directory of the sweep")

@@ -30,10 +30,10 @@ def forms_of_a_gpu():
 
 @pytest.mark.parametrize("name", aggregators.names())
 def test_rules_obey_their_laws(name):
-    rule = rule_battery.built(name)
+    rule, case = rule_battery.built(name), rule_battery.RULES[name]
     for law in (*LAWS, *(MORE_LAWS if name in OTHER_FORMS else ())):
-        law(rule)
-    case = rule_battery.RULES[name]
+        if law not in case.breaks:
+            law(rule)
     rule_battery.promises.follows(rule, case.definition)
 
 

@@ -111,12 +111,12 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_one_line_and_exit_code_2(name, tmp_path, monkeypatch):
+def test_bad_input_is_one_line_and_exit_code_2(name, capsys):
     arguments, message = BAD[name]
-    result = command("--config=configs/digits.py", *arguments)
-    assert result.returncode == 2
-    assert result.stdout.strip() == ""
-    (line,) = result.stderr.strip().splitlines()
+    assert main.main(["--config=configs/digits.py", *arguments]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    (line,) = printed.err.strip().splitlines()
     assert line.startswith("error: ")
     assert message in line
 

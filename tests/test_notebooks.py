@@ -1,5 +1,6 @@
 """Notebooks are stored without output, and run. All of them: `python -m pytest --nbmake notebooks`."""
 
+import importlib.util
 import os
 import shutil
 import site
@@ -13,7 +14,6 @@ import pytest
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[1]
-PLACEHOLDER = "https://github.com/REPLACE_WITH_OWNER/lasa_jax"  # until pyproject.toml has an address under project.urls
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SLOW = [pytest.param(path, marks=pytest.mark.slow, id=path.stem) for path in NOTEBOOKS if path.stem != "quickstart"]
 
@@ -32,15 +32,43 @@ def test_stored_without_output(path):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_the_first_cell_installs_from_the_repository(path):
-    """Below the badge; without an address, from the checkout, and the badge has the placeholder."""
-    notebook = read(path)
-    first = next(cell for cell in notebook.cells if cell.cell_type == "code")
+def test_the_badge_has_the_address_of_the_repository(path):
+    """And there is none where pyproject.toml has no address."""
     address = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"].get("urls", {}).get("Repository")
-    install = '"..[notebooks]"' if address is None else f'"lasa_jax[notebooks] @ git+{address}"'
-    assert f"%pip install --quiet {install}" in first.source
-    on_colab = (address or PLACEHOLDER).replace("https://github.com", "https://colab.research.google.com/github")
-    assert f"({on_colab}/blob/main/notebooks/{path.name})" in notebook.cells[0].source
+    text = read(path).cells[0].source
+    if address is None:
+        assert "colab" not in text
+    else:
+        on_colab = address.replace("https://github.com", "https://colab.research.google.com/github")
+        assert f"({on_colab}/blob/main/notebooks/{path.name})" in text
+
+
+def first_cell(path: Path) -> str:
+    return next(cell.source for cell in read(path).cells if cell.cell_type == "code")
+
+
+def installed_by(path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, *, there: bool) -> str | None:
+    """What the first cell installs where the notebook lies in a folder, and the package is there or not."""
+    magic = '%pip install --quiet "{source[0]}[notebooks]"'
+    code = first_cell(path).replace(magic, "installed = source[0]").replace("%pip install --quiet ipywidgets", "pass")
+    assert magic in first_cell(path)
+    found = object() if there else None
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: found if name == "lasa_jax" else object())
+    monkeypatch.chdir(folder)
+    names: dict = {}
+    exec(code.replace("%matplotlib inline", ""), names)
+    return names.get("installed")
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_first_cell_takes_what_is_installed_then_the_checkout_then_a_wheel(path, tmp_path, monkeypatch):
+    assert installed_by(path, tmp_path, monkeypatch, there=True) is None
+    assert installed_by(path, ROOT / "notebooks", monkeypatch, there=False) == ".."
+    with pytest.raises(SystemExit, match="put its wheel beside this notebook"):
+        installed_by(path, tmp_path, monkeypatch, there=False)
+    wheel = tmp_path / "lasa_jax-0.2.0-py3-none-any.whl"
+    wheel.touch()
+    assert installed_by(path, tmp_path, monkeypatch, there=False) == str(wheel)
 
 
 @pytest.mark.slow
@@ -52,8 +80,7 @@ def test_after_the_first_cell_the_package_is_there(tmp_path):
     (packages / "others.pth").write_text(
         "\n".join(site.getsitepackages())
     )  # whose own .pth files, as ours, do not count
-    source = next(cell.source for cell in read(NOTEBOOKS[0]).cells if cell.cell_type == "code")
-    source = source.replace("%matplotlib inline", "")  # the shell below draws nothing
+    source = first_cell(NOTEBOOKS[0]).replace("%matplotlib inline", "")  # the shell below draws nothing
     code = f"""
 from IPython.core.interactiveshell import InteractiveShell
 shell = InteractiveShell.instance()

@@ -84,7 +84,14 @@ def broken(variant: str, case: Case, sent: np.ndarray) -> str | None:
     name, parameters = VARIANTS[variant]
     if not len(mine):
         return None
-    exact = {"none": honest, "label_flip": honest, "sign_flip": -honest, "zero": 0 * honest, "nan": np.nan * honest}
+    exact = {
+        "none": honest,
+        **dict.fromkeys(attacks.BACKDOORS, honest),
+        "label_flip": honest,
+        "sign_flip": -honest,
+        "zero": 0 * honest,
+        "nan": np.nan * honest,
+    }
     if name in exact:
         wanted = (
             np.zeros_like(honest) if name == "zero" else np.full_like(honest, np.nan) if name == "nan" else exact[name]

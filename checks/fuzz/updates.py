@@ -157,13 +157,20 @@ def may_be_infinite(name: str, stack: Stack) -> bool:
     """Whether the docstring of a rule says that the result of a stack may not be finite."""
     rows = stack.rows[stack.present]
     n = len(rows)
-    if name in ("fedavg", "sparsefed"):
+    if name in ("fedavg", "robust_learning_rate", "sparsefed"):
         return not np.isfinite(rows).all()
-    if name in ("median", "trimmed_mean"):
+    if name in ("meamed", "median", "trimmed_mean"):
         f = (n - 1) // 2 if name == "median" else min(stack.f, (n - 1) // 2)
         above = (np.isnan(rows) | (rows == np.inf)).sum(0)
         return bool((np.maximum(above, (rows == -np.inf).sum(0)) > f).any())
     return False
+
+
+def servers_own() -> np.ndarray:
+    """The update of the server that rules are given, `(d,)`."""
+    zeros = as_tree(np.zeros((1, sum(SIZES)), np.float32))
+    update = known(aggregators.monna(), zeros)["context"].server_update
+    return np.concatenate([np.ravel(update[name]) for name in SHAPES])
 
 
 @np.errstate(all="ignore")  # of rows with any bits in them
@@ -190,6 +197,8 @@ def leaves_the_hull(name: str, stack: Stack, result: np.ndarray) -> str | None:
     from_benign = np.linalg.norm(result - benign, axis=1).max()
     if name == "median" or (name == "trimmed_mean" and b <= f):
         return outside(0)
+    if name == "meamed" and b <= f:
+        return outside(1)
     if name == "bulyan" and b <= min(stack.f, max(n - 3, 0) // 4):
         return outside(1)
     if name in ("krum", "multi_krum") and b <= (f := min(stack.f, max(n - 3, 0) // 2)):
@@ -205,7 +214,16 @@ def leaves_the_hull(name: str, stack: Stack, result: np.ndarray) -> str | None:
     if name == "lasa":
         parts = [float(np.linalg.norm(result[columns])) for columns in LAYERS]
         return farther(max(parts), norms.max())
-    if name == "signguard":
+    if name == "cge" and b <= min(stack.f, n - 1):
+        return farther(float(np.linalg.norm(result)), norms.max())
+    if name == "mda" and b <= f:
+        return farther(from_benign, 2 * diameter)
+    if name == "monna" and b <= min(stack.f, n - 1):
+        g = servers_own()
+        return farther(float(np.linalg.norm(result - g)), float(np.linalg.norm(benign - g, axis=1).max()))
+    if name == "flame":
+        return farther(float(np.linalg.norm(result)), 1.01 * norms.max())  # with its noise
+    if name in ("signguard", "signguard_sim"):
         return farther(float(np.linalg.norm(result)), norms.max())
     if name in ("norm_clipped_mean", "centered_clipping"):
         return farther(float(np.linalg.norm(result)), {"norm_clipped_mean": 1.0, "centered_clipping": 10.0}[name])

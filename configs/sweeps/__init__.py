@@ -1,1 +1,1 @@
-"""One grid for each table or figure of the supplement: `get_grid(dataset)`."""
+"""One grid for each table or figure of the supplement: `get_grid(argument)`, see `config.read_sweep`."""

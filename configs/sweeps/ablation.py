@@ -8,7 +8,7 @@
 import math
 from typing import Any
 
-from lasa_jax.config import paper
+from lasa_jax.config import read_sweep
 from lasa_jax.grid import Grid
 
 VARIANTS: list[dict[str, Any]] = [
@@ -21,14 +21,13 @@ VARIANTS: list[dict[str, Any]] = [
 ]
 
 
-def get_grid(dataset: str) -> Grid:
-    """The grid for a dataset."""
-    base = paper(dataset)
-    base.fidelity = "official"
+def get_grid(argument: str) -> Grid:
+    """The grid for a dataset, and for what may follow it: see `config.read_sweep`."""
+    asked = read_sweep(argument)
     points = [
         {**variant, "attack.name": attack, "seed": seed}
         for variant in VARIANTS
-        for attack in ("byzmean", "min_max", "noise")
-        for seed in (1, 2, 3)
+        for attack in asked.attacks("byzmean", "min_max", "noise")
+        for seed in asked.seeds
     ]
-    return Grid(base, points=points)
+    return Grid(asked.base, points=points)

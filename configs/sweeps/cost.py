@@ -2,12 +2,12 @@
 
     python -m launch.sweep --config=configs/sweeps/cost.py:digits --workdir=DIR --threads=1         # or mnist, cifar10, ...
 
-36 runs, 36 programs; 72 for the digits, with the paper's CNN beside the small one, and so two values of d. Noise; nothing is
-evaluated but the last round. `python -m lasa_jax.report DIR` draws `cost.png`. One run at a time, since what runs beside it
-counts too.
+36 runs, 36 programs; 72 for the digits, with the paper's CNN beside the small one, and so two values of d. Noise, or with
+`stealthy` the stealthy Min-Sum; one seed; nothing is evaluated but the last round. `python -m lasa_jax.report DIR` draws
+`cost.png`. One run at a time, since what runs beside it counts too.
 """
 
-from lasa_jax.config import paper
+from lasa_jax.config import read_sweep
 from lasa_jax.grid import Grid
 
 RULES = [
@@ -16,13 +16,21 @@ RULES = [
 ]
 
 
-def get_grid(dataset: str) -> Grid:
-    """The grid for a dataset."""
-    base = paper(dataset)
-    base.fidelity = "official"
-    base.attack.name = "noise"
+def get_grid(argument: str) -> Grid:
+    """The grid for a dataset, and for what may follow it: see `config.read_sweep`."""
+    asked = read_sweep(argument, seeds=1)
+    base = asked.base
+    base.attack.name = asked.attacks("noise")[-1]
     base.rounds = base.eval_every = base.block_rounds = 10
     most = base.clients_per_round
     clients = [max(1, most * share // 4) for share in (1, 2, 3, 4)]
-    models = ["small_cnn", "cnn"] if dataset == "digits" else [base.model]
-    return Grid(base, axes=[{"aggregator.name": RULES}, {"model": models}, {"clients_per_round": clients}])
+    models = ["small_cnn", "cnn"] if base.dataset == "digits" else [base.model]
+    return Grid(
+        base,
+        axes=[
+            {"aggregator.name": RULES},
+            {"model": models},
+            {"clients_per_round": clients},
+            {"seed": asked.seeds},
+        ],
+    )

@@ -5,19 +5,18 @@
 63 runs, 3 programs.
 """
 
-from lasa_jax.config import paper
+from lasa_jax.config import read_sweep
 from lasa_jax.grid import Grid
 
 
-def get_grid(dataset: str) -> Grid:
-    """The grid for a dataset."""
-    base = paper(dataset)
-    base.fidelity = "official"
+def get_grid(argument: str) -> Grid:
+    """The grid for a dataset, and for what may follow it: see `config.read_sweep`."""
+    asked = read_sweep(argument)
     return Grid(
-        base,
+        asked.base,
         axes=[
-            {"attack.name": ["byzmean", "min_max", "noise"]},
+            {"attack.name": asked.attacks("byzmean", "min_max", "noise")},
             {"aggregator.lasa.sparsity_level": [0.1, 0.3, 0.5, 0.7, 0.9, 0.95, 0.99]},
-            {"seed": [1, 2, 3]},
+            {"seed": asked.seeds},
         ],
     )

@@ -5,22 +5,21 @@
 42 runs, 2 programs. The pairs are (direction, magnitude).
 """
 
-from lasa_jax.config import paper
+from lasa_jax.config import read_sweep
 from lasa_jax.grid import Grid
 
 PAIRS = [(1.0, 1.0), (1.0, 1.5), (1.0, 2.0), (1.0, 4.0), (1.5, 2.0), (2.0, 2.0), (3.0, 2.0)]
 
 
-def get_grid(dataset: str) -> Grid:
-    """The grid for a dataset."""
-    base = paper(dataset)
-    base.fidelity = "official"
+def get_grid(argument: str) -> Grid:
+    """The grid for a dataset, and for what may follow it: see `config.read_sweep`."""
+    asked = read_sweep(argument)
     direction, magnitude = zip(*PAIRS, strict=True)
     return Grid(
-        base,
+        asked.base,
         axes=[
-            {"attack.name": ["noise", "byzmean"]},
+            {"attack.name": asked.attacks("noise", "byzmean")},
             {"aggregator.lasa.direction_radius": direction, "aggregator.lasa.magnitude_radius": magnitude},
-            {"seed": [1, 2, 3]},
+            {"seed": asked.seeds},
         ],
     )

@@ -74,8 +74,13 @@ class Context(NamedTuple):
 
     def parameters_only(self) -> "Context":
         """The same with the collection "params" of each pytree only, see `aggregators.parameters_only`."""
-        trees = {name: getattr(self, name) for name in ("params", "server_update", "last_update")}
-        return self._replace(**{name: {"params": tree["params"]} for name, tree in trees.items() if tree is not None})
+
+        def part(tree: PyTree) -> PyTree:
+            return None if tree is None else {"params": tree["params"]}
+
+        return self._replace(
+            params=part(self.params), server_update=part(self.server_update), last_update=part(self.last_update)
+        )
 
 
 def needed(context: Context | None, needs: frozenset[str], name: str) -> Context:
@@ -276,6 +281,11 @@ class Rows:
     def squared_distances(self) -> jax.Array:
         """Between all pairs of rows, `(n, n)`; see `ops.squared_distances`."""
         return ops.squared_distances(self.gram)
+
+    @functools.cached_property
+    def cosine_distances(self) -> jax.Array:
+        """One less the cosine of the angle between all pairs of rows, `(n, n)`; see `ops.cosine_distances`."""
+        return ops.cosine_distances(self.squared_distances, self.sizes[1])
 
     @functools.cached_property
     def written(self) -> PyTree:

@@ -133,24 +133,5 @@ def _outlier_scores(x: jax.Array, usable: jax.Array) -> jax.Array:
     mean = jnp.sum(x / jnp.maximum(jnp.sum(usable, dtype=jnp.int32), 1).astype(x.dtype), axis=0)
     centred = jnp.where(usable[:, None], x - mean[None], 0.0)
     # C v = sigma u, and the left singular vector u is an eigenvector of the small matrix C C^T.
-    return _top_part(ops.product(centred, centred.T))
-
-
-def _top_part(gram: jax.Array) -> jax.Array:
-    """`lambda * u_i^2` of the largest eigenvalue and its eigenvector, for a matrix `(n, n)` that is positive semidefinite.
-
-    Squared again and again, the matrix becomes `u u^T`: after 30 squarings an eigenvalue that is smaller by 1e-7 relative,
-    all that float32 tells, has vanished. An eigenvalue solver would give all n, and runs on the host's terms on a GPU.
-    """
-
-    def scaled(power: jax.Array) -> jax.Array:
-        return power / jnp.maximum(jnp.trace(power), 1e-30)
-
-    power = scaled(gram)
-    for _ in range(10):
-        for _ in range(3):  # from a trace of 1 the eighth power stays in range for 10,000 clients
-            power = ops.product(power, power)
-        power = scaled(power)
-    u = power[:, jnp.argmax(jnp.diagonal(power))]
-    u = u / jnp.maximum(jnp.sqrt(jnp.sum(u**2)), 1e-30)
-    return jnp.sum(u * ops.product(gram, u)) * u**2
+    largest, u = ops.top_eigenpair(ops.product(centred, centred.T))
+    return largest * u**2

@@ -125,11 +125,14 @@ def krum_scores(distances: jax.Array, neighbours: Count) -> jax.Array:
     return jnp.where(jnp.isfinite(jnp.diagonal(distances)), ops.sum_of_smallest(others, neighbours), jnp.inf)
 
 
-def iterated_selection(distances: jax.Array, present: jax.Array, count: Count, f: Count, fewer: int) -> jax.Array:
+def iterated_selection(
+    distances: jax.Array, present: jax.Array, count: Count, f: Count, fewer: int, first: jax.Array | None = None
+) -> jax.Array:
     """Picks `count` clients one at a time, each the best by Krum among those that remain: bool `(n,)`.
 
     With r remaining, the r - f - 2 - `fewer` nearest others count; at least one where `fewer` is 0, and of equal scores the
-    smaller sum of all distances wins: else the order of the clients would decide.
+    smaller sum of all distances wins: else the order of the clients would decide. `first`, `(n,)`, decides in its
+    place where it is given, the smallest first.
     """
     distances = jax.lax.stop_gradient(distances)  # who is picked has no derivative
     usable = jnp.isfinite(jnp.diagonal(distances))
@@ -144,7 +147,7 @@ def iterated_selection(distances: jax.Array, present: jax.Array, count: Count, f
         counted = here & (jnp.cumsum(here, axis=1, dtype=jnp.int32) <= neighbours)
         score = jnp.where(remaining & usable, jnp.sum(jnp.where(counted, ordered, 0.0), axis=1), jnp.inf)
         to_all = jnp.sum(jnp.where(here & jnp.isfinite(ordered), ordered, 0.0), axis=1)
-        best = jnp.argmin(jnp.where(score <= jnp.min(score), to_all, jnp.inf))
+        best = jnp.argmin(jnp.where(score <= jnp.min(score), to_all if first is None else first, jnp.inf))
         return remaining.at[best].set(remaining[best] & ~jnp.isfinite(score[best]))
 
     return present & ~jax.lax.fori_loop(0, count, pick, present)

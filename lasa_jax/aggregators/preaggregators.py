@@ -92,6 +92,40 @@ def clip_to_norm(clip_norm: Scalar = 1.0, quantile: Scalar | None = None, noise:
     return step
 
 
+def arc(assumed_malicious: Count | None = None) -> PreAggregator:
+    """Scales the longest updates down to the next shorter one (adaptive robust clipping).
+
+        row_i <- row_i * min(1, c / norm_i),    c = the (k + 1)-th largest norm,    k = floor(2 (f / n) (n - f))
+
+    Source: Allouah, Guerraoui, Gupta, Jellouli, Rizk and Stephan, ICLR 2025. An (f, kappa)-robust rule behind it stays one,
+    with a slightly larger kappa. With f = 0 nothing happens, and a zero update stays zero. A row whose norm is not finite
+    has no direction and becomes zero.
+
+    Args:
+      assumed_malicious: f; the server's `num_malicious` if None, at most `(n - 1) // 2`. May be traced.
+    """
+    if assumed_malicious is not None:
+        check_number("assumed_malicious", assumed_malicious, low=0, whole=True)
+
+    def step(rows: Rows, *, key: jax.Array, num_malicious: Count) -> Rows:
+        _, norms = rows.sizes
+        n = rows.count
+        f = at_most((n - 1) // 2, num_malicious if assumed_malicious is None else assumed_malicious)
+        finite = jnp.isfinite(norms)
+        ordered = jnp.sort(jnp.where(rows.present & finite, norms, 0.0), descending=True, stable=False)
+        # Norms that are not finite are the largest.
+        beyond = jnp.sum(rows.present & ~finite, dtype=jnp.int32)
+        k = jnp.maximum(2 * f * (n - f) // jnp.maximum(n, 1) - beyond, 0)
+        factors = clip_factors(norms, ordered[jnp.minimum(k, len(norms) - 1)])
+
+        def clip(row: PyTree, factor: jax.Array) -> PyTree:
+            return jax.tree.map(lambda x: jnp.where(factor > 0, x.astype(factor.dtype) * factor, 0), row)
+
+        return rows.mapped(clip, jnp.where(finite, factors, 0.0))
+
+    return step
+
+
 def _clip(row: PyTree, scale: jax.Array) -> PyTree:
     return jax.tree.map(lambda x: jnp.where(scale > 0, x.astype(scale.dtype) * scale, 0), row)
 

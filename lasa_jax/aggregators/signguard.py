@@ -18,7 +18,7 @@ class SignDiagnostics(NamedTuple):
     """Why SignGuard kept a client.
 
     weight: see `Diagnostics`. norm: `(n,)`. features: `(n, 3)`, shares of positive, zero and negative signs over their
-    largest. in_band, in_cluster: bool `(n,)`, the two filters.
+    largest; a fourth of `signguard_sim`. in_band, in_cluster: bool `(n,)`, the two filters.
     """
 
     weight: PyTree
@@ -73,17 +73,11 @@ def signguard(
     ) -> tuple[PyTree, PyTree, SignDiagnostics]:
         rows = Rows.of(updates, present)
         params = jax.tree.map(lambda x: x[0], rows.stack)
-        if variant == "official" or window_start is not None:
-            looked_at = _window(params, key, coordinate_fraction, window_start)
-        else:
-            looked_at = _random_part(params, key, coordinate_fraction)
-        norm, signs = rows.each(lambda row, part: (ops.tree_norm(row), _sign_counts(row, part)), looked_at)
+        part = looked_at(params, key, coordinate_fraction, variant, window_start)
+        norm, signs = rows.each(lambda row, part: (ops.tree_norm(row), sign_counts(row, part)), part)
         norm = jnp.where(jnp.isfinite(norm), norm, jnp.inf)
-        median = ops.masked_median(norm, rows.present)
-        low, high = (jnp.asarray(share, norm.dtype) * median for share in (lower, upper))
-        in_band = rows.present & (norm > low) & (norm < high)
-        shares = jnp.where(rows.present[:, None], signs / jnp.maximum(jnp.sum(signs, axis=1, keepdims=True), 1), 0.0)
-        features = shares / (jnp.max(shares, axis=0, keepdims=True) + 1e-8)
+        median, in_band = norm_band(norm, rows.present, lower, upper)
+        features = sign_shares(signs, rows.present)
         in_cluster = largest_cluster(features, rows.present, binned=variant == "official")
         kept = jnp.where(jnp.any(in_band & in_cluster), in_band & in_cluster, in_band)
         weight = equal_weights(rows, kept)
@@ -93,6 +87,26 @@ def signguard(
         return rows.weighted_sum(weight), state, SignDiagnostics(weight, norm, features, in_band, in_cluster)
 
     return Aggregator(stateless, aggregate)
+
+
+def looked_at(params: PyTree, key: jax.Array, fraction: float, variant: str, start: Count | None) -> PyTree:
+    """True in the coordinates whose signs count: a window where the variant or its start say so, else drawn ones."""
+    if variant == "official" or start is not None:
+        return _window(params, key, fraction, start)
+    return _random_part(params, key, fraction)
+
+
+def norm_band(norm: jax.Array, present: jax.Array, lower: Scalar, upper: Scalar) -> tuple[jax.Array, jax.Array]:
+    """The median of the norms, and who is in the band around it, bool `(n,)`."""
+    median = ops.masked_median(norm, present)
+    low, high = (jnp.asarray(share, norm.dtype) * median for share in (lower, upper))
+    return median, present & (norm > low) & (norm < high)
+
+
+def sign_shares(signs: jax.Array, present: jax.Array) -> jax.Array:
+    """Shares of the signs over their largest, `(n, 3)`, of their counts; 0 for absent clients."""
+    shares = jnp.where(present[:, None], signs / jnp.maximum(jnp.sum(signs, axis=1, keepdims=True), 1), 0.0)
+    return shares / (jnp.max(shares, axis=0, keepdims=True) + 1e-8)
 
 
 def _window(params: PyTree, key: jax.Array, fraction: float, start: Count | None) -> PyTree:
@@ -123,7 +137,7 @@ def _random_part(params: PyTree, key: jax.Array, fraction: float) -> PyTree:
     return jax.tree.unflatten(structure, [part.reshape(x.shape) for part, x in zip(parts, leaves, strict=True)])
 
 
-def _sign_counts(row: PyTree, part: PyTree) -> jax.Array:
+def sign_counts(row: PyTree, part: PyTree) -> jax.Array:
     """How many of the looked-at entries of one update are positive, zero and negative, float32 `(3,)`."""
     pairs = zip(jax.tree.leaves(row), jax.tree.leaves(part), strict=True)
     signs = [ops.counts((x > 0) & here, (x == 0) & here, (x < 0) & here) for x, here in pairs]

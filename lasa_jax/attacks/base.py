@@ -12,6 +12,7 @@ from lasa_jax.errors import InputError, check_choice
 
 PyTree = Any
 Scalar = float | jax.Array
+Count = int | jax.Array
 
 KNOWLEDGE = ("benign", "colluders", "all")
 
@@ -156,6 +157,22 @@ def simulated_copies(knowledge: str, malicious: jax.Array, present: jax.Array) -
     """
     f, n = jnp.sum(malicious, dtype=jnp.int32), jnp.sum(present, dtype=jnp.int32)
     return jnp.maximum(f**2 // jnp.maximum(n, 1), 1) if knowledge == "colluders" else jnp.maximum(f, 1)
+
+
+def shaped_like(given: PyTree, params: PyTree, name: str) -> PyTree:
+    """What an attack was given for every coordinate, if its leaves are shaped as those of one update.
+
+    Raises:
+      InputError: if they are not; `name` is that of the parameter.
+    """
+    wanted: object = jax.tree.structure(params)
+    same = wanted == jax.tree.structure(given) and all(
+        jnp.shape(x) == jnp.shape(p) for x, p in zip(jax.tree.leaves(given), jax.tree.leaves(params), strict=True)
+    )
+    if not same:
+        found, allowed = (jax.tree.map(jnp.shape, tree) for tree in (given, params))
+        raise InputError(f"{name}: has the shapes {found}, allowed are those of one update, {allowed}")
+    return given
 
 
 def row_keys(key: jax.Array, n: int) -> jax.Array:

@@ -1,10 +1,11 @@
-"""Attacks that need no knowledge: none, sign flip, noise and random (supplement, section C), zero, nan, and label flip."""
+"""Attacks that need no knowledge: none, sign flip, noise, random (supplement, section C), zero, nan, inf and label flip."""
 
 import jax
 import jax.numpy as jnp
 
 from lasa_jax.attacks.base import (
     Attack,
+    Count,
     PyTree,
     Scalar,
     changed_row,
@@ -14,7 +15,7 @@ from lasa_jax.attacks.base import (
     same_row,
     stateless,
 )
-from lasa_jax.errors import check_number
+from lasa_jax.errors import InputError, check_number
 
 
 def none() -> Attack:
@@ -22,18 +23,47 @@ def none() -> Attack:
     return Attack(stateless, honest_examples, _honest_updates)
 
 
-def label_flip() -> Attack:
-    """Malicious clients train honestly on wrong labels: class c becomes `num_classes - 1 - c`.
+def label_flip(source: Count | None = None, target: Count | None = None) -> Attack:
+    """Malicious clients train honestly on wrong labels: class c becomes `num_classes - 1 - c`, or one class another.
 
-    Source: Tolpegin, Truex, Gursoy and Liu, ESORICS 2020; in this form Fang, Cao, Jia and Gong, USENIX Security 2020.
+    Source: Tolpegin, Truex, Gursoy and Liu, ESORICS 2020, who flip one class to another; of all classes Fang, Cao, Jia and
+    Gong, USENIX Security 2020.
+
+    Args:
+      source, target: examples of class `source` get the label `target`, all others keep theirs; both `>= 0`. Without them
+        every class is flipped. May be traced.
+
+    Raises:
+      InputError: for a value out of range, one without the other, or twice the same.
     """
+    if (source is None) != (target is None):
+        name, other = ("source", "target") if target is None else ("target", "source")
+        given = source if target is None else target
+        raise InputError(f"{name} = {given}: allowed is both {name} and {other}, or neither")
+    if source is None or target is None:
 
-    def poison(
+        def flip_all(
+            inputs: jax.Array, labels: jax.Array, *, num_classes: int, key: jax.Array, client: jax.Array
+        ) -> tuple[jax.Array, jax.Array]:
+            return inputs, num_classes - 1 - labels
+
+        return Attack(stateless, flip_all, _honest_updates)
+    for name, value in (("source", source), ("target", target)):
+        check_number(name, value, low=0, whole=True)
+    if not isinstance(source, jax.Array) and not isinstance(target, jax.Array) and source == target:
+        raise InputError(f"target = {target}: allowed is another class than source = {source}")
+    pair = source, target
+
+    def flip_one(
         inputs: jax.Array, labels: jax.Array, *, num_classes: int, key: jax.Array, client: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        return inputs, num_classes - 1 - labels
+        for name, value in zip(("source", "target"), pair, strict=True):
+            check_number(name, value, high=num_classes - 1)
+        labels = jnp.asarray(labels)
+        old, new = (jnp.asarray(value, labels.dtype) for value in pair)
+        return inputs, jnp.where(labels == old, new, labels)
 
-    return Attack(stateless, poison, _honest_updates)
+    return Attack(stateless, flip_one, _honest_updates)
 
 
 def _honest_updates(
@@ -67,14 +97,23 @@ def noise(std: Scalar = 0.5) -> Attack:
     )
 
 
-def random(std: Scalar = 0.5) -> Attack:
-    """Malicious clients send independent N(0, std^2) values in place of their update.
+def random(std: Scalar = 0.5, mean: Scalar = 0.0) -> Attack:
+    """Malicious clients send independent N(mean, std^2) values in place of their update.
 
     Args:
       std: standard deviation, `>= 0`; 0.5 in the supplement. May be traced.
+      mean: of every value; 0 in the supplement. May be traced.
     """
     check_number("std", std, low=0)
-    return changed_row(lambda row, key: jax.tree.map(lambda z: jnp.asarray(std, z.dtype) * z, normal_like(key, row)))
+    check_number("mean", mean)
+
+    def drawn(row: PyTree, key: jax.Array) -> PyTree:
+        def of(z: jax.Array) -> jax.Array:
+            return jnp.asarray(mean, z.dtype) + jnp.asarray(std, z.dtype) * z
+
+        return jax.tree.map(of, normal_like(key, row))
+
+    return changed_row(drawn)
 
 
 def zero() -> Attack:
@@ -85,3 +124,8 @@ def zero() -> Attack:
 def nan() -> Attack:
     """Malicious clients send NaN everywhere: a rule must not let one through."""
     return same_row(lambda updates, *_: jax.tree.map(lambda x: jnp.full(x.shape[1:], jnp.nan, x.dtype), updates))
+
+
+def inf() -> Attack:
+    """Malicious clients send infinity everywhere: as `nan`, but it compares, and is the largest value of its coordinate."""
+    return same_row(lambda updates, *_: jax.tree.map(lambda x: jnp.full(x.shape[1:], jnp.inf, x.dtype), updates))

@@ -5,7 +5,7 @@ returns, with the command line's overrides, into the config of a run: every "by 
 and attack are left, every value is in range.
 """
 
-from lasa_jax.config.arguments import parse_argument, set_partition
+from lasa_jax.config.arguments import SweepArgument, parse_argument, read_sweep, set_partition
 from lasa_jax.config.by_dataset import paper
 from lasa_jax.config.identity import (
     as_json,
@@ -19,6 +19,7 @@ from lasa_jax.config.identity import (
 )
 from lasa_jax.config.resolve import check_clients_per_round, check_sources, from_json, resolve, updated, user_functions
 from lasa_jax.config.settings import (
+    BASES,
     BY_FIDELITY,
     GROUPS,
     NOT_COMPARED,
@@ -27,6 +28,7 @@ from lasa_jax.config.settings import (
     UNIDENTIFYING,
     Setting,
     all_settings,
+    base_of,
     check_fields,
     chosen,
     default,
@@ -36,6 +38,7 @@ from lasa_jax.config.settings import (
 )
 
 __all__ = [
+    "BASES",
     "BY_FIDELITY",
     "GROUPS",
     "NOT_COMPARED",
@@ -43,8 +46,10 @@ __all__ = [
     "SETTINGS",
     "UNIDENTIFYING",
     "Setting",
+    "SweepArgument",
     "all_settings",
     "as_json",
+    "base_of",
     "check_clients_per_round",
     "check_fields",
     "check_sources",
@@ -59,6 +64,7 @@ __all__ = [
     "parameters",
     "parse_argument",
     "program_key",
+    "read_sweep",
     "resolve",
     "run_name",
     "set_partition",

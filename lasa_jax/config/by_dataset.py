@@ -20,7 +20,12 @@ _CLIP_NORM: dict[str, dict[str, float]] = {
 }
 _PADDING = {"paper": "ignored", "official": "counted"}
 _KNOWLEDGE = {"paper": {"otherwise": "benign"}, "official": {"byzmean": "all", "otherwise": "colluders"}}
-_KNOWLEDGE["official"] |= dict.fromkeys(("adaptive", "alie", "ipm", "tailored_krum"), "benign")  # not in that code
+_NOT_IN_THAT_CODE = (
+    *("adaptive", "alie", "hybrid_sparse", "ipm", "lasa_attack", "optimal_alie", "optimal_ipm", "rop"),
+    *("tailored_bulyan", "tailored_krum", "tailored_median", "tailored_multi_krum"),
+)
+_KNOWLEDGE["official"] |= dict.fromkeys(_NOT_IN_THAT_CODE, "benign")
+_KNOWLEDGE["official"] |= dict.fromkeys(("fang_krum", "fang_trmean"), "all")  # in the code of their own authors
 
 # The supplement's settings by dataset (its sections B and D). Radii: 1.0 / 1.0 on CIFAR, magnitude 2.0
 # elsewhere, direction 1.5 where clients are natural. The table in docs/fidelity.md explains them.

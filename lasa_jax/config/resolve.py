@@ -10,13 +10,14 @@ from lasa_jax import data, methods
 from lasa_jax.config import by_dataset
 from lasa_jax.config.identity import as_json, first_difference, without_source
 from lasa_jax.config.settings import (
+    BASES,
     BY_FIDELITY,
     GROUPS,
     SELECTING,
-    SETTINGS,
     Chosen,
     Setting,
     all_settings,
+    base_of,
     check_fields,
     check_values,
     chosen,
@@ -42,9 +43,9 @@ def updated(base: ConfigDict, settings: Mapping[str, Any]) -> ConfigDict:
       InputError: for a name that is no setting, or a value of another type.
     """
     config = ConfigDict(base.to_dict())
-    for field in SELECTING:
+    for field in (*SELECTING, *BASES):
         if field in settings:
-            _put(config, field, settings[field], SETTINGS[field])
+            _put(config, field, settings[field], all_settings()[field])
     selected = chosen(config)
     known = all_settings(selected)
     check_fields(settings, selected)
@@ -95,7 +96,8 @@ def resolve(config: ConfigDict, overrides: Iterable[str] = (), *, dataset: str |
 
     Returns:
       The config of a run: `fidelity` has decided what it decides. The tables of `preaggregators`, `aggregator` and `attack`
-      hold the parameters of what is selected only, under `parameters`. `sources` has the SHA-256 of the file of each
+      hold the parameters of what is selected only, under `parameters`. `attack.base` holds those of the attack that the
+      selected one builds on. `sources` has the SHA-256 of the file of each
       function of a user's, where there is one.
 
     Raises:
@@ -127,7 +129,13 @@ def resolve(config: ConfigDict, overrides: Iterable[str] = (), *, dataset: str |
     }
     config.preaggregators = ConfigDict({"names": ",".join(selected["preaggregator"]), "parameters": steps})
     for kind in ("aggregator", "attack"):
-        table = {"name": config[kind].name, "parameters": _selected_parameters(config, kind, config[kind].name)}
+        made: dict[str, Any] = {}
+        table: dict[str, Any] = {"name": config[kind].name}
+        if kind == "attack" and (base := base_of(config)) is not None:
+            of_base = _selected_parameters(config, kind, base)
+            made = {"base": methods.create(kind, base, of_base)}
+            table["base"] = {"parameters": of_base}
+        table["parameters"] = _selected_parameters(config, kind, config[kind].name, made)
         if kind == "aggregator":
             table["assumed_malicious"] = config.aggregator.assumed_malicious
         config[kind] = ConfigDict(table)
@@ -160,8 +168,9 @@ def _check_selected(config: ConfigDict, overrides: Iterable[str], selected: Chos
             names = selected[kinds[table]]
             if parts[0] not in map(methods.settings_name, names):
                 field = f"config.{table}.{'names' if table == 'preaggregators' else 'name'}"
+                value = ",".join(names) if table == "preaggregators" else names[0]
                 raise InputError(
-                    f"config.{override}: {kinds[table]} {parts[0]!r} is not selected ({field} is {','.join(names)!r})"
+                    f"config.{override}: {kinds[table]} {parts[0]!r} is not selected ({field} is {value!r})"
                 )
         if table == "partition" and parts[0] not in ("name", *own):
             those = ", ".join(name for name, settings in partition.SETTINGS.items() if parts[0] in settings)
@@ -195,8 +204,16 @@ def check_clients_per_round(clients_per_round: int, num_clients: int) -> None:
         )
 
 
-def _selected_parameters(config: ConfigDict, kind: str, name: str) -> dict[str, Any]:
-    """The parameters of a method that is selected, tried by building the method once."""
+def _selected_parameters(
+    config: ConfigDict, kind: str, name: str, made: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The parameters of a method that is selected, tried by building the method once.
+
+    Args:
+      config: not yet resolved.
+      kind, name: of the method.
+      made: what stands for some of the parameters while it is built.
+    """
     group, called = GROUPS[kind], methods.settings_name(name)
     parameters = {key: value for key, value in config[group][called].to_dict().items() if value is not None}
     if parameters.get("variant") == BY_FIDELITY:
@@ -205,7 +222,7 @@ def _selected_parameters(config: ConfigDict, kind: str, name: str) -> dict[str, 
         parameters["knowledge"] = by_dataset.knowledge(config.fidelity, name)
     try:
         with methods.naming_the_line([name] if methods.is_path(name) else []):
-            methods.create(kind, name, parameters)
+            methods.create(kind, name, {**parameters, **(made or {})})
     except InputError as error:
         message = str(error)
         if not methods.is_path(name) or message.partition(" ")[0] in parameters:
@@ -228,7 +245,9 @@ def from_json(stored: Mapping[str, Any]) -> ConfigDict:
     ):
         group, _, name = field.partition(".parameters.")
         if name:
-            called = methods.settings_name(str(dict(flatten(stored)).get(f"{group}.name")))
+            selected_by = "attack.parameters.base" if group == "attack.base" else f"{group}.name"
+            called = methods.settings_name(str(dict(flatten(stored)).get(selected_by)))
+            group = group.removesuffix(".base")
             field = f"{group}.{name}" if group == "preaggregators" else f"{group}.{called}.{name}"
         if not isinstance(value, Mapping):  # the parameters of a method that has none
             flat[field] = float(value) if value in ("inf", "-inf") else value

@@ -7,9 +7,9 @@ import numpy as np
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from lasa_jax import data, methods, models, ops
+from lasa_jax import attacks, data, methods, models, ops
 from lasa_jax.data import partition
-from lasa_jax.errors import InputError, check_number, nearest
+from lasa_jax.errors import InputError, check_choice, check_number, nearest
 
 BY_FIDELITY = "by_fidelity"  # a word-valued setting that `config.fidelity` decides; numbers say it by being None
 
@@ -83,6 +83,13 @@ SETTINGS: dict[str, Setting] = {
     ),
     "clients_per_round": Setting("drawn in each round", 30, int, PROGRAM, {"low": 1}, costs=True),
     "attack_ratio": Setting("share of the population that is malicious", 0.25, float, AXIS, {"low": 0, "high": 1}),
+    "participation": Setting(
+        "drawn: the number of malicious clients of a round is left to the draw; fixed: attack_ratio * clients_per_round",
+        "drawn",
+        str,
+        PROGRAM,
+        ("drawn", "fixed"),
+    ),
     "fidelity": Setting(
         "the paper, or its authors' code where they differ", "paper", str, PROGRAM, ("paper", "official")
     ),
@@ -214,6 +221,7 @@ def put(config: ConfigDict, field: str, value: Any, setting: Setting) -> None:
 
 
 SELECTING = ("preaggregators.names", "aggregator.name", "attack.name")
+BASES = tuple(f"attack.{name}.base" for name in attacks.WITH_BASE)  # select another attack, or none
 
 
 def steps(config: ConfigDict) -> list[str]:
@@ -234,13 +242,25 @@ def chosen(config: ConfigDict) -> dict[str, list[str]]:
             raise InputError(
                 f"config.{field} = {value!r}: allowed is a word; start the config from lasa_jax.config.default()"
             )
-    return {"preaggregator": steps(config), "aggregator": [config.aggregator.name], "attack": [config.attack.name]}
+    base = base_of(config)
+    own = [config.attack.name, *([] if base is None else [base])]
+    return {"preaggregator": steps(config), "aggregator": [config.aggregator.name], "attack": own}
+
+
+def base_of(config: ConfigDict) -> str | None:
+    """The attack that the selected one builds on, by its parameter `base`; None if it builds on none."""
+    table = config.attack
+    if table.name not in attacks.WITH_BASE:
+        return None
+    return table.get("parameters", table.get(table.name, {})).get("base")
 
 
 def parameters(config: ConfigDict, kind: str, name: str) -> dict[str, Any]:
     """The parameters of a method that a resolved config selects."""
-    group = config[GROUPS[kind]].parameters
-    return (group[methods.settings_name(name)] if kind == "preaggregator" else group).to_dict()
+    group = config[GROUPS[kind]]
+    if kind == "attack" and name != group.name:
+        group = group.base
+    return (group.parameters[methods.settings_name(name)] if kind == "preaggregator" else group.parameters).to_dict()
 
 
 def all_settings(selected: Chosen | None = None) -> dict[str, Setting]:
@@ -296,6 +316,7 @@ def _hint(field: str, known: Mapping[str, Setting], selected: Chosen | None) -> 
 def check_values(config: ConfigDict) -> None:
     """Raises InputError unless every field is there and no other, and each has a value of its type and in its range."""
     selected = chosen(config)
+    _check_base(config)
     for kind, names in selected.items():
         for name in names:
             methods.find(kind, name)
@@ -312,6 +333,20 @@ def check_values(config: ConfigDict) -> None:
             _check_word(field, given[field], setting.allowed)
         elif setting.allowed:
             check_number(f"config.{field}", given[field], **setting.allowed)  # type: ignore[arg-type]
+
+
+def _check_base(config: ConfigDict) -> None:
+    """Raises InputError unless the base of an attack is another attack, or the path of a user's function."""
+    base, field = base_of(config), f"attack.{config.attack.name}.base"
+    if base is None:
+        return
+    if not isinstance(base, str):
+        raise InputError(f"config.{field} = {base!r}: allowed is a word")
+    if methods.is_path(base):
+        methods.imported(field, base)
+        return
+    others = tuple(name for name in attacks.names() if name != config.attack.name)
+    check_choice(f"config.{field}", base, others)
 
 
 def _check_type(field: str, value: Any, wanted: type) -> None:

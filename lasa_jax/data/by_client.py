@@ -89,13 +89,14 @@ def _find(spec: FederatedSet, root: Path, setting: str) -> Path:
     if not found:
         raise InputError(
             f"config.dataset = {spec.name!r}: looked for {pattern} in {root} (from {setting}) and found none; name its "
-            f"raw form once with --config.source=PATH (docs/datasets.md says where to get it)"
+            f"raw form once with --config.source=PATH, in a sweep with SWEEP:{spec.name},source=PATH "
+            f"(docs/datasets.md says where to get it)"
         )
     if len(found) > 1:
         ids = ", ".join(folder.parent.name for folder in found)
         raise InputError(
             f"config.dataset = {spec.name!r}: {root} holds sets made from {len(found)} sources ({ids}); choose one with "
-            f"--config.source=PATH"
+            f"--config.source=PATH, in a sweep with SWEEP:{spec.name},source=PATH"
         )
     return found[0]
 

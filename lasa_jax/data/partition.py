@@ -208,6 +208,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "shards": ("classes_per_client",),
 }
 RAGGED = ("dirichlet", "natural", "quantity_skew")  # whose clients may differ in size
+ALIKE = ("class_balanced", "iid")  # whose clients differ by chance only
 _BY_CLASS: dict[str, Callable[..., Partition]] = {
     "class_balanced": class_balanced,
     "dirichlet": dirichlet,

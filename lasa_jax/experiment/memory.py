@@ -29,6 +29,7 @@ class History:
       evaluated: int `(evaluations,)`, the rounds after which the model was evaluated, counted from 1.
       test_accuracy: `(evaluations,)`.
       test_loss: `(evaluations,)`.
+      attack_success: `(evaluations,)`, of an attack with a trigger the share of test examples for which it works; else None.
       with_padding: test loss and accuracy over every position, `(evaluations,)` each, of a dataset with padding; else None.
       without_padding: the same over the positions that are no padding.
       train_loss: `(rounds,)`, of every round.
@@ -36,6 +37,8 @@ class History:
       malicious: bool `(rounds, n)`, who of them is malicious.
       weights: by name of the layer `(rounds, n)`, the weight that the rule gave each client, 0 if it was filtered out.
       variables: of the final model.
+      worst_tenth_accuracy: of the final model on the tenth of the benign clients that it serves worst, see
+        `federated.fairness`; None where clients differ by chance only.
     """
 
     evaluated: np.ndarray
@@ -46,8 +49,10 @@ class History:
     malicious: np.ndarray
     weights: dict[str, np.ndarray]
     variables: Variables
+    worst_tenth_accuracy: float | None = None
     with_padding: Measures | None = None
     without_padding: Measures | None = None
+    attack_success: np.ndarray | None = None
 
 
 def simulate(
@@ -125,6 +130,8 @@ def simulate(
         malicious=filtering.malicious[:, :count],
         weights={name: filtering.fields["weight"][:, at, :count] for at, name in enumerate(layers)},
         variables=jax.tree.map(lambda x: x[0], jax.device_get(states.variables)),
+        worst_tenth_accuracy=None if whole.worst_tenth is None else float(whole.worst_tenth[-1]),
         with_padding=test.with_padding,
         without_padding=test.without_padding,
+        attack_success=test.success,
     )

@@ -46,14 +46,15 @@ def check_aggregator(rule: Any, variables: Variables, where: str) -> None:
     _must_be_like(info.weight, weights, f"{where}: weight", "(n,) in each layer of the update", dtypes=False)
 
 
-def check_attack(attack: Any, variables: Variables, examples: Any, where: str) -> None:
-    """Asks an attack to poison a few examples and to craft a few updates.
+def check_attack(attack: Any, variables: Variables, examples: Any, where: str, num_classes: int = 2) -> None:
+    """Asks an attack to poison and to trigger a few examples, and to craft a few updates.
 
     Args:
       attack: what should be an `Attack`.
       variables: arrays or shapes of the global model.
       examples: shapes of the inputs and labels of a batch as stored.
       where: what has the attack, for messages.
+      num_classes: of the dataset.
 
     Raises:
       InputError: if it is no attack, or what it sends is not shaped as what honest clients send.
@@ -68,14 +69,20 @@ def check_attack(attack: Any, variables: Variables, examples: Any, where: str) -
 
         context, state = _context(params), attack.init(params)
         begun = attack.begin(state, context)
-        poisoned = attack.poison(*batch, num_classes=2, key=key, client=jnp.int32(0))
+        poisoned = attack.poison(*batch, num_classes=num_classes, key=key, client=jnp.int32(0))
         held = attack.constrain(params, params, begun)
         known = attack.knowing(context)
         crafted = attack.craft(updates, begun, present, key=key, present=present, aggregate=mean, **known)
-        return state, poisoned, held, crafted
+        triggered = None if attack.trigger is None else attack.trigger(*batch)
+        return state, poisoned, triggered, held, crafted
 
-    state, poisoned, held, crafted = _asked(ask, variables, where, jax.ShapeDtypeStruct((_ROWS,), bool), examples)
+    present = jax.ShapeDtypeStruct((_ROWS,), bool)
+    state, poisoned, triggered, held, crafted = _asked(ask, variables, where, present, examples)
     _must_be_like(poisoned, tuple(examples), f"{where}: poisoned examples", "shaped like the inputs and labels")
+    if triggered is not None:
+        counted = jax.ShapeDtypeStruct(examples[1].shape, jnp.dtype(bool))
+        allowed = "shaped like the inputs and labels, and a bool for each label"
+        _must_be_like(triggered, (*examples, counted), f"{where}: triggered examples", allowed)
     _must_be_like(held, variables, f"{where}: a constrained model", "shaped like the model")
     if not isinstance(crafted, tuple) or len(crafted) != 2:
         raise InputError(f"{where}: craft gives {_kind(crafted)}, allowed is (updates, state)")

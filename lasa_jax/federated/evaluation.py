@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from lasa_jax import ops
 from lasa_jax.data import Dataset, Examples
-from lasa_jax.federated.types import Program, State
+from lasa_jax.federated.types import Numbers, Program, State
 from lasa_jax.models import Variables
 
 _IN_CACHE = 250  # examples at a time on a CPU
@@ -29,15 +29,24 @@ class Evaluation(NamedTuple):
       reported: over the labels that count, see `Dataset.counted`.
       with_padding: over every position of a dataset that has padding, else None.
       without_padding: over every position that is no padding, else None.
+      success: of an attack with a trigger, the share of the labels that it counts for which the model predicts its target
+        where the trigger is shown; NaN where the loss is, or nothing counts. Else None.
     """
 
     reported: Measures
     with_padding: Measures | None = None
     without_padding: Measures | None = None
+    success: jax.Array | None = None
 
 
 def evaluate(
-    program: Program, state: State, test: Examples, batch_size: int | None = None, *, runs: int = 1
+    program: Program,
+    state: State,
+    test: Examples,
+    batch_size: int | None = None,
+    *,
+    runs: int = 1,
+    attack: Numbers | None = None,
 ) -> Evaluation:
     """The global model on all test labels, each device its own share of the batches.
 
@@ -47,6 +56,7 @@ def evaluate(
       test: all test examples.
       batch_size: examples at a time; None: see `examples_at_once`.
       runs: how many a device evaluates together.
+      attack: `Point.attack` of the run, whose success is measured where it has a trigger; None measures none.
     """
     num_examples = test.labels.shape[0]
     if batch_size is None:
@@ -68,21 +78,38 @@ def evaluate(
         else [dataclasses.replace(dataset, counts_padding=counts) for counts in (True, False)]
     )
 
-    def one(inputs: jax.Array, labels: jax.Array, real: jax.Array, variables: Variables) -> list[tuple[Any, Any]]:
+    def predicted(logits: jax.Array) -> jax.Array:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+
+    def one(
+        inputs: jax.Array, labels: jax.Array, real: jax.Array, variables: Variables
+    ) -> list[tuple[jax.Array, jax.Array]]:
         logits = _logits(program, variables, inputs)
         losses = -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[..., None], axis=-1)[..., 0]
-        right = jnp.argmax(logits, axis=-1).astype(jnp.int32) == labels
+        right = predicted(logits) == labels
 
         def sums(counted: jax.Array) -> tuple[jax.Array, jax.Array]:
             return jnp.sum(jnp.where(counted, losses, 0.0)), jnp.sum(right & counted, dtype=jnp.int32)
 
         return [sums(kind.counted(labels, real)) for kind in kinds]
 
-    real = batches(jnp.ones(num_examples, bool))
+    def triggered(
+        inputs: jax.Array, labels: jax.Array, real: jax.Array, variables: Variables, numbers: Numbers
+    ) -> tuple[jax.Array, jax.Array]:
+        """How many labels of a batch became the target, and how many count."""
+        shown = program.make_attack(numbers).trigger
+        assert shown is not None
+        inputs, wanted, counted = shown(inputs, labels)
+        counted = counted & dataset.counted(labels, real)
+        hit = predicted(_logits(program, variables, inputs)) == wanted
+        return jnp.sum(hit & counted, dtype=jnp.int32), jnp.sum(counted, dtype=jnp.int32)
+
+    whole = (batches(test.inputs), batches(test.labels), batches(jnp.ones(num_examples, bool)))
+    hits = None
     with jax.default_matmul_precision(program.local_training.matmul_precision):
-        found = ops.map_rows(
-            one, batches(test.inputs), batches(test.labels), real, shared=(state.variables,), at_once=1
-        )
+        found = ops.map_rows(one, *whole, shared=(state.variables,), at_once=1)
+        if attack is not None and program.make_attack(attack).trigger is not None:
+            hits = ops.map_rows(triggered, *whole, shared=(state.variables, attack), at_once=1)
 
     def measures(kind: Dataset, losses: jax.Array, right: jax.Array) -> Measures:
         counted = kind.counted(test.labels, jnp.ones(num_examples, bool))
@@ -93,9 +120,17 @@ def evaluate(
         return Measures(loss, jnp.where(jnp.isnan(loss), jnp.nan, share))
 
     measured = [measures(kind, *sums) for kind, sums in zip(kinds, found, strict=True)]
+    success = None if hits is None else _success(measured[0].loss, *hits)
     if dataset.padding_label is None:
-        return Evaluation(*measured)
-    return Evaluation(measured[0] if dataset.counts_padding else measured[1], *measured)
+        return Evaluation(measured[0], success=success)
+    counted, ignored = measured
+    return Evaluation(counted if dataset.counts_padding else ignored, counted, ignored, success)
+
+
+def _success(loss: jax.Array, hits: jax.Array, counted: jax.Array) -> jax.Array:
+    """The success rate from the counts of all batches; NaN where the loss is."""
+    share, whole = (jnp.sum(x, dtype=jnp.int32).astype(jnp.float32) for x in (hits, counted))
+    return jnp.where(jnp.isnan(loss) | (whole == 0), jnp.nan, share / jnp.maximum(whole, 1))
 
 
 def examples_at_once(program: Program, variables: Variables, test: Examples, runs: int = 1) -> int:

@@ -85,14 +85,33 @@ def round_keys(key: jax.Array, round_index: jax.Array) -> RoundKeys:
 
 
 def draw_clients(program: Program, point: Point, key: jax.Array) -> Clients:
-    """Draws the clients of a round, uniformly without replacement."""
-    ids = jnp.argsort(jax.random.bits(key, (program.num_clients,), jnp.uint32))[: program.clients_per_round].astype(
-        jnp.int32
-    )
+    """Draws the clients of a round without replacement: uniformly, or a fixed number of malicious ones, see `Program`."""
+    order = jnp.argsort(jax.random.bits(key, (program.num_clients,), jnp.uint32)).astype(jnp.int32)
+    if program.participation == "fixed":
+        malicious = point.malicious[order]
+        order = order[_fixed_number_first(malicious, point.participating, program.clients_per_round, key=key)]
+    ids = order[: program.clients_per_round]
     padding = -program.clients_per_round % ops.num_shards()
     present = jnp.arange(program.clients_per_round + padding, dtype=jnp.int32) < program.clients_per_round
     ids = jnp.pad(ids, (0, padding))
     return Clients(*ops.everywhere((ids, point.malicious[ids] & present, present)))
+
+
+def _fixed_number_first(malicious: jax.Array, f: jax.Array, clients_per_round: int, *, key: jax.Array) -> jax.Array:
+    """Places in a random order of the population: those of its first f malicious and first benign clients come first.
+
+    Args:
+      malicious: bool `(num_clients,)`, in that order.
+      f: how many malicious ones take part.
+      clients_per_round: how many in all.
+      key: of the draw. Those who take part come in random order, so that a row says nothing.
+    """
+    among_its_own = jnp.where(
+        malicious, jnp.cumsum(malicious, dtype=jnp.int32), jnp.cumsum(~malicious, dtype=jnp.int32)
+    )
+    chosen = among_its_own <= jnp.where(malicious, f, clients_per_round - f)
+    draws = jax.random.bits(jax.random.fold_in(key, 0), malicious.shape, jnp.uint32) >> 1  # below that of the others
+    return jnp.argsort(jnp.where(chosen, draws, jnp.uint32(0xFFFFFFFF)), stable=True)
 
 
 def context_of(

@@ -15,6 +15,7 @@ from lasa_jax import ops
 from lasa_jax.data import Examples, FederatedDataset
 from lasa_jax.federated import cards, memory
 from lasa_jax.federated.evaluation import Evaluation, evaluate
+from lasa_jax.federated.fairness import worst_tenth
 from lasa_jax.federated.round import one_round
 from lasa_jax.federated.types import Point, Program, RoundMetrics, State
 
@@ -25,10 +26,12 @@ class BlockMetrics(NamedTuple):
     Attributes:
       rounds: as each round reported.
       test: of the rounds that were evaluated; those of the others mean nothing.
+      worst_tenth: see `fairness.worst_tenth`, of the last round; None where `Program.measures_clients` is not set.
     """
 
     rounds: RoundMetrics
     test: Evaluation
+    worst_tenth: jax.Array | None = None
 
 
 def is_evaluated(index: int | jax.Array, eval_every: int, rounds: int) -> Any:
@@ -141,26 +144,38 @@ class Simulation:
 
         runs = 1 if ops.one_at_a_time() else jax.tree.leaves(states)[0].shape[0] // self.mesh.shape[ops.RUNS]
 
-        def tested(state: State, test: Examples) -> Evaluation:
-            return evaluate(self.program, state, test, self.eval_batch_size, runs=runs)
+        def tested(state: State, point: Point, test: Examples) -> Evaluation:
+            batch_size = self.eval_batch_size
+            return evaluate(self.program, state, test, batch_size, runs=runs, attack=point.attack)
+
+        def served(state: State, point: Point, data: FederatedDataset) -> jax.Array:
+            return worst_tenth(self.program, state, point, data, self.eval_batch_size, runs=runs)
 
         def one_run(
             state: State, point: Point, partition: Any, train: Examples, test: Examples, start: jax.Array
         ) -> tuple[State, BlockMetrics]:
             run_data = FederatedDataset(train, test, partition)
             # No NaN, which `jax_debug_nans` would take for a failure.
-            shapes = jax.eval_shape(tested, state, test)
+            shapes = jax.eval_shape(tested, state, point, test)
             untested = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
             def step(state: State, index: jax.Array) -> tuple[State, BlockMetrics]:
                 state, metrics = one_round(self.program, state, point, run_data, index)
                 due = is_evaluated(index, self.eval_every, self.rounds)
-                return state, BlockMetrics(metrics, lax.cond(due, lambda: tested(state, test), lambda: untested))
+                return state, BlockMetrics(metrics, lax.cond(due, lambda: tested(state, point, test), lambda: untested))
+
+            def step_with_clients(state: State, index: jax.Array) -> tuple[State, BlockMetrics]:
+                state, metrics = step(state, index)
+                if self.program.measures_clients:
+                    measured, nothing = lambda: served(state, point, run_data), lambda: jnp.float32(0)
+                    metrics = metrics._replace(worst_tenth=lax.cond(index == self.rounds, measured, nothing))
+                return state, metrics
 
             def step_or_skip(state: State, index: jax.Array) -> tuple[State, BlockMetrics]:
-                shapes = jax.eval_shape(step, state, index)[1]
+                shapes = jax.eval_shape(step_with_clients, state, index)[1]
                 nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-                return lax.cond(index <= self.rounds, step, lambda state, _: (state, nothing), state, index)
+                skip = lambda state, _: (state, nothing)  # noqa: E731
+                return lax.cond(index <= self.rounds, step_with_clients, skip, state, index)
 
             return lax.scan(step_or_skip, state, start + 1 + jnp.arange(self.block_rounds, dtype=jnp.int32))
 

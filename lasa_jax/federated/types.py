@@ -42,6 +42,8 @@ class Point(NamedTuple):
       attack: what `Program.make_attack` is given.
       aggregator: what `Program.make_aggregator` is given.
       root: int32 `(root_examples,)`, training examples that the server has too, where a rule needs its update; else `()`.
+      participating: int32, how many malicious clients take part in every round where `Program.participation` is "fixed";
+        else `()`.
     """
 
     key: jax.Array
@@ -51,6 +53,7 @@ class Point(NamedTuple):
     attack: Numbers
     aggregator: Numbers
     root: Any = ()
+    participating: Any = ()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -63,8 +66,11 @@ class Program:
       make_aggregator: `numbers -> Aggregator`, with `Point.aggregator`.
       num_clients: size of the population.
       clients_per_round: how many of them are drawn in each round.
+      participation: "drawn": uniformly from the population, so that the number of malicious ones varies; "fixed":
+        `Point.participating` of the malicious ones, the others from the benign.
       client_chunk: clients trained together, None for the platform's choice.
       ragged: whether clients differ in their numbers of steps.
+      measures_clients: whether the last round reports how the model serves the clients, see `fairness.worst_tenth`.
       record_filtering: whether each round reports `Filtering`.
     """
 
@@ -75,6 +81,8 @@ class Program:
     clients_per_round: int
     client_chunk: int | None = None
     ragged: bool = False
+    participation: str = "drawn"
+    measures_clients: bool = False
     record_filtering: bool = False
 
     def init(self, point: Point) -> State:

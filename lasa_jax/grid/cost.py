@@ -60,7 +60,7 @@ def of(config: ConfigDict, limit: int | None = None) -> Cost:
       limit: bytes that a program may take of a device; as `cards.memory` says of the first one if None.
     """
     limit = cards.memory(jax.devices()[0]) if limit is None else limit
-    key = (*configs.cost_key(config), *_remembering(config), ops.platform(), limit)
+    key = (*configs.cost_key(config), *_remembering(config), _has_trigger(config), ops.platform(), limit)
     if key not in _costs:
         _costs[key] = _count(config, limit)
     return _costs[key]
@@ -74,6 +74,12 @@ def _remembering(config: ConfigDict) -> list[str]:
         for name in names
         if methods.remembers_clients(kind, name)
     ]
+
+
+def _has_trigger(config: ConfigDict) -> bool:
+    """Whether the test examples are evaluated a second time, with the trigger of the attack."""
+    name = config.attack.name
+    return methods.create("attack", name, configs.parameters(config, "attack", name)).trigger is not None
 
 
 def _count(config: ConfigDict, limit: int) -> Cost:
@@ -111,8 +117,12 @@ def _count(config: ConfigDict, limit: int) -> Cost:
     trained = each.times(steps * clients / at_once)
     tested_at_once = config.eval_batch_size or examples_at_once(program, variables, dataset.test)
     tested = work.of(forward, variables, batch(tested_at_once)).times(-(-len(dataset.test.labels) // tested_at_once))
+    tested = tested.times(2 if _has_trigger(config) else 1)
     served = Work(_READINGS * clients * found.model, 0, _LAUNCHES)
     whole = trained.plus(served).plus(tested.times(1 / config.eval_every))
+    if program.measures_clients:  # once, at the end
+        own = len(dataset.train.labels) / len(dataset.test.labels)
+        whole = whole.plus(tested.times(own / config.rounds))
     return Cost(examples, needs, whole, training.precision)
 
 

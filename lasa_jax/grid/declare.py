@@ -183,10 +183,12 @@ def _selected(declared: Grid) -> dict[str, list[str]]:
     """The names of the methods that any point of a grid selects, by kind."""
     names = {kind: list(found) for kind, found in configs.chosen(declared.base).items()}
     for kind, group in configs.GROUPS.items():
-        field = "preaggregators.names" if kind == "preaggregator" else f"{group}.name"
-        values = [value for axis in declared.axes for value in axis.get(field, ())]
-        values += [settings[field] for settings in declared.points if field in settings]
-        names[kind] += [name.strip() for value in values for name in str(value).split(",") if name.strip()]
+        fields = ["preaggregators.names" if kind == "preaggregator" else f"{group}.name"]
+        for field in (*fields, *(configs.BASES if kind == "attack" else ())):
+            values = [value for axis in declared.axes for value in axis.get(field, ())]
+            values += [settings[field] for settings in declared.points if field in settings]
+            words = [str(value) for value in values if value is not None]
+            names[kind] += [name.strip() for word in words for name in word.split(",") if name.strip()]
     return names
 
 

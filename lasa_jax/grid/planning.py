@@ -1,11 +1,12 @@
 """What a grid will cost before anything is compiled, and how many runs go through a program together."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lasa_jax import commandline, methods
+from lasa_jax import build, commandline, methods
 from lasa_jax import config as configs
 from lasa_jax.errors import InputError, user_path
 from lasa_jax.grid import cost
@@ -26,6 +27,7 @@ class Plan:
       bytes_a_program: memory of the largest program.
       seconds: an estimate, see `plan`.
       compiled_in: numbers of a user's functions that the points vary and that make a program for each value.
+      refused: why points cannot be run, for each reason one line that counts them.
     """
 
     points: int
@@ -36,6 +38,7 @@ class Plan:
     bytes_a_program: int
     seconds: float
     compiled_in: tuple[str, ...] = ()
+    refused: tuple[str, ...] = ()
 
     def lines(self, *, here: bool = True) -> list[str]:
         """One item per line.
@@ -53,6 +56,7 @@ class Plan:
             f"programs: {self.programs}",
             f"runs a program: {between(*self.runs_a_program)}",
             *(f"compiled in: {name}: annotate it as Scalar to share a program" for name in self.compiled_in),
+            *(f"cannot be run: {reason}" for reason in self.refused),
         ] + here * [
             f"runs in a batch: {between(*self.runs_in_a_batch)}",
             f"memory a program: {self.bytes_a_program / 2**20:,.0f} MiB",
@@ -73,6 +77,8 @@ def plan(
     of training and evaluation, counted from shapes, take by the device's data sheet, or on a CPU by what is measured now.
     Each program that is left is compiled once, as long as those that were.
 
+    Points that cannot be run, see `refusals`, cost nothing.
+
     Args:
       declared, workdir, batch, threads: as in `run`.
 
@@ -82,20 +88,33 @@ def plan(
     path = user_path(f"workdir = {str(workdir)!r}", workdir)
     found = points(declared) if isinstance(declared, Grid) else declared
     groups, sizes = programs(found), batch_sizes(found, path, batch=batch)
-    left = [point for point in found if not is_finished(path / point.name)]
+    reasons = refusals(found)
+    left = [point for point in found if not is_finished(path / point.name) and point.name not in reasons]
     at_once = min((cost.threads(point.config) for point in left[:1]), default=1) if threads is None else threads
     bytes_of = [one.data + sizes[point.program] * one.run for point in left for one in (cost.of(point.config),)]
     members = [len(group) for group in groups.values()]
     return Plan(
         points=len(found),
-        finished=len(found) - len(left),
+        finished=sum(is_finished(path / point.name) for point in found),
         programs=len(groups),
         runs_a_program=(min(members, default=0), max(members, default=0)),
         runs_in_a_batch=(min(sizes.values(), default=0), max(sizes.values(), default=0)),
         bytes_a_program=max(bytes_of, default=0),
         seconds=_seconds(found, left, path, sizes, at_once),
         compiled_in=tuple(_compiled_in(found)),
+        refused=tuple(f"{count} points, {reason}" for reason, count in Counter(reasons.values()).items()),
     )
+
+
+def refusals(found: Sequence[Point]) -> dict[str, str]:
+    """Why points cannot be run, by their names, as far as their configs tell. The others of a sweep go on without them."""
+    reasons = {}
+    for point in found:
+        try:
+            build.check_subsets(point.config)
+        except InputError as error:
+            reasons[point.name] = str(error)
+    return reasons
 
 
 def _compiled_in(found: Sequence[Point]) -> list[str]:
@@ -124,11 +143,12 @@ def batch_sizes(found: Sequence[Point], workdir: str | Path, *, batch: int | Non
     """
     path = Path(workdir)
     stored = read_batch_sizes(path)
-    sizes = {}
+    sizes, refused = {}, refusals(found)
     for program, group in programs(found).items():
         before = group[0].extends
         known = stored.get(program if before is None else before.program)
-        size = stored.get(program) or known or batch or cost.fitting(group[0].config, len(group))
+        able = [point for point in group if point.name not in refused]
+        size = stored.get(program) or known or batch or (cost.fitting(able[0].config, len(able)) if able else 1)
         if batch is not None and size != batch and any(is_begun(path, point) for point in group):
             raise InputError(
                 f"--batch={batch}: the results in {path} were made in batches of {size}; leave it out, or "

@@ -21,7 +21,7 @@ from lasa_jax.errors import InputError, user_path
 from lasa_jax.federated import DoesNotFit, Executables, make_mesh
 from lasa_jax.grid import cost
 from lasa_jax.grid.declare import Grid, Point, points, programs
-from lasa_jax.grid.planning import batch_sizes, is_begun
+from lasa_jax.grid.planning import batch_sizes, is_begun, refusals
 from lasa_jax.grid.recording import begin
 from lasa_jax.workdir import Workdir, is_finished, read_batch_sizes, write_batch_sizes, write_failure
 
@@ -108,7 +108,10 @@ def run(
         batch for batch in batches(mine, path, sizes) if not {point.name for point in batch.points} <= outcomes.keys()
     ]
     if todo:
-        count = min(len(todo), cost.threads(todo[0].points[0].config) if threads is None else threads)
+        refused = refusals(mine)  # each fails by itself when its turn comes
+        able = [point.config for batch in todo for point in batch.points if point.name not in refused]
+        at_once = min((cost.threads(config) for config in able[:1]), default=1) if threads is None else threads
+        count = min(len(todo), at_once)
         _run_in_threads(Queue(todo), path, count, shared, note, log, tensorboard=tensorboard, on_metrics=on_metrics)
     return [outcomes[point.name] for point in mine]
 

@@ -3,6 +3,7 @@
     lasa-jax inspect filtering RUN                who was filtered in which layer, over a run that recorded it
     lasa-jax inspect round RUN 12 --variances     a round of a run, computed again and saved to round_12.npz
     lasa-jax inspect robustness round_12.npz      the paper's bound on a saved round
+    lasa-jax inspect theorem RUN                  Theorem 1 on a run, whose rounds are computed again
     lasa-jax inspect partition cifar10:alpha=0.1 --output=partition.png
 
 Also `python -m lasa_jax.inspection`.
@@ -12,9 +13,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lasa_jax import commandline
-from lasa_jax.errors import InputError, nearest
+from lasa_jax.errors import InputError, count, nearest
+
+if TYPE_CHECKING:  # imported where it is needed, so that --help does not wait for it
+    from ml_collections import ConfigDict
+
+    from lasa_jax.workdir import Workdir
 
 
 def _say(text: str) -> None:
@@ -46,22 +53,29 @@ def _filtering(given: argparse.Namespace) -> None:
     _write(path, files)
 
 
-def _round(given: argparse.Namespace) -> None:
-    """Computes a round of a run again, from its last checkpoint before, and saves what the server received."""
+def _config_of(workdir: "Workdir") -> "ConfigDict":
+    """The config of a run; the files of a user's functions are told before they are imported."""
     from lasa_jax import config as configs
     from lasa_jax import methods
+
+    stored = workdir.config()
+    if stored is None:
+        raise InputError(f"{workdir.path}: has no config.json, allowed is the directory of a run")
+    methods.search_also(Path.cwd())
+    config = configs.from_json(stored)
+    commandline.tell_user_functions(configs.user_functions(config))
+    return config
+
+
+def _round(given: argparse.Namespace) -> None:
+    """Computes a round of a run again, from its last checkpoint before, and saves what the server received."""
     from lasa_jax.data import cache
     from lasa_jax.inspection import replay, rounds, variances
     from lasa_jax.workdir import Workdir
 
     cache.keep_compiled_programs()
     workdir = Workdir(given.directory, lock=False)
-    stored = workdir.config()
-    if stored is None:
-        raise InputError(f"{given.directory}: has no config.json, allowed is the directory of a run")
-    methods.search_also(Path.cwd())
-    config = configs.from_json(stored)
-    commandline.tell_user_functions(configs.user_functions(config))
+    config = _config_of(workdir)
     path = Path(f"round_{given.index}.npz") if given.output is None else given.output
     rounds.check_file(path)
     before = replay.before_round(config, given.index, given.directory)
@@ -117,6 +131,20 @@ def _robustness(given: argparse.Namespace) -> None:
     _write(path, files)
 
 
+def _theorem(given: argparse.Namespace) -> None:
+    """Prints and writes both sides of the paper's Theorem 1 for a run of LASA; its rounds are computed again."""
+    from lasa_jax.data import cache
+    from lasa_jax.inspection import rendering, theorem
+    from lasa_jax.workdir import Workdir
+
+    cache.keep_compiled_programs()
+    config = _config_of(Workdir(given.directory, lock=False))
+    path = rendering.folder(given.directory, given.output)
+    table = theorem.as_table(theorem.of_run(config, every=given.every, log=_say), theorem.notes(config))
+    rendering.show(table)
+    _write(path, {"theorem.md": rendering.as_markdown(table), "theorem.tex": rendering.as_latex(table)})
+
+
 def _partition(given: argparse.Namespace) -> None:
     """Draws how a config divides its examples, and prints a few numbers."""
     from lasa_jax import config as configs
@@ -164,6 +192,16 @@ def _parsers() -> dict[str, commandline.Parser]:
     parser.add_argument("--magnitude_radius", metavar="LAMBDA", type=float, default=1.0, help="of LASA; 1 by default")
     parser.add_argument("--direction_radius", metavar="LAMBDA", type=float, default=1.0, help="of LASA; 1 by default")
     parser.add_path("--output", metavar="DIR", help="where to write; report/ beside the file by default")
+    parser = parsers["theorem"]
+    parser.add_path("directory", metavar="RUN", help="directory of one run")
+    parser.add_argument(
+        "--every",
+        metavar="ROUNDS",
+        type=count,
+        default=10,
+        help="between those in which mu, nu, zeta and kappa are measured",
+    )
+    parser.add_path("--output", metavar="DIR", help="where to write; RUN/report by default")
     parser = parsers["partition"]
     parser.add_config(
         "config, FILE.py or FILE.py:NAME=VALUE; --config.FIELD=VALUE changes a setting, as in `lasa-jax run`",
@@ -174,7 +212,13 @@ def _parsers() -> dict[str, commandline.Parser]:
     return parsers
 
 
-_COMMANDS = {"filtering": _filtering, "round": _round, "robustness": _robustness, "partition": _partition}
+_COMMANDS = {
+    "filtering": _filtering,
+    "round": _round,
+    "robustness": _robustness,
+    "theorem": _theorem,
+    "partition": _partition,
+}
 
 
 def _run(argv: Sequence[str]) -> None:

@@ -191,10 +191,20 @@ def local_examples(before: Before) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
     Places from a client's size on are padding. Labels are the true ones, of malicious clients too.
     """
-    ids = clients_of_round(before)
+    inputs, labels, sizes = stored_examples(before)
+    return jax.device_get(before.program.local_training.dataset.normalise(jnp.asarray(inputs))), labels, sizes
+
+
+def stored_examples(before: Before, clients: jax.Array | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """As `local_examples` with inputs as they are stored, which training crops before it normalises them.
+
+    Args:
+      before: the run.
+      clients: ids; those of the round if None.
+    """
+    ids = clients_of_round(before) if clients is None else clients
     indices, sizes = before.data.partition.indices[ids], before.data.partition.sizes[ids]
-    inputs = before.program.local_training.dataset.normalise(before.data.train.inputs[indices])
-    return jax.device_get((inputs, before.data.train.labels[indices], sizes))
+    return jax.device_get((before.data.train.inputs[indices], before.data.train.labels[indices], sizes))
 
 
 def clients_of_round(before: Before) -> jax.Array:
@@ -214,6 +224,26 @@ def example_loss(before: Before) -> Callable[[Variables, jax.Array, jax.Array], 
         logits, _ = training.model.apply(variables, one_input[None])
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, label[None])
         counted = training.dataset.counted(label[None], jnp.ones(1, bool))
+        return jnp.sum(jnp.where(counted, losses, 0.0)) / jnp.maximum(jnp.sum(counted), 1)
+
+    return loss
+
+
+def batch_loss(before: Before) -> Callable[..., jax.Array]:
+    """`(variables, inputs, labels, real, key) -> loss` of one batch of stored examples, as in local training.
+
+    Batch statistics are those of the batch; the key draws masks of dropout and crops, so that the loss is a function of the
+    model. `real` says which of the examples are no padding, bool `(batch,)`.
+    """
+    training = before.program.local_training
+
+    def loss(variables: Variables, inputs: jax.Array, labels: jax.Array, real: jax.Array, key: jax.Array) -> jax.Array:
+        augment_key, dropout_key = jax.random.split(key)
+        inputs = training.dataset.normalise(training.dataset.augment(augment_key, inputs))
+        inputs = jnp.where(real.reshape((-1,) + (1,) * (inputs.ndim - 1)), inputs, 0)
+        logits, _ = training.model.apply(variables, inputs, train=True, key=dropout_key, mask=real)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        counted = training.dataset.counted(labels, real)
         return jnp.sum(jnp.where(counted, losses, 0.0)) / jnp.maximum(jnp.sum(counted), 1)
 
     return loss

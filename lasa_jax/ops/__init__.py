@@ -3,6 +3,7 @@
 from lasa_jax.ops.by_client import ByClient, is_by_client, padded, put_clients, specs, take_clients, unpadded
 from lasa_jax.ops.columns import (
     average_of_ranks,
+    cosine_distances,
     gram,
     map_columns,
     mix_rows,
@@ -12,6 +13,7 @@ from lasa_jax.ops.columns import (
     usable_gram,
 )
 from lasa_jax.ops.convolution import BATCHED_FORMS, conv2d, convolving_by, max_pool2d
+from lasa_jax.ops.eigen import top_eigenpair
 from lasa_jax.ops.order import magnitude_threshold, rank_of, sample_without_replacement
 from lasa_jax.ops.rows import (
     CLIENTS,
@@ -52,6 +54,7 @@ __all__ = [
     "compiling_for",
     "conv2d",
     "convolving_by",
+    "cosine_distances",
     "counts",
     "everywhere",
     "gram",
@@ -82,6 +85,7 @@ __all__ = [
     "sum_columns",
     "sum_of_smallest",
     "take_clients",
+    "top_eigenpair",
     "total",
     "tree_dot",
     "tree_norm",

@@ -16,7 +16,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from lasa_jax.ops.rows import CLIENTS, any_run, everywhere, num_shards, on_each_shard, one_at_a_time, product
-from lasa_jax.ops.statistics import wide
+from lasa_jax.ops.statistics import root, wide
 
 PyTree = Any
 
@@ -256,6 +256,34 @@ def squared_distances(gram: jax.Array) -> jax.Array:
     distances = jnp.maximum(finite[:, None] + finite[None, :] - 2 * gram, 0.0)
     distances = jnp.where(jnp.eye(len(squares), dtype=bool), 0.0, distances)
     return jnp.where(near[:, None] & near[None, :], distances, jnp.inf)
+
+
+def cosine_distances(distances: jax.Array, norms: jax.Array) -> jax.Array:
+    """One less the cosine of the angle between all pairs of clients: `(n, n)`, from 0 to 2.
+
+        1 - cos_ij = (|x_i - x_j|^2 - (|x_i| - |x_j|)^2) / (2 |x_i| |x_j|)
+
+    In this form directions that are nearly the same keep their digits.
+
+    Args:
+      distances: squared, `(n, n)`, as `squared_distances` gives them.
+      norms: `(n,)`.
+
+    Returns:
+      1 beside a row of zeros, 0 on the diagonal, infinite in rows and columns of clients that are not usable.
+    """
+    usable = jnp.isfinite(jnp.diagonal(distances))
+    has_direction = usable & jnp.isfinite(norms) & (norms > 0)
+    lengths = jnp.where(has_direction, norms, 1.0)
+    # A quotient and a product at a time, so that nothing leaves float32 that a norm has not left, and (i, j) is (j, i).
+    apart = root(jnp.where(usable[:, None] & usable[None, :], distances, 0.0))
+    longer = lengths[:, None] - lengths[None, :]
+    twice = (apart / lengths[:, None]) * (apart / lengths[None, :])
+    twice = twice - (longer / lengths[:, None]) * (longer / lengths[None, :])
+    directions = has_direction[:, None] & has_direction[None, :]
+    result = jnp.where(directions, jnp.clip(twice / 2, 0.0, 2.0), 1.0)
+    result = jnp.where(jnp.eye(len(norms), dtype=bool), 0.0, result)
+    return jnp.where(usable[:, None] & usable[None, :], result, jnp.inf)
 
 
 def mix_rows(mixing: jax.Array, stack: PyTree) -> PyTree:

@@ -1,12 +1,15 @@
 """Tables and figures of run directories.
 
     lasa-jax report DIR              tables and figures of the runs below DIR, written to DIR/report
+    lasa-jax report DIR --lost=0.2   a rule breaks where a fifth of its accuracy without attack is lost
     lasa-jax report compare DIR      the paper's numbers beside those of DIR
 
 Also `python -m lasa_jax.report`. It reads directories only, and imports nobody's module.
 """
 
 import argparse
+import contextlib
+import dataclasses
 import sys
 from collections.abc import Sequence
 
@@ -22,11 +25,18 @@ def _say(text: str) -> None:
 def _tables(given: argparse.Namespace) -> None:
     """Prints the tables of the runs below a directory, and writes tables and figures."""
     from lasa_jax.inspection import rendering
-    from lasa_jax.report import figures, output, tables
+    from lasa_jax.report import figures, measures, output, tables
 
     path = rendering.folder(given.directory, given.output)
-    found = _groups(given)
-    made = {group.folder: [*tables.tables(group), *filter(None, [tables.detection_table(group)])] for group in found}
+    found = [dataclasses.replace(group, lost=given.lost) for group in _groups(given)]
+    made = {
+        group.folder: [
+            *tables.tables(group),
+            *measures.tables(group),
+            *filter(None, [tables.detection_table(group)]),
+        ]
+        for group in found
+    }
     for group in found:
         for table in made[group.folder]:
             rendering.show(table)
@@ -80,10 +90,18 @@ def _groups(given: argparse.Namespace) -> list:
     return made
 
 
+def _share(text: str) -> float:
+    """A number between 0 and 1, both excluded, as the type of a flag."""
+    with contextlib.suppress(ValueError):
+        if 0 < (number := float(text)) < 1:
+            return number
+    raise argparse.ArgumentTypeError(f"{text!r}: allowed is a number between 0 and 1")
+
+
 def _parser() -> commandline.Parser:
     """The flags of a report."""
     parser = commandline.Parser("report", __doc__)
-    parser.usage = "lasa-jax report [compare] DIR [--output DIR] [--where FIELD=VALUE]"
+    parser.usage = "lasa-jax report [compare] DIR [--output DIR] [--where FIELD=VALUE] [--lost SHARE]"
     parser.add_argument("words", metavar="DIR", nargs="+", help="of runs and sweeps, at any depth")
     parser.add_path("--output", metavar="DIR", help="where to write; DIR/report by default")
     parser.add_argument(
@@ -92,6 +110,13 @@ def _parser() -> commandline.Parser:
         action="append",
         default=[],
         help="only such runs, as dataset=digits; may be given again",
+    )
+    parser.add_argument(
+        "--lost",
+        metavar="SHARE",
+        type=_share,
+        default=0.1,
+        help="of its accuracy without attack, that a rule has lost at its breaking point; 0.1 by default",
     )
     return parser
 

@@ -6,7 +6,9 @@ from lasa_jax.workdir import Workdir
 
 
 def accuracy_curve(path: str | os.PathLike[str]) -> None:
-    """Draws `accuracy.png` in a run's directory: test accuracy against the round. Nothing if no round was evaluated."""
+    """Draws `accuracy.png` in a run's directory: test accuracy against the round, and the success of an attack with a
+    trigger. Nothing if no round was evaluated.
+    """
     from matplotlib.figure import Figure  # half a second that a run should not wait for
 
     workdir = Workdir(path, lock=False)
@@ -14,7 +16,12 @@ def accuracy_curve(path: str | os.PathLike[str]) -> None:
     if not lines:
         return
     figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.add_subplot(xlabel="round", ylabel="test accuracy", ylim=(0, 1), title=workdir.path.absolute().name)
-    axes.plot([line["round"] for line in lines], [line["test_accuracy"] for line in lines])
+    title = workdir.path.absolute().name
+    axes = figure.add_subplot(xlabel="round", ylabel="share of test examples", ylim=(0, 1), title=title)
+    axes.plot([line["round"] for line in lines], [line["test_accuracy"] for line in lines], label="test accuracy")
+    hit = [(line["round"], line["attack_success"]) for line in lines if line.get("attack_success") is not None]
+    if hit:
+        axes.plot(*zip(*hit, strict=True), linestyle="--", label="attack success")
+        axes.legend()
     axes.grid(alpha=0.3)
     workdir.write_figure("accuracy.png", figure)

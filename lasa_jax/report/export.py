@@ -26,14 +26,18 @@ _FIRST = ("run", "status", "note")
 _OF_SUMMARY = (
     *("best_test_accuracy", "best_round", "final_test_accuracy", "assumed_malicious", "num_parameters"),
     *("best_test_accuracy_with_padding", "best_test_accuracy_without_padding"),
+    *("final_attack_success", "largest_attack_success"),
     *("compile_seconds", "total_seconds", "parameters_sha256", "config_id", "device"),
+    "worst_tenth_accuracy",
 )
 _VERSIONS = ("python", "lasa_jax", "commit", "jax", "jaxlib", "flax", "optax", "numpy")
 RESULTS = (
     *("rounds_done", "best_test_accuracy", "best_round", "final_test_accuracy", "mean_of_last_test_accuracy"),
     *("best_test_accuracy_with_padding", "best_test_accuracy_without_padding"),
+    *("final_attack_success", "largest_attack_success"),
     *(f"final_{name}" for name in records.PADDING_LINE),
     *("final_test_loss", "final_train_loss", "malicious_filtered", "benign_kept", "assumed_malicious"),
+    "worst_tenth_accuracy",
     *("seconds_per_round", "compile_seconds", "total_seconds", "num_parameters", "parameters_sha256", "config_id"),
     *("device", *(f"version.{name}" for name in _VERSIONS)),
 )
@@ -69,6 +73,9 @@ def _settings(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
     for name, value in config.items():
         if isinstance(value, Mapping) and name == "parameters" and prefix in ("aggregator.", "attack."):
             yield from _settings(value, f"{prefix}{str(config.get('name')).rpartition(':')[2]}.")
+        elif isinstance(value, Mapping) and prefix + name == "attack.base":  # under the name of that attack
+            called = str(config["parameters"].get("base")).rpartition(":")[2]
+            yield from _settings(value.get("parameters", {}), f"attack.{called}.")
         elif isinstance(value, Mapping) and name == "parameters":
             yield from _settings(value, prefix)
         elif isinstance(value, Mapping):

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from lasa_jax.report import style, timings
+from lasa_jax.report import comparison, measures, style, timings
 from lasa_jax.report.groups import RULES, Group
 from lasa_jax.report.tables import NO_ATTACK, cells
 
@@ -59,19 +59,29 @@ def ratio(group: Group) -> Figure | str:
 
 def curves(group: Group) -> Figure | str:
     """Test accuracy against the round, a panel an attack and a line a rule."""
+    return _by_round(group, "test_accuracy", "curves.png needs two evaluated rounds")
+
+
+def success(group: Group) -> Figure | str:
+    """The success of attacks with a trigger against the round, a panel an attack and a line a rule."""
+    return _by_round(group, "attack_success", "success.png needs two evaluated rounds under a backdoor")
+
+
+def _by_round(group: Group, measure: str, needs: str) -> Figure | str:
+    """A share against the round. Args: measure: the column of `Results.lines`. needs: what is said without two rounds."""
     at = group.ratio
     runs = group.runs[group.runs["attack_ratio"] == at]
-    lines = group.results.lines.dropna(subset="test_accuracy").merge(runs[["run", "rule", "attack"]], on="run")
+    lines = group.results.lines.dropna(subset=measure).merge(runs[["run", "rule", "attack"]], on="run")
     if lines.empty or lines["round"].nunique() < 2:
-        return "curves.png needs two evaluated rounds"
-    lines["accuracy"] = 100 * lines["test_accuracy"]
+        return needs
+    lines["share"] = 100 * lines[measure]
     attacks = [attack for attack in group.attacks if attack in set(lines["attack"])]
     rules = [rule for rule in group.rules if rule in set(lines["rule"])]
-    by = lines.groupby(["attack", "rule", "round"], sort=False)["accuracy"].agg(["mean", "min", "max"]).sort_index()
+    by = lines.groupby(["attack", "rule", "round"], sort=False)["share"].agg(["mean", "min", "max"]).sort_index()
     parts = {key: part.droplevel(["attack", "rule"]) for key, part in by.groupby(["attack", "rule"], sort=False)}
     enlarged = _enlarged(parts, {key: part.iloc[-1:] for key, part in parts.items()})  # before the end all lines cross
     title = f"{group.title}, {100 * at:g} % malicious{_bands(runs)}"
-    figure, panels = _panels(attacks, title, "round", "test accuracy in %", enlarged)
+    figure, panels = _panels(attacks, title, "round", f"{measure.replace('_', ' ')} in %", enlarged)
     panels[0][0].xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
     for axes, attack in ((axes, attack) for attack, both in zip(attacks, panels, strict=True) for axes in both):
         for rule in rules:
@@ -88,35 +98,29 @@ def curves(group: Group) -> Figure | str:
 def worst_case(group: Group) -> Figure | str:
     """Per rule and attack ratio the smallest accuracy over the attacks, as the heatmaps of ByzFL.
 
-    Where a rule lacks an attack that another rule has at that ratio, the smallest of the others is a bound and has `≤`.
+    Where a rule lacks an attack that another rule has at that ratio, the smallest of the others is a bound and has `≤`. A
+    run that diverged counts as 0, see `measures.by_rule`.
     """
-    found = cells(group).dropna(subset="mean")
-    found = found[found["attack"] != NO_ATTACK]
-    if found["attack"].nunique() < 2:
+    found = measures.by_rule(group)
+    attacks = measures.by_attack(group).dropna(subset="accuracy")["attack"]
+    count = attacks[attacks != NO_ATTACK].nunique()
+    if count < 2:
         return "worst_case.png needs runs of two attacks"
     rules = [rule for rule in group.rules if rule in set(found["rule"])]
     ratios = sorted(found["attack_ratio"].unique())
     values = np.full((len(rules), len(ratios)), np.nan)
     texts = np.full(values.shape, "", dtype=object)
-    for column, at in enumerate(ratios):
-        here = found[found["attack_ratio"] == at]
-        for row, rule in enumerate(rules):
-            part = here[here["rule"] == rule]
-            if part.empty:
-                continue
-            worst = part.loc[part["mean"].idxmin()]
-            bound = "≤ " if set(here["attack"]) - set(part["attack"]) else ""
-            values[row, column] = worst["mean"]
-            texts[row, column] = f"{bound}{worst['mean']:.1f}\n{worst['attack']}"
+    for row in found.itertuples():
+        place = rules.index(row.rule), ratios.index(row.attack_ratio)
+        values[place] = row.worst
+        texts[place] = f"{'' if row.complete else '≤ '}{row.worst:.1f}\n{row.worst_attack}"
     size = (2.6 + 1.15 * len(ratios) + 0.06 * max(map(len, rules)), 1.7 + 0.55 * len(rules))
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.add_subplot(xlabel="malicious clients in %")
     style.heatmap(
         figure, axes, values, texts, rules, [f"{100 * at:g}" for at in ratios], 1.15, "best test accuracy in %"
     )
-    figure.suptitle(
-        style.wrapped(f"{group.title}: smallest over {found['attack'].nunique()} attacks", size[0]), fontsize="medium"
-    )
+    figure.suptitle(style.wrapped(f"{group.title}: smallest over {count} attacks", size[0]), fontsize="medium")
     return figure
 
 
@@ -191,9 +195,11 @@ OF_A_GROUP: Mapping[str, Callable[[Group], Figure | str]] = {
     "ratio": ratio,
     "curves": curves,
     "worst_case": worst_case,
+    "measures": comparison.of_rules,
     "detection": detection,
     "cost": timings.by_rule,
 }
+OF_BACKDOORS: Mapping[str, Callable[[Group], Figure | str]] = {"success": success}
 
 
 def left_out_of_detection(group: Group) -> list[str]:

@@ -43,8 +43,19 @@ ATTACKS = {
     "alie": "ALIE",
     "ipm": "IPM",
     "byzmean": "ByzMean",
+    "rop": "ROP",
+    "poisonedfl": "PoisonedFL",
+    "mpaf": "MPAF",
+    "hybrid_sparse": "Hybrid sparse",
+    "lasa_attack": "LASA attack",
+    "badnets": "BadNets",
+    "dba": "DBA",
+    "neurotoxin": "Neurotoxin",
+    "pgd": "PGD backdoor",
 }
 _LAST_RULE = {"lasa": "LASA"}
+
+LOST = 0.1  # where nothing else is asked for, a rule breaks at a tenth
 
 # Settings that come with a method. The clip is set by rule, see docs/fidelity.md.
 _WITH_THE_RULE = ("client.clip_norm",)
@@ -60,6 +71,8 @@ class Group:
     results: `runs` have the columns `rule` and `attack` beside their fields: the names that tables show, with the parameters
       that tell variants of one method apart. rules, attacks: those names in order.
     variants: for each name in `rules` its rule and the parameters in which it differs from the most central variant.
+    lost: the share of its accuracy without attack that a rule has lost at its breaking point, see `report.measures`.
+    refused: rule, attack and ratio of the points that no machine could run, see `report.refused`.
     """
 
     title: str
@@ -68,6 +81,8 @@ class Group:
     rules: tuple[str, ...]
     attacks: tuple[str, ...]
     variants: Mapping[str, tuple[str, Mapping[str, Any]]]
+    lost: float = LOST
+    refused: tuple[tuple[str, str, float], ...] = ()
 
     @property
     def runs(self) -> pd.DataFrame:
@@ -91,11 +106,11 @@ def split(results: Results) -> tuple[list[Group], str | None]:
         if counts.max() > 1:
             differing.append(field)
     if not differing:
-        return [_group(results, {}, 1)], None
+        return [_group(results, {}, 1, shared)], None
     groups = []
     for number, (values, part) in enumerate(texts.groupby(differing), 1):
         own = dict(zip(differing, values, strict=True))
-        groups.append(_group(results.only(results.runs.loc[part.index]), own, number))
+        groups.append(_group(results.only(results.runs.loc[part.index]), own, number, shared))
     found = []
     for field in differing:
         counts = texts[field].value_counts().sort_index()
@@ -114,8 +129,8 @@ def of_a_method(field: str, kind: str = "") -> bool:
     return {"aggregator": of_rule, "attack": of_attack}.get(kind, of_rule or of_attack)
 
 
-def _group(results: Results, own: Mapping[str, str], number: int) -> Group:
-    """A group of the runs, where `own` tells it apart from the others."""
+def _group(results: Results, own: Mapping[str, str], number: int, shared: Sequence[str]) -> Group:
+    """A group of the runs, where `own` tells it apart from the others, and its runs are alike in the `shared` fields."""
     runs = results.runs.copy()
     parameters = [field for field in results.fields if not field.endswith(".name")]
     of_rules = [field for field in parameters if of_a_method(field, "aggregator")]
@@ -135,7 +150,35 @@ def _group(results: Results, own: Mapping[str, str], number: int) -> Group:
         rules=tuple(rules),
         attacks=tuple(attacks),
         variants=rules,
+        refused=_refused(results, first, shared, attacks),
     )
+
+
+def _refused(
+    results: Results, first: pd.Series, shared: Sequence[str], attacks: Mapping[str, tuple[str, Any]]
+) -> tuple[tuple[str, str, float], ...]:
+    """The refused points of a group, by the names that its tables show.
+
+    Args:
+      results: with the points.
+      first: a run of the group.
+      shared: the fields in which the runs of a group are alike.
+      attacks: the labels of the group's attacks, with their methods.
+    """
+    cells: dict[tuple[str, str, float], None] = {}  # a set that keeps its order
+    for point in results.refused:
+        if all(_same(point.get(field), first[field]) for field in shared):
+            rule, attack = point["aggregator.name"], point["attack.name"]
+            labels = [label for label, (method, _) in attacks.items() if method == attack]
+            shown = {**RULES, **_LAST_RULE}.get(rule, methods.label(rule))
+            for label in labels if len(labels) == 1 else [ATTACKS.get(attack, methods.label(attack))]:
+                cells[shown, label, float(point["attack_ratio"])] = None
+    return tuple(cells)
+
+
+def _same(value: Any, other: Any) -> bool:
+    """Whether two settings are alike, where None and what is not there are."""
+    return (pd.isna(value) and pd.isna(other)) or str(value) == str(other)
 
 
 def _label(

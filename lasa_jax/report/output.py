@@ -3,16 +3,18 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import pandas as pd
 from matplotlib.figure import Figure
 
 from lasa_jax.errors import InputError
 from lasa_jax.inspection import rendering
 from lasa_jax.inspection.rendering import Table
-from lasa_jax.report import figures, tables, timings
+from lasa_jax.report import figures, measures, tables, timings
 from lasa_jax.report.groups import Group
 
-_TABLES = ("table.md", "table.csv", "table.tex", "detection.csv", "settings.json")
-_OWN = (*_TABLES, *(f"{name}.{kind}" for name in figures.OF_A_GROUP for kind in rendering.KINDS))
+_TABLES = ("table.md", "table.csv", "table.tex", "measures.csv", "detection.csv", "settings.json")
+_FIGURES = (*figures.OF_A_GROUP, *figures.OF_BACKDOORS)
+_OWN = (*_TABLES, *(f"{name}.{kind}" for name in _FIGURES for kind in rendering.KINDS))
 
 
 def make(groups: Sequence[Group], made: Mapping[str, Sequence[Table]]) -> tuple[dict[str, str | bytes], list[str]]:
@@ -36,14 +38,23 @@ def make(groups: Sequence[Group], made: Mapping[str, Sequence[Table]]) -> tuple[
         title = f" ({group.folder})" if group.folder else ""
         files[f"{place}table.md"] = "\n".join(map(rendering.as_markdown, made[group.folder]))
         files[f"{place}table.tex"] = "\n".join(map(rendering.as_latex, made[group.folder]))
-        files[f"{place}table.csv"] = rendering.as_csv(tables.cells_with_settings(group))
+        files[f"{place}table.csv"] = rendering.as_csv(_cells(group))
+        files[f"{place}measures.csv"] = rendering.as_csv(measures.by_rule(group))
         files[f"{place}detection.csv"] = rendering.as_csv(tables.detection(group))
         files[f"{place}settings.json"] = tables.settings(group)
-        for name, draw in figures.OF_A_GROUP.items():
+        of_backdoors = figures.OF_BACKDOORS if tables.has_backdoors(group) else {}
+        for name, draw in {**figures.OF_A_GROUP, **of_backdoors}.items():
             add(place, draw(group), name, title)
     if len(groups) > 1:
         add("", timings.by_size(groups), "cost", "")
     return files, missing
+
+
+def _cells(group: Group) -> pd.DataFrame:
+    """The cells of the tables with their settings, and what `measures` says of each."""
+    key = ["rule", "attack", "attack_ratio"]
+    said = measures.by_attack(group)[[*key, "final", "impact", "worst_tenth"]]
+    return tables.cells_with_settings(group).merge(said, on=key, how="left", sort=False)
 
 
 def write(path: Path, files: Mapping[str, str | bytes], *, own: Sequence[str] = _OWN) -> None:

@@ -13,6 +13,7 @@ import pandas as pd
 
 from lasa_jax.config import UNIDENTIFYING, flatten
 from lasa_jax.errors import InputError, user_path
+from lasa_jax.report import refused
 from lasa_jax.report.directories import FILES, one_line, run_directories
 from lasa_jax.workdir import Workdir
 
@@ -21,7 +22,9 @@ _LARGEST_COUNT = 2**53
 _TEXT = re.compile(r"[\w.:,/~ +-]{0,200}")  # what names of methods, datasets and variants are made of
 _REQUIRED = ("dataset", "model", "fidelity", "aggregator.name", "attack.name", "attack_ratio", "seed", "rounds")
 _BEST = ("best_test_accuracy", "best_test_accuracy_with_padding", "best_test_accuracy_without_padding")
-_LINE_NUMBERS = ("test_accuracy", "test_loss", "train_loss", "seconds_per_round")
+_FINAL = ("final_test_accuracy", "final_attack_success")
+_LINE_SHARES = ("test_accuracy", "attack_success")
+_LINE_NUMBERS = (*_LINE_SHARES, "test_loss", "train_loss", "seconds_per_round")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,16 +32,19 @@ class Results:
     """The finished runs below a directory.
 
     runs: a row a run: `run` (its path below the directory), every field of its config by the config's own name (a parameter
-      of the selected method as `aggregator.sparsity_level`), and of its summary `status`, `best_test_accuracy`,
+      of the selected method as `aggregator.sparsity_level`), and of its summary `status`, `worst_tenth_accuracy` (NaN where
+      clients differ by chance only), `best_test_accuracy`,
       `best_test_accuracy_with_padding` and `best_test_accuracy_without_padding` (NaN where a dataset has no padding),
-      `final_test_accuracy`, `last_round`, `seconds_per_round`, `device`, `malicious_filtered`, `benign_kept` and, where it
-      is known, `num_parameters`. Shares are in [0, 1].
-    lines: a row a run and evaluated round: `run`, `round`, `test_accuracy`, `test_loss`, `train_loss`,
-      `seconds_per_round`, and since the line before, counted in pairs of a client and a layer: `malicious`, `benign`,
-      `malicious_filtered`, `benign_filtered`.
+      `final_test_accuracy`, `final_attack_success` (NaN
+      under an attack without a trigger), `last_round`, `seconds_per_round`, `device`, `malicious_filtered`, `benign_kept`
+      and, where it is known, `num_parameters`. Shares are in [0, 1].
+    lines: a row a run and evaluated round: `run`, `round`, `test_accuracy`, `attack_success`, `test_loss`,
+      `train_loss`, `seconds_per_round`, and since the line before, counted in pairs of a client and a layer: `malicious`,
+      `benign`, `malicious_filtered`, `benign_filtered`.
     layers: a row a run and layer: `run`, `layer`, and over all rounds the shares `malicious_filtered`, `benign_kept`.
     fields: the columns of `runs` that are settings.
     left_out: one line for everything that was found and could not be used, or only in part.
+    refused: the flat configs of points of sweeps that no machine could run, see `report.refused`.
     """
 
     runs: pd.DataFrame
@@ -46,6 +52,7 @@ class Results:
     layers: pd.DataFrame
     fields: tuple[str, ...]
     left_out: tuple[str, ...]
+    refused: tuple[Mapping[str, Any], ...] = ()
 
     def only(self, runs: pd.DataFrame) -> "Results":
         """The results of some of the runs."""
@@ -104,7 +111,7 @@ def load(directory: str | os.PathLike[str]) -> Results:
         why = f" ({len(left_out)} left out; the first: {left_out[0]})" if left_out else ""
         raise InputError(f"{root}: has no finished run, which is a directory with config.json and summary.json{why}")
     frame = pd.DataFrame(runs, dtype=object)
-    numbers = [*_BEST, "final_test_accuracy", "seconds_per_round", "malicious_filtered", "benign_kept"]
+    numbers = [*_BEST, *_FINAL, "worst_tenth_accuracy", "seconds_per_round", "malicious_filtered", "benign_kept"]
     frame = frame.astype(dict.fromkeys([*numbers, "num_parameters", "attack_ratio"], float))
     line_columns = ["run", "round", *_LINE_NUMBERS, *_COUNTS]
     return Results(
@@ -113,6 +120,7 @@ def load(directory: str | os.PathLike[str]) -> Results:
         layers=pd.DataFrame(layers, columns=["run", "layer", "malicious_filtered", "benign_kept"]),
         fields=tuple(fields),
         left_out=tuple(left_out),
+        refused=tuple(refused.points(root.resolve(), _flat)),
     )
 
 
@@ -135,7 +143,8 @@ def select(results: Results, conditions: Sequence[str]) -> Results:
         if kept.empty:
             there = ", ".join(sorted({str(value) for value in column[column.notna()]}))
             raise InputError(f"--where={condition}: no run has that value; there are {there}")
-        results = results.only(kept)
+        alike = tuple(point for point in results.refused if _is(point.get(field), text))
+        results = dataclasses.replace(results.only(kept), refused=alike)
     return results
 
 
@@ -179,13 +188,15 @@ def _read_run(path: Path, name: str) -> tuple[dict[str, Any], dict[str, Any], li
     result = {
         "status": summary["status"],
         **{name: _share(summary, name) for name in _BEST},
-        "final_test_accuracy": _share(summary, "final_test_accuracy"),
+        **{name: _share(summary, name) for name in _FINAL},
+        "worst_tenth_accuracy": _share(summary, "worst_tenth_accuracy"),
         "last_round": int(_number(summary, "rounds", high=_LARGEST_COUNT, whole=True)),
         "seconds_per_round": _number(summary, "seconds_per_round", optional=True),
         "num_parameters": _number(summary, "num_parameters", high=_LARGEST_COUNT, optional=True),
         "device": one_line(device),
         "malicious_filtered": _share(detection, "malicious_filtered"),
         "benign_kept": _share(detection, "benign_kept"),
+        "worst_tenth_accuracy": _share(summary, "worst_tenth_accuracy"),
     }
     layers = []
     for layer, rates in detection["layers"].items():
@@ -260,7 +271,7 @@ def _read_lines(path: Path, name: str, last_round: int) -> list[dict[str, Any]]:
             row[kind] = (
                 math.nan
                 if value is None
-                else _number(line, kind, high=1 if kind == "test_accuracy" else math.inf, file=f"round {line['round']}")
+                else _number(line, kind, high=1 if kind in _LINE_SHARES else math.inf, file=f"round {line['round']}")
             )
         for kind in ("malicious", "benign"):
             filtered = line[f"{kind}_filtered"]

@@ -9,6 +9,7 @@ import pandas as pd
 from lasa_jax.config import UNIDENTIFYING
 from lasa_jax.inspection.rendering import Cell, Table
 from lasa_jax.report.groups import ATTACKS, Group, of_a_method
+from lasa_jax.report.refused import TOO_MANY
 
 NO_ATTACK = ATTACKS["none"]
 _RADII = ("aggregator.direction_radius", "aggregator.magnitude_radius")
@@ -52,12 +53,46 @@ def tables(group: Group) -> list[Table]:
         if not covered >= set(zip(part["rule"], part["attack"], strict=True)):
             main.append(_main(group, part, float(ratio)))
         special += of_lasa
-    return main + special
+    return main + special + success_tables(group)
+
+
+def has_backdoors(group: Group) -> bool:
+    """Whether the success of an attack with a trigger was measured in one of the runs."""
+    return bool(group.runs["final_attack_success"].notna().any())
+
+
+def success_tables(group: Group) -> list[Table]:
+    """For each attack ratio how often the triggers of backdoors work after the last round, rules by attacks."""
+    made = []
+    measured = cells(group, "final_attack_success").dropna(subset="mean")
+    for ratio, found in measured.groupby("attack_ratio"):
+        rules = [rule for rule in group.rules if rule in set(found["rule"])]
+        attacks = [attack for attack in group.attacks if attack in set(found["attack"])]
+        grid = {(row.rule, row.attack): row for row in found.itertuples()}
+        columns = []
+        for attack in attacks:
+            those = [grid.get((rule, attack)) for rule in rules]
+            places = _ranks([None if cell is None else -cell.mean for cell in those])
+            columns.append(
+                [Cell(_accuracy(c, found["seeds"].max()), rank) for c, rank in zip(those, places, strict=True)]
+            )
+        rows = tuple((Cell(rule), *row) for rule, row in zip(rules, zip(*columns, strict=True), strict=True))
+        caption = f"{group.title}: success of backdoors in %, {100 * float(ratio):g} % malicious"
+        what = "Share of the test images of other classes that the trigger turns into the target, after the last round."
+        made.append(Table(caption, ("rule", *attacks), rows, notes=(what, *_notes(group, found, "column", "smallest"))))
+    return made
 
 
 def cells_with_settings(group: Group) -> pd.DataFrame:
-    """`cells`, and in further columns the group, the rule by its name in a config, and what its variants differ in."""
+    """`cells`, and in further columns the group, the rule by its name in a config, and what its variants differ in.
+
+    Where there are backdoors, `attack_success` is their mean success after the last round, in percent.
+    """
     found = cells(group)
+    if has_backdoors(group):
+        keys = ["rule", "attack", "attack_ratio"]
+        success = cells(group, "final_attack_success")[[*keys, "mean"]].rename(columns={"mean": "attack_success"})
+        found = found.merge(success, on=keys, how="left", sort=False)
     settings = sorted({field for _, special in group.variants.values() for field in special})
     names = pd.DataFrame(
         [{"rule": label, "aggregator.name": group.variants[label][0]} for label in group.rules], dtype=object
@@ -72,12 +107,18 @@ def cells_with_settings(group: Group) -> pd.DataFrame:
 
 def _main(group: Group, found: pd.DataFrame, ratio: float) -> Table:
     """Rules by attacks with the average over the attacks, as Table 1 of the paper."""
+    refused = [(rule, attack) for rule, attack, at in group.refused if at == ratio]
     rules = [rule for rule in group.rules if rule in set(found["rule"])]
+    rules += [rule for rule in dict.fromkeys(rule for rule, _ in refused) if rule not in rules]
     attacks = [attack for attack in group.attacks if attack in set(found["attack"])]
     grid = {(row.rule, row.attack): row for row in found.itertuples()}
     real = [attack for attack in attacks if attack != NO_ATTACK]
     columns = [[grid.get((rule, attack)) for rule in rules] for attack in attacks]
     texts = [_column(column, found) for column in columns]
+    for attack, met, shown in zip(attacks, columns, texts, strict=True):
+        for place, (rule, value) in enumerate(zip(rules, met, strict=True)):
+            if value is None and (rule, attack) in refused:
+                shown[place] = Cell(TOO_MANY)
     if len(real) > 1:
         averages: list[float | None] = []
         for rule in rules:
@@ -91,8 +132,14 @@ def _main(group: Group, found: pd.DataFrame, ratio: float) -> Table:
         f"{group.title}: best test accuracy in %{'' if not real else f', {100 * ratio:g} % malicious'}",
         headings,
         tuple((Cell(rule), *row) for rule, row in zip(rules, zip(*texts, strict=True), strict=True)),
-        notes=_notes(group, found, "column"),
+        notes=(*_notes(group, found, "column"), *refused_note(group, ratio)),
     )
+
+
+def refused_note(group: Group, ratio: float) -> list[str]:
+    """The line below a table in which points of a sweep were refused, see `report.refused`."""
+    rules = dict.fromkeys(rule for rule, _, at in group.refused if at == ratio)
+    return [f"{TOO_MANY}: {', '.join(rules)} would walk over too many subsets of so many clients."] if rules else []
 
 
 def detection(group: Group) -> pd.DataFrame:
@@ -250,10 +297,10 @@ def _fixed(run: pd.Series, fields: Sequence[str]) -> str:
     return "".join(f", {field.partition('.')[2].replace('_', ' ')} {run[field]:g}" for field in fields if field in run)
 
 
-def _notes(group: Group, found: pd.DataFrame, where: str) -> tuple[str, ...]:
+def _notes(group: Group, found: pd.DataFrame, where: str, best: str = "best") -> tuple[str, ...]:
     most = found["seeds"].max()
     first = group.runs.iloc[0]
-    notes = [f"Bold: best of the {where}; underlined: second."]
+    notes = [f"Bold: {best} of the {where}; underlined: second."]
     if "clients_per_round" in first and "num_clients" in first:
         population = "all" if pd.isna(first["num_clients"]) else f"{first['num_clients']:,}"
         notes.append(f"{first['clients_per_round']} of {population} clients a round.")

@@ -27,8 +27,8 @@ from lasa_jax.testing.stacks import (
     assert_like,
     assert_same,
     filled,
-    first_row,
     honest,
+    initial,
     known,
     marked,
     sharded_clients,
@@ -94,7 +94,7 @@ def craft(
     updates = honest() if updates is None else updates
     present = np.ones(len(malicious), bool) if present is None else present
     ids = np.arange(len(malicious)) if ids is None else ids
-    state = attack.init(first_row(updates))
+    state = attack.init(initial(updates))
     try:
         return _compiled(attack)[0](updates, state, jax.random.key(0), malicious, present, ids)[0]
     except NOT_CONCRETE as error:
@@ -139,7 +139,7 @@ def only_malicious_rows_change(attack: Attack) -> None:
 
 def is_a_function_of_its_key(attack: Attack) -> None:
     """A is a function of its arguments: traced twice it is one program, and what it draws comes from its key."""
-    state = attack.init(first_row(honest()))
+    state = attack.init(initial(honest()))
     # A new function each time, or JAX gives back the first trace.
     first, second = (
         jax.make_jaxpr(functools.partial(eager, attack))(honest(), state, jax.random.key(0), SOME) for _ in range(2)
@@ -158,7 +158,7 @@ def vmap_equals_a_loop(attack: Attack) -> None:
     runs = [honest(seed) for seed in range(3)]
 
     def one(updates: PyTree, malicious: jax.Array) -> PyTree:
-        return eager(attack, updates, attack.init(first_row(updates)), jax.random.key(0), malicious)[0]
+        return eager(attack, updates, attack.init(initial(updates)), jax.random.key(0), malicious)[0]
 
     together = jax.jit(jax.vmap(one))(jax.tree.map(lambda *x: np.stack(x), *runs), masks)
     for index, updates in enumerate(runs):
@@ -212,7 +212,7 @@ def padding_changes_nothing(attack: Attack, absent: Sequence[int] = (13, 14, 15)
 def state_keeps_its_shape(attack: Attack) -> None:
     """The state after a round is like the state before it, so that rounds, keys and masks are numbers of one program."""
     step, traces = _compiled(attack)
-    before = state = attack.init(first_row(honest()))
+    before = state = attack.init(initial(honest()))
     counted = 0
     for index, name in enumerate(("some", "one", "most")):
         arguments = (jax.random.key(index), marked(MALICIOUS[name]), np.ones(NUM_CLIENTS, bool))
@@ -224,7 +224,10 @@ def state_keeps_its_shape(attack: Attack) -> None:
 
 
 def examples_stay_examples(attack: Attack) -> None:
-    """0 <= poisoned label < C for labels of C classes; images and labels keep their shape and dtype."""
+    """0 <= poisoned label < C for labels of C classes; images and labels keep their shape and dtype.
+
+    So they do with the trigger of an attack that has one, which counts no example that has the wanted label already.
+    """
     images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (10, 8, 8, 1)), jnp.uint8)
     labels = jnp.arange(10, dtype=jnp.int32)
 
@@ -237,12 +240,20 @@ def examples_stay_examples(attack: Attack) -> None:
     assert_like(poisoned, labels, "poisoned labels")
     if np.min(poisoned) < 0 or np.max(poisoned) > 9:
         raise AssertionError(f"poisoned labels of 10 classes: {np.ravel(poisoned).tolist()}, allowed are 0 to 9")
+    if attack.trigger is None:
+        return
+    shown, wanted, counted = jax.jit(attack.trigger)(images, labels)
+    assert_like(shown, images, "triggered images")
+    assert_like(wanted, labels, "wanted labels")
+    assert_like(counted, labels != wanted, "which examples count")
+    if np.any(counted & (labels == wanted)):
+        raise AssertionError("an example whose label is the wanted one counts as a success of the trigger")
 
 
 def keeps_dtypes(attack: Attack) -> None:
     """What is sent and the state have the dtypes of the updates, bfloat16 too."""
     updates = {"w": jnp.asarray(honest()["kernel"], jnp.bfloat16)}
-    state = attack.init(first_row(updates))
+    state = attack.init(initial(updates))
     crafted, after = jax.eval_shape(functools.partial(eager, attack), updates, state, jax.random.key(0), SOME)
     assert_like(crafted, updates, "what is sent, of bfloat16")
     assert_like(after, state, "the state, of bfloat16")
@@ -288,7 +299,7 @@ def sends_other_rows(attack: Attack, least: int = 1) -> None:
 
 def draws_for_each_client(attack: Attack) -> None:
     """A draws for each client in M for itself, and anew for another key."""
-    state = attack.init(first_row(honest()))
+    state = attack.init(initial(honest()))
     present = np.ones(NUM_CLIENTS, bool)
     first, second = (_compiled(attack)[0](honest(), state, jax.random.key(seed), SOME, present)[0] for seed in range(2))
     for layer in first:
@@ -308,7 +319,7 @@ def traces_once(make: Callable[..., Attack], numbers: Mapping[str, Sequence[floa
 
     def sent(updates: Updates, numbers: Mapping[str, float]) -> PyTree:
         attack = make(**numbers)
-        return eager(attack, updates, attack.init(first_row(updates)), jax.random.key(0), SOME)[0]
+        return eager(attack, updates, attack.init(initial(updates)), jax.random.key(0), SOME)[0]
 
     @jax.jit
     def traced(updates: Updates, numbers: Mapping[str, float]) -> PyTree:

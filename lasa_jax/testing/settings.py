@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from lasa_jax.aggregators import Aggregator
 from lasa_jax.attacks import Attack
 from lasa_jax.testing import attacks
-from lasa_jax.testing.stacks import PyTree, assert_like, first_row, honest, known
+from lasa_jax.testing.stacks import PyTree, assert_like, first_row, honest, initial, known
 
 _FLOATS = ("float32", "bfloat16", "float16")
 
@@ -80,7 +80,7 @@ def attack_keeps_types(attack: Attack) -> None:
     """What is sent and the state have the types of the updates, float16 to float64, under each of `SETTINGS`."""
 
     def ask(updates: PyTree, key: jax.Array) -> tuple[PyTree, PyTree]:
-        before = attack.init(first_row(updates))
+        before = attack.init(initial(updates))
         sent, after = attacks.eager(attack, updates, before, key, jnp.asarray(attacks.SOME))
         return (sent, after), (updates, before)
 

@@ -56,26 +56,20 @@ def known(method: Aggregator | Attack, updates: PyTree, ids: Mask | None = None)
     """
     if not method.needs:
         return {}
-    ids = jnp.arange(len(jax.tree.leaves(updates)[0]), dtype=jnp.int32) if ids is None else jnp.asarray(ids, jnp.int32)
+    n = max((len(x) for x in jax.tree.leaves(updates)), default=0)
+    ids = jnp.arange(n, dtype=jnp.int32) if ids is None else jnp.asarray(ids, jnp.int32)
     all_honest = honest()
 
-    def pattern(x: Any, times: float) -> jax.Array:
-        return (
-            (times * jnp.cos(jnp.arange(math.prod(x.shape[1:]), dtype=jnp.float32)))
-            .reshape(x.shape[1:])
-            .astype(x.dtype)
-        )
-
     def of_server(path: Any, x: Any) -> jax.Array:
-        like = all_honest.get(getattr(path[-1], "key", None), np.zeros(0)) if path else np.zeros(0)
-        return jnp.asarray(like.mean(axis=0), x.dtype) if like.shape[1:] == x.shape[1:] else pattern(x, 1.0)
+        like = all_honest.get(str(getattr(path[-1], "key", "")), np.zeros(0)) if path else np.zeros(0)
+        return jnp.asarray(like.mean(axis=0), x.dtype) if like.shape[1:] == x.shape[1:] else _pattern(x, 1.0)
 
     everything = Context(
-        params=jax.tree.map(lambda x: pattern(x, 0.1), updates),
+        params=jax.tree.map(lambda x: _pattern(x, 0.1), updates),
         sizes=1 + ids % 5,
         ids=ids,
         server_update=jax.tree_util.tree_map_with_path(of_server, updates),
-        last_update=jax.tree.map(lambda x: pattern(x, 0.3), updates),
+        last_update=jax.tree.map(lambda x: _pattern(x, 0.3), updates),
         round_index=jnp.int32(1),
     )
     return {"context": Context(**{name: getattr(everything, name) for name in method.needs})}
@@ -85,6 +79,16 @@ def built_in(name: str, num_clients: int = 128) -> Aggregator:
     """A built-in rule with its defaults; one that remembers the population is told that it has so many clients."""
     told = {"num_clients": num_clients} if methods.remembers_clients("aggregator", name) else {}
     return aggregators.create(name, **told)
+
+
+def initial(updates: PyTree) -> PyTree:
+    """The model with which a run begins: what `init` of an attack is given, shaped like one update, whoever sends what."""
+    return jax.tree.map(lambda x: _pattern(x, 0.2), updates)
+
+
+def _pattern(x: Any, times: float) -> jax.Array:
+    """Numbers in the shape and the type of one row of a leaf."""
+    return (times * jnp.cos(jnp.arange(math.prod(x.shape[1:]), dtype=jnp.float32))).reshape(x.shape[1:]).astype(x.dtype)
 
 
 def first_row(updates: PyTree) -> PyTree:

@@ -209,7 +209,7 @@ class Workdir:
     def begin_from(self, other: "Workdir", last_round: int) -> None:
         """Copies what another run has up to a round: metrics, filtering, and last the checkpoint, which makes it count."""
         with self._writing("what the run begins with"):
-            lines = [line for line in other.metrics() if line["round"] <= last_round]
+            lines = [records.as_not_the_last(line) for line in other.metrics() if line["round"] <= last_round]
             replace_file(self.path / "metrics.jsonl", "".join(to_json(line) for line in lines))
             for file in filtering_files(other.path):
                 if int(file.stem.removeprefix("round_")) <= last_round:

@@ -37,6 +37,8 @@ PADDING_LINE: Form = {
     for way in ("with_padding", "without_padding")
     for name in ("accuracy", "loss")
 }
+# And under an attack with a trigger.
+SUCCESS_LINE: Form = {"attack_success": or_null(is_number)}
 _RATES: Form = dict.fromkeys(("malicious_filtered", "benign_kept"), or_null(is_number))
 SUMMARY: Form = {
     **dict.fromkeys(("status", "parameters_sha256"), is_text),
@@ -46,6 +48,8 @@ SUMMARY: Form = {
     "compile_seconds": is_number,
     "detection": is_record({**_RATES, "layers": is_mapping(is_record(_RATES))}),
 }
+# And in the last line of a run whose clients differ.
+LAST_LINE: Form = {"worst_tenth_accuracy": or_null(is_number)}
 
 
 def layer_names(variables: PyTree) -> list[str]:
@@ -92,19 +96,22 @@ def lines(
                 "seconds_per_round": seconds,
             }
         )
+        if number == simulation.rounds and metrics.worst_tenth is not None:
+            written[-1]["worst_tenth_accuracy"] = float(metrics.worst_tenth[index])
         first = index + 1
     return written
 
 
 def _tested(test: "Evaluation", index: int) -> dict[str, float]:
-    """What a line says of the global model; of a dataset with padding also by either way of counting."""
+    """What a line says of the global model: both ways of counting where there is padding, the success of a backdoor."""
     ways = {"": test.reported, "_with_padding": test.with_padding, "_without_padding": test.without_padding}
-    return {
+    told = {
         f"test_{name}{way}": float(getattr(measures, name)[index])
         for way, measures in ways.items()
         if measures is not None
         for name in ("accuracy", "loss")
     }
+    return told if test.success is None else {**told, "attack_success": float(test.success[index])}
 
 
 def parse_lines(content: bytes) -> list[dict[str, Any]]:
@@ -117,15 +124,22 @@ def parse_lines(content: bytes) -> list[dict[str, Any]]:
             break
         if not isinstance(line, dict) or wrong_fields(line, LINE):
             break
-        if not PADDING_LINE.keys().isdisjoint(line) and wrong_fields(line, PADDING_LINE):
+        if any(not form.keys().isdisjoint(line) and wrong_fields(line, form) for form in (PADDING_LINE, SUCCESS_LINE)):
             break
         if parsed and line["round"] <= parsed[-1]["round"]:
             break
         layers = (parsed or [line])[0]["malicious_filtered"].keys()
         if line["malicious_filtered"].keys() != layers or line["benign_filtered"].keys() != layers:
             break
+        if not LAST_LINE.keys().isdisjoint(line) and wrong_fields(line, LAST_LINE):
+            break
         parsed.append(line)
     return parsed
+
+
+def as_not_the_last(line: Mapping[str, Any]) -> dict[str, Any]:
+    """A line without what only the last line of a run has: a run that goes on from it has that later."""
+    return {name: value for name, value in line.items() if name not in LAST_LINE}
 
 
 def filtering_table(metrics: "BlockMetrics", done: int, count: int, layers: Sequence[str]) -> "pd.DataFrame | None":
@@ -258,15 +272,21 @@ def summary(
     best = highest("test_accuracy")
     measures = ("test_accuracy_with_padding", "test_accuracy_without_padding")
     by_padding = {f"best_{field}": highest(field) for field in measures if lines and field in lines[0]}
+    success = [line["attack_success"] for line in lines if "attack_success" in line]
+    of_the_attack: dict[str, float | None] = {}
+    if success:
+        of_the_attack = {"final_attack_success": success[-1], "largest_attack_success": highest("attack_success")}
     return {
         "status": status,
         "best_test_accuracy": best,
         **by_padding,
         "final_test_accuracy": lines[-1]["test_accuracy"] if lines else None,
+        **of_the_attack,
         "best_round": next((line["round"] for line in lines if line["test_accuracy"] == best), None),
         "rounds": lines[-1]["round"] if lines else 0,
         "seed": seed,
         "detection": detection_rates(lines),
+        **{field: lines[-1][field] for field in LAST_LINE if lines and field in lines[-1]},
         "assumed_malicious": lines[-1]["assumed_malicious"] if lines else None,
         "seconds_per_round": float(np.mean([line["seconds_per_round"] for line in lines])) if lines else None,
         "num_parameters": sum(leaf.size for leaf in jax.tree.leaves(variables)),  # entries of an update, d

@@ -84,3 +84,27 @@ def test_attack(theirs, attack):
     which = np.arange(N) < 4
     crafted, _ = attack.craft({"w": X}, (), which, key=KEY)
     np.testing.assert_allclose(crafted["w"][0], theirs()(X[4:].copy()), atol=2e-6)
+
+
+@pytest.mark.parametrize("name", ["TrMean", "Median", "MultiKrum"])
+@pytest.mark.parametrize(
+    ("theirs", "attack"),
+    [
+        (byzfl.Optimal_ALittleIsEnough, attacks.optimal_alie()),
+        (byzfl.Optimal_InnerProductManipulation, attacks.optimal_ipm()),
+    ],
+)
+def test_attack_that_searches_for_its_factor(theirs, attack, name):
+    """Each against its own form of the rule. ByzFL clips the rows before it, if it is not told not to."""
+    their_rule, make = RULES[name]
+    rule, which = make(), np.arange(N) < 4
+
+    @jax.jit
+    def craft(x):
+        return attack.craft({"w": x}, (), which, key=KEY, aggregate=lambda u: result(u))[0]["w"][0]
+
+    def result(updates):
+        return rule.aggregate(updates, (), key=KEY, num_malicious=0)[0]
+
+    wanted = theirs(agg=their_rule(), pre_agg_list=[], f=4)(X[4:].copy())
+    np.testing.assert_allclose(craft(X), wanted, atol=2e-6 * np.abs(wanted).max())

@@ -18,6 +18,7 @@ PREAGGREGATORS = {
     "keep_top_k": aggregators.keep_top_k(0.5),
     "nearest_neighbour_mixing": aggregators.nearest_neighbour_mixing(5),
     "bucketing": aggregators.bucketing(3),
+    "arc": aggregators.arc(),
 }
 
 

@@ -82,6 +82,58 @@ class TestFEMNIST:
         with pytest.raises(InputError, match="cannot be written in"):
             data.load("femnist", data_dir=str(tmp_path / "file"), source=str(leaf))
 
+    def test_hdf5(self, leaf, tmp_path):
+        """TensorFlow Federated's form of the same writers gives the same set."""
+        folder = tmp_path / "tff"
+        folder.mkdir()
+        users = {
+            "train": {"w1": [leaf_user(1, 3), leaf_user(3, 4)], "w2": [leaf_user(0, 5)], "w3": [leaf_user(2, 2)]},
+            "test": {"w1": [leaf_user(4, 2)], "w2": [leaf_user(5, 1)]},
+        }
+        for part, writers in users.items():
+            with h5py.File(folder / f"fed_emnist_{part}.h5", "w") as file:
+                for writer, found in writers.items():
+                    x, y = (np.concatenate([user[name] for user in found]) for name in ("x", "y"))
+                    file[f"examples/{writer}/pixels"] = x.reshape(-1, 28, 28).astype(np.float32)
+                    file[f"examples/{writer}/label"] = y.astype(np.int32)
+        found = data.load("femnist", data_dir=str(tmp_path / "a"), source=str(folder))
+        same = data.load("femnist", data_dir=str(tmp_path / "b"), source=str(leaf))
+        for part, other in ((found.train, same.train), (found.test, same.test)):
+            np.testing.assert_array_equal(part.inputs, other.inputs)
+            np.testing.assert_array_equal(part.labels, other.labels)
+        np.testing.assert_array_equal(found.client_ids, same.client_ids)
+        assert found.source_id != same.source_id
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (
+                lambda w: w.__setitem__("label", np.array([62, 0])),
+                "train.h5: client 'w1': y must be whole numbers from 0 to 61",
+            ),
+            (lambda w: w.__setitem__("label", np.array([0])), "client 'w1' must have as many label as pixels"),
+            (lambda w: w.__setitem__("pixels", np.zeros((2, 27, 28))), r"client 'w1': x has the shape \(2, 756\)"),
+            (lambda w: w.__setitem__("pixels", np.full((2, 28, 28), 255.0)), "client 'w1': x must lie between 0 and 1"),
+            (lambda w: w.pop("label"), "fed_emnist_train.h5: is not TensorFlow Federated's FEMNIST"),
+            (lambda w: None, "fed_emnist_test.h5: is not TensorFlow Federated's FEMNIST"),
+        ],
+    )
+    def test_bad_hdf5(self, change, message, tmp_path):
+        writer = {"pixels": np.ones((2, 28, 28)), "label": np.array([0, 61])}
+        change(writer)
+        with h5py.File(tmp_path / "fed_emnist_train.h5", "w") as file:
+            for name, values in writer.items():
+                file[f"examples/w1/{name}"] = values
+        with pytest.raises(InputError, match=message) as error:
+            data.load("femnist", data_dir=str(tmp_path / "tfds"), source=str(tmp_path))
+        assert "\n" not in str(error.value)
+
+    def test_a_folder_that_is_no_source(self, tmp_path):
+        with pytest.raises(
+            InputError, match=r"must be a folder with train/.*json, as LEAF writes, or one with fed_emnist"
+        ):
+            data.load("femnist", data_dir=str(tmp_path), source=str(tmp_path))
+
     def test_a_damaged_set_is_one_line(self, leaf, tmp_path):
         data.load("femnist", data_dir=str(tmp_path / "tfds"), source=str(leaf))
         (file,) = (tmp_path / "tfds").rglob("*train.array_record*")

@@ -93,7 +93,7 @@ def test_runs_of_a_batch_share_the_memory(monkeypatch):
     made = build.place([run], make_mesh(jax.devices()[:1])).simulation
     seen = []
 
-    def spy(program, state, test, batch_size, *, runs):
+    def spy(program, state, test, batch_size, *, runs, attack):
         seen.append(runs)
         return evaluation.Evaluation(evaluation.Measures(jnp.float32(0), jnp.float32(0)))
 

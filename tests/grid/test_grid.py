@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lasa_jax import build, experiment, grid, ops, track
+from lasa_jax import aggregators, attacks, build, experiment, grid, ops, track
 from lasa_jax import config as configs
 from lasa_jax.errors import InputError
 from lasa_jax.federated import Executables, Simulation, cards, make_mesh, memory
@@ -71,6 +71,25 @@ def test_the_papers_sweeps(name, points, programs, dataset):
     assert {point.config.dataset for point in found} == {dataset}
     assert {point.config.fidelity for point in found} == {"official"}
     assert f"configs/sweeps/{name}.py:digits" in (SWEEPS / f"{name}.py").read_text()
+
+
+def test_the_sweep_of_all_pairs():
+    """Every rule and attack that has a name, the triggered ones apart; seeds and rounds may follow the dataset."""
+    triggered = {name for name in attacks.names() if attacks.create(name).trigger is not None}
+    found = grid.points(grid.load(f"{SWEEPS / 'pairs'}.py:digits,seeds=2,rounds=3"))
+    usual = [point for point in found if point.config.clients_per_round == 30]
+    pairs = {(point.config.aggregator.name, point.config.attack.name) for point in usual}
+    assert pairs == {
+        (rule, attack) for rule in aggregators.names() for attack in attacks.names() if attack not in triggered
+    }
+    assert len(usual) == 2 * len(pairs) == 2 * len(grid.programs(usual))
+    assert {(point.config.rounds, point.config.fidelity) for point in found} == {(3, "official")}
+    few = {point.config.aggregator.name for point in found if point.config.clients_per_round == 15}
+    assert few == {"fedavg", "mda", "smea"} & (set(aggregators.names()) if "mda" in aggregators.names() else set())
+    other = grid.load(f"{SWEEPS / 'pairs'}.py:mnist,clients=20,fidelity=paper,alpha=0.1").base
+    assert (other.clients_per_round, other.fidelity, other.partition.name) == (20, "paper", "dirichlet")
+    with pytest.raises(InputError, match="'attack' is not known, allowed are seeds, rounds, clients, fidelity, alpha"):
+        grid.load(f"{SWEEPS / 'pairs'}.py:digits,attack=lie")
 
 
 def test_points_are_the_product_and_tied_fields_change_together():

@@ -119,7 +119,10 @@ def test_equation_14_does_not_follow_from_its_assumptions():
     """
     saved = three_kinds_of_clients()
     text = (Path(__file__).parents[2] / "docs" / "theory.md").read_text()
-    told = [float(x) for x in re.search(r"the error is ([0-9.]+) times the bound; .* 4's, ([0-9.]+)", text).groups()]
+    told = [
+        float(x)
+        for x in re.search(r"the error is ([0-9.]+) times the bound; .*? 4's, ([0-9.]+)", text, re.DOTALL).groups()
+    ]
     level = float(re.search(r"sparsity level ([0-9.]+) \(k = 405\)", text)[1])
     assert aggregators.num_kept_entries({"w": np.zeros((3, 400))}, level) == 405
     spread = bound.measure(saved, noise=0, divergence=0).benign_variance

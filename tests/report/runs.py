@@ -29,12 +29,14 @@ def write_run(
     filtered: tuple[int, int] = (0, 0),
     finished: bool = True,
     summary: dict[str, Any] | None = None,
+    success: list[float] | None = None,
 ) -> Path:
     """A run of as many rounds as there are accuracies.
 
     Args:
       settings: fields of the config. filtered: of 2 malicious and of 8 benign clients, in each layer and round.
       finished: without, there is no summary.json. summary: what is other in it.
+      success: of a trigger, after each round.
     """
     numbers = {name: settings[name] for name in ("seed", "attack_ratio")}
     method = tuple((field, value) for field, value in settings.items() if field not in numbers)
@@ -57,6 +59,7 @@ def write_run(
                 "malicious_filtered": dict.fromkeys(LAYERS, min(filtered[0], malicious)),
                 "benign_filtered": dict.fromkeys(LAYERS, filtered[1]),
                 "seconds_per_round": 0.5,
+                **({} if success is None else {"attack_success": success[index - 1]}),
             }
             for index, accuracy in enumerate(accuracies, 1)
         )
@@ -77,6 +80,8 @@ def write_run(
             "detection": {**rates, "layers": dict.fromkeys(LAYERS, rates)},
             "device": "1 x cpu",
         }
+        if success is not None:
+            whole |= {"final_attack_success": success[-1], "largest_attack_success": max(success)}
         if finished:
             workdir.write_summary(whole | (summary or {}))
     return path

@@ -14,9 +14,11 @@ from lasa_jax.report.__main__ import main
 from tests.report.runs import of, write_run
 
 ROOT = Path(__file__).parents[2]
-TABLES = {"table.md", "table.csv", "table.tex", "detection.csv", "settings.json"}
+TABLES = {"table.md", "table.csv", "table.tex", "measures.csv", "detection.csv", "settings.json"}
 FIGURES = {
-    f"{name}.{kind}" for name in ("ratio", "curves", "worst_case", "detection", "cost") for kind in ("png", "svg")
+    f"{name}.{kind}"
+    for name in ("ratio", "curves", "worst_case", "detection", "cost", "measures")
+    for kind in ("png", "svg")
 }
 
 
@@ -45,6 +47,14 @@ def test_all_files_and_the_same_again(tmp_path, capsys):
     assert {name: (report / name).read_bytes() for name in names(report)} == before
 
 
+def test_a_backdoor_has_a_table_and_a_figure_more(tmp_path, capsys):
+    sweep(tmp_path)
+    write_run(tmp_path, of("lasa", "badnets"), [0.5, 0.75], success=[0.5, 0.25])
+    assert main([str(tmp_path)]) == 0
+    assert "success of backdoors in %, 25 % malicious" in capsys.readouterr().out
+    assert names(tmp_path / "report") == TABLES | FIGURES | {"success.png", "success.svg"}
+
+
 def test_what_a_report_no_longer_has_is_removed(tmp_path, capsys):
     sweep(tmp_path / "runs")
     output = tmp_path / "out"
@@ -52,13 +62,13 @@ def test_what_a_report_no_longer_has_is_removed(tmp_path, capsys):
     assert main(arguments) == 0
     (output / "mine.txt").write_text("stays")
     assert main([*arguments, "--where=attack_ratio=0.1", "--where", "attack.name=noise"]) == 0
-    assert names(output) == TABLES | FIGURES - {*("ratio.png", "ratio.svg", "worst_case.png", "worst_case.svg")} | {
-        "mine.txt"
-    }
+    gone = {f"{name}.{kind}" for name in ("ratio", "worst_case", "measures") for kind in ("png", "svg")}
+    assert names(output) == TABLES | FIGURES - gone | {"mine.txt"}
     assert not (tmp_path / "runs" / "report").exists()
     assert capsys.readouterr().err.splitlines() == [
         "not drawn: ratio.png needs runs of one attack at two attack ratios",
         "not drawn: worst_case.png needs runs of two attacks",
+        "not drawn: measures.png needs runs of a rule without attack and under one, or under two",
     ]
 
 
@@ -100,6 +110,7 @@ def test_finished_runs_beside_broken_ones(tmp_path, capsys):
         (["{empty}/nosuch"], "is not a directory, and no command: allowed are DIR, compare"),
         (["partition", "{runs}"], "partition: is not a directory, and no command: allowed are DIR, compare"),
         (["{runs}", "--where=dataset=mnist"], "--where=dataset=mnist: no run has that value; there are digits"),
+        (["{runs}", "--lost=2"], "lost: '2': allowed is a number between 0 and 1"),
         (["{runs}", "--colour=red"], "--colour=red: is not a flag of lasa-jax report; see --help"),
         (["{runs}", "--output=/proc/nosuch/report"], "--output=/proc/nosuch/report: cannot be written"),
         (["{linked}"], "report: is a link; say where to write with --output=DIR"),

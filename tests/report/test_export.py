@@ -55,6 +55,13 @@ def test_every_setting_and_result(sweep, capsys):
     assert done["aggregator.gate.factor"] == ""
 
 
+def test_the_success_of_a_backdoor(tmp_path):
+    write_run(tmp_path, of("lasa", "badnets"), [0.5, 0.75], success=[0.5, 0.25])
+    export.main([str(tmp_path)])
+    (row,) = rows(tmp_path / "runs.csv")
+    assert (row["final_attack_success"], row["largest_attack_success"]) == ("0.25", "0.5")
+
+
 def test_the_columns_of_settings_are_the_flags(sweep):
     """A row's settings, given by hand, make the same run; the order of columns is always the same."""
     export.main([str(sweep)])

@@ -162,6 +162,7 @@ def test_what_has_no_data_says_why(tmp_path):
         "ratio": "ratio.png needs runs of one attack at two attack ratios",
         "curves": "curves.png needs two evaluated rounds",
         "worst_case": "worst_case.png needs runs of two attacks",
+        "measures": "measures.png needs runs of a rule without attack and under one, or under two",
         "detection": "detection.png needs a rule that filters clients",
         "cost": "cost.png needs runs that were timed",
     }
@@ -188,3 +189,14 @@ def test_nothing_overlaps_and_bytes_repeat(whole, name):
         first = rendering.figure_bytes(figures.OF_A_GROUP[name](whole), kind)
         assert first.startswith(start)
         assert first == rendering.figure_bytes(figures.OF_A_GROUP[name](whole), kind)
+
+
+def test_success_of_backdoors_by_round(tmp_path):
+    write_run(tmp_path, of("fedavg", "badnets"), [0.5, 0.6], success=[0.25, 0.75])
+    write_run(tmp_path, of("fedavg", "lie"), [0.5, 0.6])
+    figure = figures.success(group_of(tmp_path))
+    (panel,) = figure.axes
+    assert (panel.get_title(), panel.get_ylabel()) == ("BadNets", "attack success in %")
+    assert lines(panel) == [([1, 2], [25.0, 75.0])]
+    write_run(tmp_path / "short", of("fedavg", "dba"), [0.5], success=[0.25])
+    assert "needs two evaluated rounds under a backdoor" in figures.success(group_of(tmp_path / "short"))

@@ -283,3 +283,27 @@ def test_settings_are_those_of_the_configs(tmp_path):
     levels = {rule: own.get("aggregator.sparsity_level") for rule, own in found["rules"].items()}
     assert levels == {"FedAvg": None, "LASA (sparsity_level 0.3)": 0.3, "LASA (sparsity_level 0.5)": 0.5}
     assert {own["attack.name"]: own.get("attack.z") for own in found["attacks"].values()} == {"none": None, "lie": 1.5}
+
+
+def test_success_of_backdoors_beside_the_accuracies(tmp_path):
+    """The smallest is the best; runs of other attacks have none."""
+    for rule, rates in (("fedavg", (0.75, 0.5)), ("median", (0.25, 0.125)), ("lasa", (0.5, 1.0))):
+        for seed in (1, 2):
+            write_run(tmp_path, of(rule, "badnets", seed), [0.5, 0.6], success=[1.0, rates[0]])
+        write_run(tmp_path, of(rule, "pgd"), [0.5, 0.6], success=[0.0, rates[1]])
+        write_run(tmp_path, of(rule, "lie"), [0.5, 0.6])
+    group = group_of(tmp_path)
+    accuracies, table = tables.tables(group)
+    assert accuracies.headings == ("rule", "Lie", "BadNets", "PGD backdoor", "Average w/ attacks")
+    assert table.caption == "digits, small_cnn, 2 rounds, fidelity paper: success of backdoors in %, 25 % malicious"
+    assert table.headings == ("rule", "BadNets", "PGD backdoor")
+    assert texts(table) == [
+        ["FedAvg", "75.00 ± 0.00", "50.00 (1)"],
+        ["Median", "25.00 ± 0.00", "12.50 (1)"],
+        ["LASA", "50.00 ± 0.00", "100.00 (1)"],
+    ]
+    assert ranks(table) == [[0, 0, 2], [0, 1, 1], [0, 2, 0]]
+    rows = csv.DictReader(io.StringIO(rendering.as_csv(tables.cells_with_settings(group))))
+    found = {(row["rule"], row["attack"]): row["attack_success"] for row in rows}
+    assert found["Median", "BadNets"] == "25"
+    assert found["Median", "Lie"] == ""

@@ -65,6 +65,10 @@ def float_images(inputs, labels, **_):
     return inputs / 255.0, labels
 
 
+def counts_all(inputs, labels):
+    return inputs, jnp.zeros_like(labels), labels >= 0
+
+
 def absent_too(malicious, present):
     return malicious
 
@@ -111,6 +115,7 @@ CAUGHT = [
     (laws.examples_stay_examples, attacks.none()._replace(poison=next_class), "allowed are 0 to 9"),
     (laws.examples_stay_examples, attacks.none()._replace(poison=float_labels), "poisoned labels: .*float32"),
     (laws.examples_stay_examples, attacks.none()._replace(poison=float_images), "poisoned images: .*float32"),
+    (laws.examples_stay_examples, attacks.none()._replace(trigger=counts_all), "counts as a success of the trigger"),
     (laws.keeps_dtypes, flipped(lambda *_: -jnp.ones(())), "what is sent, of bfloat16"),
     (
         laws.keeps_dtypes,

@@ -7,7 +7,7 @@ import pytest
 
 from lasa_jax import aggregators, attacks, simulate
 from lasa_jax.federated import make_mesh
-from lasa_jax.testing import assert_close, honest, settings
+from lasa_jax.testing import assert_close, honest, known, settings
 from lasa_jax.testing.attacks import SOME, eager
 from lasa_jax.testing.stacks import assert_same, first_row
 from tests.aggregators.test_battery import RULES
@@ -17,9 +17,13 @@ VARIANTS = {
     **{name: case.make() for name, case in RULES.items()},
     **{
         f"{name}, official": aggregators.create(name, variant="official")
-        for name in ("bulyan", "signguard", "sparsefed")
+        for name in ("bulyan", "signguard", "signguard_sim", "sparsefed")
     },
     "lasa, coordinate": aggregators.lasa(granularity="coordinate"),
+    "flame, updates": aggregators.flame("updates"),
+    "monna, of a client": aggregators.monna(trusted=1),
+    "robust_learning_rate, median": aggregators.robust_learning_rate(base="median"),
+    "robust_learning_rate, weighted": aggregators.robust_learning_rate(base="weighted_mean"),
 }
 FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 KEY = jax.random.key(0)
@@ -57,7 +61,7 @@ def test_every_preaggregator_with_every_rule_in_every_type(step, kind):
             rule = aggregators.chain(aggregators.PREAGGREGATORS[step](), aggregators.create(name))
             state = rule.init(first_row(updates))
             result = jax.eval_shape(
-                lambda u, s, r=rule: r.aggregate(u, s, key=KEY, num_malicious=3)[:2], updates, state
+                lambda u, s, r=rule: r.aggregate(u, s, key=KEY, num_malicious=3, **known(r, u))[:2], updates, state
             )
             wanted = (first_row(updates), state)
             assert jax.tree.map(lambda x: x.dtype, result) == jax.tree.map(lambda x: x.dtype, wanted), name
@@ -70,7 +74,8 @@ def test_float64_is_what_numpy_says(name):
         updates = {layer: jnp.asarray(x, jnp.float64) for layer, x in honest().items()}
         rule = RULES[name].make()
         compiled = jax.jit(
-            lambda u: rule.aggregate(u, rule.init(first_row(u)), key=KEY, num_malicious=3)[0], compiler_options=FAST
+            lambda u: rule.aggregate(u, rule.init(first_row(u)), key=KEY, num_malicious=3, **known(rule, u))[0],
+            compiler_options=FAST,
         )
         result = jax.tree.map(np.asarray, compiled(updates))
         assert_close(result, RULES[name].definition(honest()), atol=1e-6 if name == "geometric_median" else 1e-13)

@@ -71,6 +71,19 @@ def test_lines_and_summary_have_both_forms_of_a_dataset_with_padding():
     assert "best_test_accuracy_with_padding" not in records.summary([line(1)], {"w": np.zeros(2)}, **about)
 
 
+def test_lines_and_summary_have_the_success_of_a_backdoor():
+    measures = Measures(np.array([2.0, 1.0, 1.0]), np.array([0.5, 0.75, 0.75]))
+    told = [records._tested(Evaluation(measures, success=np.array([0.25, 0.875, 0.5])), at) for at in range(3)]
+    assert told[1] == {"test_accuracy": 0.75, "test_loss": 1.0, "attack_success": 0.875}
+    written = [line(at + 1, **one) for at, one in enumerate(told)]
+    assert parsed(*written) == [1, 2, 3]
+    assert parsed(written[0], {**written[1], "attack_success": "0.5"}) == [1]
+    about = {"status": "finished", "seed": 1, "config_id": "", "compile_seconds": 0.0, "total_seconds": 0.0}
+    made = records.summary(written, {"w": np.zeros(2)}, **about)
+    assert (made["final_attack_success"], made["largest_attack_success"]) == (0.5, 0.875)
+    assert "final_attack_success" not in records.summary([line(1)], {"w": np.zeros(2)}, **about)
+
+
 def test_lines_are_read_as_they_were_written():
     written = [line(1), line(2, test_loss=float("nan")), line(5)]
     content = "".join(map(to_json, written)).encode()
@@ -156,3 +169,13 @@ def test_the_commit_of_a_checkout(tmp_path, monkeypatch):
     assert commit() == {"commit": git("rev-parse", "HEAD") + "-dirty"}
     monkeypatch.undo()
     records._commit.cache_clear()
+
+
+def test_what_only_the_last_line_has():
+    last = {"worst_tenth_accuracy": 0.25}
+    assert parsed(line(1), line(2, **last)) == [1, 2]
+    assert parsed(line(1), line(2, worst_tenth_accuracy="0.25")) == [1]
+    about = {"status": "finished", "seed": 1, "config_id": "", "compile_seconds": 0.0, "total_seconds": 0.0}
+    assert records.summary([line(1), line(2, **last)], {"w": np.zeros(2)}, **about)["worst_tenth_accuracy"] == 0.25
+    assert "worst_tenth_accuracy" not in records.summary([line(1)], {"w": np.zeros(2)}, **about)
+    assert records.as_not_the_last(line(2, **last)) == line(2)

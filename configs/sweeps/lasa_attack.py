@@ -1,0 +1,39 @@
+"""How LASA and other rules stand against the attack that was written against LASA.
+
+    python -m launch.sweep --config=configs/sweeps/lasa_attack.py:digits --workdir=DIR        # or mnist, ...
+
+Six rules under no attack, `lasa_attack` in both of its published settings, `hybrid_sparse`, Lie and ByzMean, seeds 1 to 3: a
+quarter of the clients malicious with the dataset's own numbers of clients, and, on digits, a fifth of 25 clients that all
+take part in every round, as in the library that the attack comes from. 108 runs for each of the two, 36 programs. Every rule
+and attack is that of its own paper.
+"""
+
+from typing import Any
+
+from lasa_jax.config import paper
+from lasa_jax.grid import Grid
+
+RULES = ["lasa", "fedavg", "signguard", "multi_krum", "trimmed_mean", "geometric_median"]
+ATTACKS: list[dict[str, Any]] = [
+    {"attack.name": "none"},
+    {"attack.name": "lasa_attack"},
+    {"attack.name": "lasa_attack", "attack.lasa_attack.small_share": 0.7},
+    {"attack.name": "hybrid_sparse"},
+    {"attack.name": "lie"},
+    {"attack.name": "byzmean"},
+]
+OURS: dict[str, Any] = {"attack_ratio": 0.25}
+ITS_LIBRARYS: dict[str, Any] = {"attack_ratio": 0.2, "num_clients": 25, "clients_per_round": 25}
+
+
+def get_grid(dataset: str) -> Grid:
+    """The grid for a dataset."""
+    settings = [OURS, ITS_LIBRARYS] if dataset == "digits" else [OURS]
+    points = [
+        {**setting, **attack, "aggregator.name": rule, "seed": seed}
+        for setting in settings
+        for attack in ATTACKS
+        for rule in RULES
+        for seed in (1, 2, 3)
+    ]
+    return Grid(paper(dataset), points=points)
