@@ -67,7 +67,7 @@ class TestArrays:
 
 @pytest.mark.parametrize("rule", ["foolsgold", "fldetector"])
 def test_eight_devices_equal_one(rule):
-    """21 clients do not divide over 8 devices, nor do the 10 of a round; the reference draws of the gap statistic are the same."""
+    """21 clients do not divide over 8 devices, nor do the 10 of a round; the gap statistic draws the same reference."""
     settings = {"aggregator.name": rule, "attack.name": "lie"}
     settings |= {"aggregator.fldetector.start_round": 2, "clients_per_round": 21} if rule == "fldetector" else {}
     one, eight = simulated(**settings), simulated(8, **settings)
