@@ -174,7 +174,7 @@ def check_subsets(config: ConfigDict) -> None:
 
 
 def _check_numbered(config: ConfigDict, dataset: Dataset, num_clients: int) -> None:
-    """Raises InputError for a parameter of an attack that is the number of a client or a class which the data does not have."""
+    """Raises InputError for a parameter of an attack that numbers a client or a class which is not in the data."""
     for name in configs.chosen(config)["attack"]:
         given = configs.parameters(config, "attack", name)
         for parameter, of in attacks.NUMBERED.get(name, {}).items():

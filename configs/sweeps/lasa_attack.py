@@ -10,30 +10,32 @@ and attack is that of its own paper.
 
 from typing import Any
 
-from lasa_jax.config import paper
+from lasa_jax.config import read_sweep
 from lasa_jax.grid import Grid
 
 RULES = ["lasa", "fedavg", "signguard", "multi_krum", "trimmed_mean", "geometric_median"]
-ATTACKS: list[dict[str, Any]] = [
+WRITTEN_AGAINST_IT: list[dict[str, Any]] = [
     {"attack.name": "none"},
     {"attack.name": "lasa_attack"},
     {"attack.name": "lasa_attack", "attack.lasa_attack.small_share": 0.7},
-    {"attack.name": "hybrid_sparse"},
-    {"attack.name": "lie"},
-    {"attack.name": "byzmean"},
 ]
+OTHERS: list[dict[str, Any]] = [{"attack.name": name} for name in ("hybrid_sparse", "lie", "byzmean")]
 OURS: dict[str, Any] = {"attack_ratio": 0.25}
 ITS_LIBRARYS: dict[str, Any] = {"attack_ratio": 0.2, "num_clients": 25, "clients_per_round": 25}
 
 
-def get_grid(dataset: str) -> Grid:
-    """The grid for a dataset."""
-    settings = [OURS, ITS_LIBRARYS] if dataset == "digits" else [OURS]
+def get_grid(argument: str) -> Grid:
+    """The grid for a dataset, and for what may follow it: see `config.read_sweep`."""
+    asked = read_sweep(argument)
+    asked.base.fidelity = "paper"
+    settings = [OURS, ITS_LIBRARYS] if asked.base.dataset == "digits" else [OURS]
+    others = [*OTHERS, *({"attack.name": name} for name in asked.attacks())]
     points = [
         {**setting, **attack, "aggregator.name": rule, "seed": seed}
+        for attacks in (WRITTEN_AGAINST_IT, others)
         for setting in settings
-        for attack in ATTACKS
+        for attack in attacks
         for rule in RULES
-        for seed in (1, 2, 3)
+        for seed in asked.seeds
     ]
-    return Grid(paper(dataset), points=points)
+    return Grid(asked.base, points=points)

@@ -45,6 +45,7 @@ def every_rule(argument: str, against: Sequence[str], settings: Mapping[str, Any
     base.fidelity = asked.more.get("fidelity", base.fidelity)
     base.rounds = asked.more.get("rounds", base.rounds)
     base.clients_per_round = asked.more.get("clients", base.clients_per_round)
+    against = list(dict.fromkeys(asked.attacks(*against)))  # which may have the stealthy Min-Sum already
     axes: list[dict[str, Sequence[Any]]] = [
         {"aggregator.name": aggregators.names()},
         {"attack.name": against},

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from lasa_jax import ops
-from lasa_jax.aggregators.base import Aggregator, Context, Count, PyTree, Rows, Scalar, needed, stateless
+from lasa_jax.aggregators.base import Aggregator, Context, Count, PyTree, Rows, Scalar, stateless
+from lasa_jax.aggregators.context import needed
 from lasa_jax.aggregators.directions import cosines_with
 from lasa_jax.aggregators.lasa import mz_scores
 from lasa_jax.aggregators.preaggregators import clip_factors

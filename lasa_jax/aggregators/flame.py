@@ -6,17 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from lasa_jax import ops
-from lasa_jax.aggregators.base import (
-    Aggregator,
-    Context,
-    Count,
-    PyTree,
-    Rows,
-    Scalar,
-    equal_weights,
-    needed,
-    stateless,
-)
+from lasa_jax.aggregators.base import Aggregator, Context, Count, PyTree, Rows, Scalar, equal_weights, stateless
+from lasa_jax.aggregators.context import needed
 from lasa_jax.aggregators.preaggregators import clip_factors
 from lasa_jax.errors import check_choice, check_number
 

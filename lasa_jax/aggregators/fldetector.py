@@ -113,7 +113,7 @@ def fldetector(num_clients: int | None = None, window: int = 10, start_round: Co
         step = jax.tree.map(jnp.subtract, known.params, state.model)
         foretold = hessian_times(state.pairs, step)
         errors = ops.everywhere(rows.apart(_error, ops.take_clients(state.last, ids), shared=(foretold,)))
-        scored = rows.present & (state.last_round[ids] == now - 1) & (state.pairs.number > 0)
+        scored = rows.present & (state.last_round[ids] == now - 1) & (state.pairs.known > 0)
         total = jnp.sum(jnp.where(scored, errors, 0.0))
         slot = state.num_scores[ids] % window
         score = errors / jnp.where(total > 0, total, 1.0)
@@ -136,7 +136,7 @@ def fldetector(num_clients: int | None = None, window: int = 10, start_round: Co
             initial=state.initial,
             model=known.params,
             mean=mean,
-            pairs=pairs._replace(number=started * pairs.number),
+            pairs=pairs._replace(known=started * pairs.known),
             rounds=started * now,
             last=ops.put_clients(state.last, ids, rows.present, rows.written),
             last_round=started * state.last_round.at[only(ids, rows.present, removed)].set(now, mode="drop"),

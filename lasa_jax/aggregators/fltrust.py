@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from lasa_jax import ops
-from lasa_jax.aggregators.base import Aggregator, Context, Count, Diagnostics, PyTree, Rows, needed, stateless
+from lasa_jax.aggregators.base import Aggregator, Context, Count, Diagnostics, PyTree, Rows, stateless
+from lasa_jax.aggregators.context import needed
 from lasa_jax.aggregators.directions import cosines_with, rescaled
 
 _NEEDS = frozenset({"server_update"})

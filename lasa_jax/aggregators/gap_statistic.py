@@ -26,7 +26,8 @@ def two_groups(values: jax.Array, which: jax.Array, key: jax.Array) -> tuple[jax
     scaled = jnp.where(which & (high > low), (values - low) / jnp.where(high > low, high - low, 1.0), 0.0)
     ordered = _in_order(scaled, which)
     within = sums_of_squares(ordered, count)
-    draws = jax.random.uniform(key, (REFERENCES, len(values)), values.dtype)
+    # In this order absent rows at the end change no draw.
+    draws = jax.random.uniform(key, (len(values), REFERENCES), values.dtype).T
     counted = jnp.arange(len(values), dtype=jnp.int32) < count
     references = jax.vmap(lambda x: sums_of_squares(_in_order(x, counted), count))(draws)
     threshold = ordered[_upper_start(ordered, count)]

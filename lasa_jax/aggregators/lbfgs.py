@@ -22,12 +22,12 @@ class Pairs(NamedTuple):
     Attributes:
       steps: s, leaves `(window, ...)`.
       changes: y, leaves `(window, ...)`.
-      number: int32, pairs so far.
+      known: int32, pairs so far.
     """
 
     steps: PyTree
     changes: PyTree
-    number: jax.Array
+    known: jax.Array
 
     @classmethod
     def none(cls, window: int, like: PyTree) -> "Pairs":
@@ -38,21 +38,21 @@ class Pairs(NamedTuple):
 
     def with_pair(self, step: PyTree, change: PyTree, is_one: jax.Array) -> "Pairs":
         """The pairs and one more, where it is one; of more than the window the oldest goes."""
-        slot = self.number % len(jax.tree.leaves(self.steps)[0])
+        slot = self.known % len(jax.tree.leaves(self.steps)[0])
 
         def put(slots: jax.Array, new: jax.Array) -> jax.Array:
             return slots.at[slot].set(jnp.where(is_one, new.astype(slots.dtype), slots[slot]))
 
         steps, changes = jax.tree.map(put, self.steps, step), jax.tree.map(put, self.changes, change)
-        return Pairs(steps, changes, self.number + is_one.astype(jnp.int32))
+        return Pairs(steps, changes, self.known + is_one.astype(jnp.int32))
 
 
 def hessian_times(pairs: Pairs, vector: PyTree) -> PyTree:
     """B v, a pytree like v in the type of the pairs; zeros without a pair, and where M cannot be inverted."""
     window = len(jax.tree.leaves(pairs.steps)[0])
     place = jnp.arange(window, dtype=jnp.int32)
-    count = jnp.minimum(pairs.number, window)
-    in_order = (jnp.where(pairs.number > window, pairs.number, 0) + place) % window  # oldest first
+    count = jnp.minimum(pairs.known, window)
+    in_order = (jnp.where(pairs.known > window, pairs.known, 0) + place) % window  # oldest first
     there = place < count
     both = there[:, None] & there[None, :]
 

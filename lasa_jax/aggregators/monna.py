@@ -13,9 +13,9 @@ from lasa_jax.aggregators.base import (
     Selection,
     at_most,
     equal_weights,
-    needed,
     stateless,
 )
+from lasa_jax.aggregators.context import needed
 from lasa_jax.errors import check_number
 
 

@@ -3,7 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from lasa_jax.aggregators.base import Context, PyTree, Rows, needed
+from lasa_jax.aggregators.base import Context, PyTree, Rows
+from lasa_jax.aggregators.context import needed
 from lasa_jax.errors import InputError, check_number
 
 

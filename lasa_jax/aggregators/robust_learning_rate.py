@@ -13,9 +13,9 @@ from lasa_jax.aggregators.base import (
     Rows,
     Scalar,
     equal_weights,
-    needed,
     stateless,
 )
+from lasa_jax.aggregators.context import needed
 from lasa_jax.errors import check_choice, check_number
 
 _BASES = ("mean", "weighted_mean", "median", "sign")

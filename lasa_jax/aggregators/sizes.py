@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from lasa_jax import ops
-from lasa_jax.aggregators.base import Context, PyTree, Rows, equal_weights, needed
+from lasa_jax.aggregators.base import Context, PyTree, Rows, equal_weights
+from lasa_jax.aggregators.context import needed
 from lasa_jax.errors import check_choice
 
 _SIZES = frozenset({"sizes"})

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 
 from lasa_jax import ops
 from lasa_jax.aggregators import Context
-from lasa_jax.aggregators.base import Count, needed
+from lasa_jax.aggregators.base import Count
+from lasa_jax.aggregators.context import needed
 from lasa_jax.aggregators.preaggregators import share_kept
 from lasa_jax.attacks.backdoors import planted, square
 from lasa_jax.attacks.base import Attack, PyTree, Scalar

@@ -10,7 +10,7 @@ import numpy as np
 
 from lasa_jax import ops
 from lasa_jax.aggregators import Context
-from lasa_jax.aggregators.base import needed
+from lasa_jax.aggregators.context import needed
 from lasa_jax.attacks.base import (
     KNOWLEDGE,
     Attack,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from lasa_jax import ops
 from lasa_jax.aggregators import Context
-from lasa_jax.aggregators.base import needed
+from lasa_jax.aggregators.context import needed
 from lasa_jax.attacks.base import (
     KNOWLEDGE,
     Attack,

@@ -18,6 +18,7 @@ from lasa_jax.config.settings import (
     Setting,
     all_settings,
     base_of,
+    check_base,
     check_fields,
     check_values,
     chosen,
@@ -47,6 +48,7 @@ def updated(base: ConfigDict, settings: Mapping[str, Any]) -> ConfigDict:
         if field in settings:
             _put(config, field, settings[field], all_settings()[field])
     selected = chosen(config)
+    check_base(config)
     known = all_settings(selected)
     check_fields(settings, selected)
     _add_tables(config, selected, afresh=True)
@@ -104,10 +106,12 @@ def resolve(config: ConfigDict, overrides: Iterable[str] = (), *, dataset: str |
       InputError: one line that names the setting, its value and what is allowed.
     """
     config = ConfigDict(plain(config.to_dict()))
-    _add_tables(config, chosen(config), afresh=False)
+    selected = chosen(config)
+    check_base(config)
+    _add_tables(config, selected, afresh=False)
     check_values(config)
     config.dataset = config.dataset if dataset is None else methods.label(dataset)
-    overrides, selected = list(overrides), chosen(config)
+    overrides = list(overrides)
     _check_selected(config, overrides, selected)
     _check_relations(config)
     own = partition.SETTINGS[config.partition.name]

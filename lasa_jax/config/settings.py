@@ -316,7 +316,6 @@ def _hint(field: str, known: Mapping[str, Setting], selected: Chosen | None) -> 
 def check_values(config: ConfigDict) -> None:
     """Raises InputError unless every field is there and no other, and each has a value of its type and in its range."""
     selected = chosen(config)
-    _check_base(config)
     for kind, names in selected.items():
         for name in names:
             methods.find(kind, name)
@@ -335,7 +334,7 @@ def check_values(config: ConfigDict) -> None:
             check_number(f"config.{field}", given[field], **setting.allowed)  # type: ignore[arg-type]
 
 
-def _check_base(config: ConfigDict) -> None:
+def check_base(config: ConfigDict) -> None:
     """Raises InputError unless the base of an attack is another attack, or the path of a user's function."""
     base, field = base_of(config), f"attack.{config.attack.name}.base"
     if base is None:

@@ -11,6 +11,7 @@ from lasa_jax.report import measures, style
 from lasa_jax.report.groups import Group
 
 _LOST, _CLEAN = style.COLOURS[1], style.COLOURS[0]
+_WIDTH = 2.6  # inches of 0 to 100 %, about
 
 
 def of_rules(group: Group) -> Figure | str:
@@ -23,7 +24,7 @@ def of_rules(group: Group) -> Figure | str:
     found = found[found["attack_ratio"] == group.ratio].reset_index(drop=True)
     if not measures.has_something_to_compare(found):
         return "measures.png needs runs of a rule without attack and under one, or under two"
-    panels = [(3.2, _accuracies)]
+    panels = [(_WIDTH + _room(found), _accuracies)]
     if found["up_to"].notna().any():
         panels.append((1.8, _breaking))
     if found["success"].notna().any():
@@ -55,9 +56,15 @@ def of_rules(group: Group) -> Figure | str:
     return figure
 
 
+def _room(found: pd.DataFrame) -> float:
+    """Inches that the names of the worst attacks take."""
+    return 0.2 + 0.07 * max(map(len, found["worst_attack"]))
+
+
 def _accuracies(axes: Axes, found: pd.DataFrame) -> None:
     """From the accuracy without attack to that under the worst one, which is named."""
-    axes.set(xlabel="best test accuracy in %", xlim=(-2, 135), xticks=range(0, 101, 20))
+    right = 102 + 104 * _room(found) / _WIDTH
+    axes.set(xlabel="best test accuracy in %", xlim=(-2, right), xticks=range(0, 101, 20))
     for place, row in enumerate(found.itertuples()):
         axes.plot(
             [row.worst, row.mean if math.isnan(row.without) else row.without],

@@ -23,14 +23,14 @@ def by_attack(group: Group) -> pd.DataFrame:
       without: accuracy of the same rule without attack, at this ratio or the nearest at which it was run so.
       impact: `without` less `accuracy`.
       success: of a backdoor.
-      worst_tenth: accuracy of the tenth of the benign clients that are served worst.
+      worst_tenth: accuracy of the tenth of the benign clients that are served worst; 0 of a run that diverged, too.
     """
-    diverged = group.runs["status"] == "diverged"
+    diverged, tenths = group.runs["status"] == "diverged", 100 * group.runs["worst_tenth_accuracy"]
     runs = group.runs.assign(
         accuracy=(100 * group.runs["best_test_accuracy"]).where(~diverged, 0.0),
         final=(100 * group.runs["final_test_accuracy"]).where(~diverged, 0.0),
         success=100 * group.runs["final_attack_success"],
-        worst_tenth=100 * group.runs["worst_tenth_accuracy"],
+        worst_tenth=tenths.where(~diverged, 0.0) if tenths.notna().any() else tenths,
         diverged=diverged.astype(int),
     )
     by = runs.groupby(_KEY, sort=False)

@@ -189,14 +189,12 @@ def _read_run(path: Path, name: str) -> tuple[dict[str, Any], dict[str, Any], li
         "status": summary["status"],
         **{name: _share(summary, name) for name in _BEST},
         **{name: _share(summary, name) for name in _FINAL},
-        "worst_tenth_accuracy": _share(summary, "worst_tenth_accuracy"),
         "last_round": int(_number(summary, "rounds", high=_LARGEST_COUNT, whole=True)),
         "seconds_per_round": _number(summary, "seconds_per_round", optional=True),
         "num_parameters": _number(summary, "num_parameters", high=_LARGEST_COUNT, optional=True),
         "device": one_line(device),
         "malicious_filtered": _share(detection, "malicious_filtered"),
         "benign_kept": _share(detection, "benign_kept"),
-        "worst_tenth_accuracy": _share(summary, "worst_tenth_accuracy"),
     }
     layers = []
     for layer, rates in detection["layers"].items():

@@ -63,7 +63,7 @@ def eager(
     """One round of an attack, not compiled: what is sent, and the attack's state."""
     rule = functools.partial(server_rule, present=present)
     context = known(attack, updates, ids)
-    if context:
+    if context and jax.tree.leaves(updates):  # what is no stack is for craft to refuse
         state = attack.begin(state, context["context"])
     return attack.craft(updates, state, malicious, key=key, present=present, aggregate=rule, **context)
 

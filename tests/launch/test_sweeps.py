@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lasa_jax import build, data, grid
+from lasa_jax import aggregators, attacks, build, data, grid
 from lasa_jax import config as configs
 from lasa_jax.errors import InputError
 from lasa_jax.grid import cost, work
@@ -94,6 +94,10 @@ def said(argument: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> str:
 def test_every_sweep_plans_or_refuses_in_one_line(name, dataset, tmp_path, monkeypatch, capsys):
     """`TABLE` says which."""
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    # Of what sweeps of all rules and attacks have.
+    monkeypatch.setattr(aggregators, "names", lambda: ["lasa", "mda", "median"])
+    monkeypatch.setattr(attacks, "names", lambda: ["badnets", "lie", "min_sum", "min_sum_stealthy"])
+    monkeypatch.setattr(attacks, "BACKDOORS", ("badnets",))
     prepared, missing = TABLE[dataset][:2], TABLE[dataset][2:]
     expect_of_each(name, dataset, missing, tmp_path, capsys)
     if dataset != "digits":

@@ -51,7 +51,7 @@ def test_a_backdoor_has_a_table_and_a_figure_more(tmp_path, capsys):
     sweep(tmp_path)
     write_run(tmp_path, of("lasa", "badnets"), [0.5, 0.75], success=[0.5, 0.25])
     assert main([str(tmp_path)]) == 0
-    assert "success of backdoors in %, 25 % malicious" in capsys.readouterr().out
+    assert "success of backdoors in %" in " ".join(capsys.readouterr().out.split())
     assert names(tmp_path / "report") == TABLES | FIGURES | {"success.png", "success.svg"}
 
 
