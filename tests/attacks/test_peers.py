@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from lasa_jax import attacks
+from lasa_jax.testing import known
 
 KEY = jax.random.key(0)
 ROWS = np.array([[2.0, -1.0, 0.5], [4.0, 3.0, 0.5], [9.0, 1.0, 2.0], [7.0, 7.0, 7.0]], np.float32)
@@ -51,7 +52,12 @@ def test_with_nobody_malicious_nothing_changes(name):
     attack = attacks.create(name)
     state = attack.init({"w": ROWS[0]})
     crafted, _ = attack.craft(
-        {"w": ROWS}, state, np.zeros(4, bool), key=KEY, aggregate=lambda updates: {"w": updates["w"].mean(0)}
+        {"w": ROWS},
+        state,
+        np.zeros(4, bool),
+        key=KEY,
+        aggregate=lambda updates: {"w": updates["w"].mean(0)},
+        **known(attack, {"w": ROWS}),
     )
     np.testing.assert_array_equal(crafted["w"], ROWS)
 
