@@ -1,5 +1,6 @@
 """The command line as a user meets it."""
 
+import io
 import json
 import os
 import re
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from rich.console import Console
 from tensorboardX.proto import event_pb2
 
 from lasa_jax import config as configs
@@ -223,6 +225,23 @@ def test_a_folder_for_tensorboard_that_cannot_be_written_ends_no_run(tmp_path, c
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1
     assert "cannot be written" in said[0]
+
+
+def test_the_success_of_a_backdoor_is_shown(tmp_path):
+    """In TensorBoard, and in the table at the end of a run."""
+    numbers = dict.fromkeys(("train_loss", "test_loss", "test_accuracy", "update_norm"), 0.5)
+    filtered = {"malicious": 1, "benign": 2, "malicious_filtered": {}, "benign_filtered": {}}
+    board = track.Board(tmp_path)
+    board({**numbers, **filtered, "round": 1, "attack_success": 0.75})
+    board.close()
+    found = {value.tag: value.simple_value for event in events(tmp_path) for value in event.summary.value}
+    assert found["attack_success"] == 0.75
+    console = Console(file=io.StringIO(), width=100)
+    rates = {"malicious_filtered": None, "benign_kept": 1.0}
+    summary = dict.fromkeys(("best_test_accuracy", "final_test_accuracy", "compile_seconds", "seconds_per_round"), 0.5)
+    summary |= {"status": "finished", "rounds": 2, "best_round": 1, "detection": {**rates, "layers": {}}}
+    main.print_summary({**summary, "final_attack_success": 0.75, "largest_attack_success": None}, tmp_path, console)
+    assert re.search(r"attack success, final and largest │ +75.0 %, - │", console.file.getvalue())
 
 
 def test_tensorboard_is_an_extra(tmp_path, monkeypatch):
