@@ -116,6 +116,13 @@ def test_every_method_is_in_the_readme():
         assert f"`{name}`" in text, name
 
 
+def test_every_method_is_in_the_page_which():
+    """As an entry: `which.md` says of each what it assumes, stops and misses."""
+    entries = re.findall(r"^- ((?:`\w+`(?:, )?)+)", (ROOT / "docs" / "which.md").read_text(), re.MULTILINE)
+    named = {name for entry in entries for name in re.findall(r"`(\w+)`", entry)}
+    assert set(aggregators.names()) | set(attacks.names()) | set(PREAGGREGATORS) == named
+
+
 def rows_of_table_1(path: str) -> dict[str, list[str]]:
     """The numbers of the table of rules and attacks on digits in a page, without spreads and marks."""
     rows = re.search(r"\| rule \| No Attack .*\n\|[-:| ]+\n((?:\|.*\n)+)", (ROOT / path).read_text())[1].splitlines()
