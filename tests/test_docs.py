@@ -119,6 +119,13 @@ def test_every_method_has_its_line():
         assert f"`{name}`" in text, name
 
 
+def test_every_method_is_in_the_page_which():
+    """As an entry: `which.md` says of each what it assumes, stops and misses."""
+    entries = re.findall(r"^- ((?:`\w+`(?:, )?)+)", (ROOT / "docs" / "which.md").read_text(), re.MULTILINE)
+    named = {name for entry in entries for name in re.findall(r"`(\w+)`", entry)}
+    assert set(aggregators.names()) | set(attacks.names()) | set(PREAGGREGATORS) == named
+
+
 def test_every_method_has_its_formula_in_the_reference():
     """A line of the table that is typeset: the formulas in docstrings are plain text."""
     for page, names in (("aggregators", aggregators.names()), ("attacks", attacks.names())):

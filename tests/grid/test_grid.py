@@ -74,21 +74,23 @@ def test_the_papers_sweeps(name, points, programs, dataset):
 
 
 def test_the_sweep_of_all_pairs():
-    """Every rule and attack that has a name, the triggered ones apart; seeds and rounds may follow the dataset."""
+    """Every rule and attack that has a name, the triggered ones apart; words may follow the dataset."""
+    declared = grid.load(f"{SWEEPS / 'pairs'}.py:digits,seeds=2,rounds=3")
+    rules, those, seeds = (values for axis in declared.axes for values in axis.values())
     triggered = {name for name in attacks.names() if attacks.create(name).trigger is not None}
-    found = grid.points(grid.load(f"{SWEEPS / 'pairs'}.py:digits,seeds=2,rounds=3"))
-    usual = [point for point in found if point.config.clients_per_round == 30]
-    pairs = {(point.config.aggregator.name, point.config.attack.name) for point in usual}
-    assert pairs == {
-        (rule, attack) for rule in aggregators.names() for attack in attacks.names() if attack not in triggered
-    }
-    assert len(usual) == 2 * len(pairs) == 2 * len(grid.programs(usual))
-    assert {(point.config.rounds, point.config.fidelity) for point in found} == {(3, "official")}
-    few = {point.config.aggregator.name for point in found if point.config.clients_per_round == 15}
-    assert few == {"fedavg", "mda", "smea"} & (set(aggregators.names()) if "mda" in aggregators.names() else set())
+    assert list(rules) == aggregators.names()
+    assert set(those) == set(attacks.names()) - triggered
+    assert list(seeds) == [1, 2]
+    assert (declared.base.rounds, declared.base.fidelity, declared.base.clients_per_round) == (3, "official", 30)
+    few = {(point["aggregator.name"], point["clients_per_round"]) for point in declared.points}
+    assert few == {("fedavg", 15), ("mda", 15), ("smea", 15)}
+    assert len(declared.points) == 3 * 2 * len(those)
+    one = grid.points(grid.Grid(declared.base, axes=[{"seed": seeds}], points=declared.points[:1]))
+    assert len(one) == 3
+    assert len(grid.programs(one)) == 2  # two seeds share one
     other = grid.load(f"{SWEEPS / 'pairs'}.py:mnist,clients=20,fidelity=paper,alpha=0.1").base
     assert (other.clients_per_round, other.fidelity, other.partition.name) == (20, "paper", "dirichlet")
-    with pytest.raises(InputError, match="'attack' is not known, allowed are seeds, rounds, clients, fidelity, alpha"):
+    with pytest.raises(InputError, match="'attack' is not known, allowed are alpha, shards"):
         grid.load(f"{SWEEPS / 'pairs'}.py:digits,attack=lie")
 
 
