@@ -159,7 +159,9 @@ def may_be_infinite(name: str, stack: Stack) -> bool:
     n = len(rows)
     if name in ("fedavg", "robust_learning_rate", "sparsefed"):
         return not np.isfinite(rows).all()
-    if name in ("meamed", "median", "trimmed_mean"):
+    if name == "meamed":
+        return bool(((~np.isfinite(rows)).sum(0) > min(stack.f, (n - 1) // 2)).any())
+    if name in ("median", "trimmed_mean"):
         f = (n - 1) // 2 if name == "median" else min(stack.f, (n - 1) // 2)
         above = (np.isnan(rows) | (rows == np.inf)).sum(0)
         return bool((np.maximum(above, (rows == -np.inf).sum(0)) > f).any())

@@ -16,8 +16,8 @@ def meamed(assumed_malicious: Count | None = None) -> Aggregator:
 
     For an even n the median is the mean of the two middle values; with f = 0 the result is the mean. While no more than f
     clients are malicious, a value that is averaged is no farther from the median than some benign one, and the median lies
-    within the benign values. NaN counts as the largest value. `weight` is 1/n for every client: the rule drops values, not
-    clients.
+    within the benign values. NaN counts as the largest value; where more than f values of a coordinate are not finite, the
+    result may not be. `weight` is 1/n for every client: the rule drops values, not clients.
 
     Args:
       assumed_malicious: f; the server's `num_malicious` if None, at most `(n - 1) // 2`. May be traced.

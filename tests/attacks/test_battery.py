@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lasa_jax import aggregators, attacks
-from lasa_jax.testing import ATTACK_LAWS, NUM_CLIENTS, SHAPES, honest, known
+from lasa_jax.testing import ATTACK_LAWS, NUM_CLIENTS, SHAPES, built_in, honest, known
 from lasa_jax.testing import attacks as laws
 from lasa_jax.testing.attacks import MALICIOUS, SOME, craft
 from lasa_jax.testing.stacks import marked
@@ -358,7 +358,7 @@ def test_adaptive_refines_every_layer_for_itself():
 @pytest.mark.parametrize("rule", aggregators.names())
 def test_adaptive_works_with_every_rule(rule):
     """What it sends moves the result no less than the honest updates of the malicious clients do."""
-    made = aggregators.create(rule)
+    made = built_in(rule)
     state = made.init(jax.tree.map(lambda x: x[0], honest()))
     context = known(made, honest())
 
