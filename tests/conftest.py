@@ -21,6 +21,7 @@ THOROUGH = (
     r"tests/aggregators/test_battery.py::test_(law\[(devices|vmap|jit|keeps_dtypes|reads_through|writes_no)|one_trace|only_the_last)",
     r"tests/aggregators/test_battery.py::TestLASA::test_(number_kept|sparsity_levels)",
     r"tests/aggregators/test_peers.py::test_one_client_far_out",
+    r"tests/aggregators/test_informed.py::TestSizes::test_law\[[^]]*(devices|vmap|jit|keeps_dtypes|reads_through|writes_no)",
     r"tests/aggregators/test_derivatives",
     r"tests/aggregators/test_parameters_only.py::.*(_with_a_state_trains|without_statistics|says_of_layers|that_adapts)",
     r"tests/aggregators/test_preaggregators.py::test_(a_link_may_come|ablations|distances_of|eight_devices|granularity)",
@@ -34,6 +35,8 @@ THOROUGH = (
     r"tests/checks/test_(causes|faults|forms.py::test_(models|no_form)|fuzz)",
     r"tests/data/test_by_client.py::TestRealFiles",
     r"tests/federated/test_(ragged|simulation)",
+    r"tests/federated/test_by_client.py::test_(eight_devices|runs_side|a_run_goes_on|rules_by_size)",
+    r"tests/golden/test_peers_informed.py.*n25",
     r"tests/federated/test_client.py::test_(every_model|clients_of_different|.*precision)",
     r"tests/golden/test_peers_searches.py.*\[.*(n7|n25)_",
     r"tests/golden/.*\[(a[234]_|a5_n8_f[23]|[12]-)",  # what is left has every method

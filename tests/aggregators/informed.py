@@ -18,6 +18,8 @@ def fltrust_by_definition(updates: dict) -> dict:
     x, g = flat_rows(updates), flat_one(context_of(aggregators.fltrust(), updates).server_update)
     norms = np.linalg.norm(x, axis=1)
     trust = np.maximum(x @ g / norms / np.linalg.norm(g), 0)
+    if not trust.any():
+        return as_layers(np.zeros_like(g))
     return as_layers((trust * np.linalg.norm(g) / norms) @ x / trust.sum())
 
 
