@@ -30,7 +30,7 @@ THOROUGH = (
     r"tests/attacks/test_battery.py::test_(adaptive|law\[(devices|vmap|keeps_dtypes)|one_trace)",
     r"tests/benchmarks/test_card.py::test_(a_round_needs|golden)",
     r"tests/benchmarks/test_peers.py::test_pip_is_asked",
-    r"tests/attacks/test_searches.py::.*(unit_vec|along_every|step_by_step\[optimal_ipm)",
+    r"tests/attacks/test_searches.py::.*(unit_vec|along_every|\[sign\b|\[optimal_ipm|first_group\[(?!.*-5\])|\[all-)",
     r"tests/attacks/test_peers.py::test_with_nobody_malicious",
     r"tests/checks/test_(causes|faults|forms.py::test_(models|no_form)|fuzz)",
     r"tests/data/test_by_client.py::TestRealFiles",

@@ -22,7 +22,7 @@ from lasa_jax.attacks.base import (
     stateless,
     unconstrained,
 )
-from lasa_jax.attacks.byzmean import byzmean
+from lasa_jax.attacks.byzmean import BASES, byzmean
 from lasa_jax.attacks.constrained import neurotoxin, pgd
 from lasa_jax.attacks.distance import min_max, min_sum, min_sum_stealthy
 from lasa_jax.attacks.fang import fang_krum, fang_trmean
@@ -88,6 +88,7 @@ NUMBERED: dict[str, dict[str, str]] = {
 
 
 WITH_BASE = ("byzmean",)  # attacks with a parameter `base`, another attack that they build on
+BASES.update({name: attack for name, attack in ATTACKS.items() if name not in WITH_BASE})
 # Those whose trigger is pixels: they aim at a label, and have a value that a run takes from its images.
 BACKDOORS = ("badnets", "dba", "neurotoxin", "pgd")
 

@@ -1,5 +1,7 @@
 """ByzMean (Xu, Huang, Song and Lan, ICDCS 2022): makes the plain mean what another attack sends."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -18,6 +20,8 @@ from lasa_jax.attacks.base import (
 )
 from lasa_jax.attacks.statistical import lie_row
 from lasa_jax.errors import check_choice, check_number
+
+BASES: dict[str, Callable[..., Attack]] = {}  # the attacks that it may build on, by name: `lasa_jax.attacks` names them
 
 
 def byzmean(
@@ -101,8 +105,5 @@ def byzmean(
 
 def _named(base: str) -> Attack:
     """The attack of that name, with its defaults."""
-    from lasa_jax import attacks  # all of them, once they are there
-
-    others = tuple(name for name in attacks.names() if name != "byzmean")
-    check_choice("base", base, others)
-    return attacks.create(base)
+    check_choice("base", base, tuple(sorted(BASES)))
+    return BASES[base]()
