@@ -195,6 +195,7 @@ def _read_run(path: Path, name: str) -> tuple[dict[str, Any], dict[str, Any], li
         "device": one_line(device),
         "malicious_filtered": _share(detection, "malicious_filtered"),
         "benign_kept": _share(detection, "benign_kept"),
+        "worst_tenth_accuracy": _share(summary, "worst_tenth_accuracy"),
     }
     layers = []
     for layer, rates in detection["layers"].items():
