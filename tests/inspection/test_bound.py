@@ -215,3 +215,23 @@ def test_the_code_and_the_numbers_of_the_docs(capsys):
     told = re.search(r"prints on the round above ([^(]*)\(.*?\), (.*)\.\s*$", text, re.DOTALL)
     coefficients = re.findall(r"0\.[0-9]+", told[1] + told[2])
     assert [f"{float(line.split()[1]):.2f}" for line in capsys.readouterr().out.splitlines()] == coefficients
+    fields = {
+        "left side": "gradient",
+        "right side, as printed": "bound",
+        "right side with kappa / eta²": "scaled",
+        "right side that the steps give": "derived",
+        "factor in (27), over eta": "coefficient",
+        "mu": "smoothness",
+        "nu": "noise",
+        "zeta": "divergence",
+        "kappa": "kappa",
+        "largest eta that is allowed": "allowed_rate",
+    }
+    for heading, field in fields.items():
+        cells = re.search(rf"^\| {re.escape(heading)} \| (\S+) \| (\S+) \|$", text, re.MULTILINE).groups()
+        for cell, found in zip(cells, names["theorems"].values(), strict=True):
+            number = np.inf if cell == "none" else float(cell.replace(",", ""))
+            assert getattr(found, field) == pytest.approx(number, rel=0.05), heading
+    told = [float(x) for x in re.search(r"mostly the first term, ([0-9.]+) and ([0-9.]+)\.", text).groups()]
+    assert [one.descent for one in names["theorems"].values()] == pytest.approx(told, rel=0.01)
+    assert all(one.rate_allowed for one in names["theorems"].values())
