@@ -308,6 +308,20 @@ def test_a_function_in_place_of_a_rule():
         experiment.simulate("digits", **SMALL, aggregator=aggregators.krum)
 
 
+@pytest.mark.parametrize(
+    ("needs", "message"),
+    [
+        ({"sizes"}, "aggregator: needs = {'sizes'}, allowed is a frozenset of params, sizes"),
+        (frozenset({"size"}), "needs = frozenset.*size.*, allowed is a frozenset of params, sizes"),
+        (frozenset({"ids"}), "aggregator: fedavg: context without what it needs"),  # it reads another one
+    ],
+)
+def test_needs_are_what_a_round_knows_and_what_is_read(needs, message):
+    rule = aggregators.fedavg(weighting="size")._replace(needs=needs)
+    with pytest.raises(InputError, match=message):
+        experiment.simulate("digits", **SMALL, aggregator=rule)
+
+
 @pytest.mark.usefixtures("module")
 @pytest.mark.parametrize(
     ("settings", "hint"),

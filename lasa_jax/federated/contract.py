@@ -23,15 +23,17 @@ def check_aggregator(rule: Any, variables: Variables, where: str) -> None:
       where: what has the rule, for messages: `config.aggregator.name = 'my_rules:gate'`.
 
     Raises:
-      InputError: if it is no rule, or its update, state or weights are not shaped as they must be.
+      InputError: if it is no rule, needs what no round knows, or its update, state or weights are not shaped as they
+        must be.
     """
     if not isinstance(rule, Aggregator):
         called = "; call it" if callable(rule) else ""
         raise InputError(f"{where}: is {_kind(rule)}, allowed is a lasa_jax.aggregators.Aggregator{called}")
+    _check_needs(rule.needs, where)
 
     def ask(params: Variables, updates: Any, present: jax.Array, key: jax.Array) -> Any:
         state = rule.init(params)
-        known = rule.knowing(_context(params))
+        known = rule.knowing(_context(params, rule.needs))
         return state, rule.aggregate(updates, state, key=key, num_malicious=jnp.int32(1), present=present, **known)
 
     state, result = _asked(ask, variables, where, jax.ShapeDtypeStruct((_ROWS,), bool))
@@ -57,17 +59,18 @@ def check_attack(attack: Any, variables: Variables, examples: Any, where: str, n
       num_classes: of the dataset.
 
     Raises:
-      InputError: if it is no attack, or what it sends is not shaped as what honest clients send.
+      InputError: if it is no attack, needs what no round knows, or what it sends is not shaped as what honest clients send.
     """
     if not isinstance(attack, Attack):
         called = "; call it" if callable(attack) else ""
         raise InputError(f"{where}: is {_kind(attack)}, allowed is a lasa_jax.attacks.Attack{called}")
+    _check_needs(attack.needs, where)
 
     def ask(params: Variables, updates: Any, present: jax.Array, key: jax.Array, batch: Any) -> Any:
         def mean(rows: Any) -> Any:
             return jax.tree.map(lambda x: jnp.mean(x, axis=0), rows)
 
-        context, state = _context(params), attack.init(params)
+        context, state = _context(params, attack.needs), attack.init(params)
         begun = attack.begin(state, context)
         poisoned = attack.poison(*batch, num_classes=num_classes, key=key, client=jnp.int32(0))
         held = attack.constrain(params, params, begun)
@@ -102,9 +105,17 @@ def _asked(ask: Callable[..., Any], variables: Variables, where: str, present: A
         raise InputError(f"{where}: {type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
 
 
-def _context(params: Variables) -> Context:
+def _check_needs(needs: Any, where: str) -> None:
+    if not isinstance(needs, frozenset) or not needs <= set(Context._fields):
+        raise InputError(f"{where}: needs = {needs!r}, allowed is a frozenset of {', '.join(Context._fields)}")
+
+
+def _context(params: Variables, needs: frozenset[str]) -> Context:
+    """What a round tells whoever needs these fields, and nothing else."""
     rows = jnp.arange(_ROWS, dtype=jnp.int32)
-    return Context(params, sizes=rows + 1, ids=rows, server_update=params, last_update=params, round_index=jnp.int32(1))
+    last, first = params, jnp.int32(1)
+    everything = Context(params, sizes=rows + 1, ids=rows, server_update=params, last_update=last, round_index=first)
+    return Context(**{name: getattr(everything, name) for name in needs})
 
 
 def _stacked(variables: Variables) -> Any:
