@@ -141,7 +141,7 @@ def test_tables_are_made_from_the_signatures():
     config = configs.default()
     for kind, functions in (("aggregator", aggregators.RULES), ("attack", attacks.ATTACKS)):
         for name, function in functions.items():
-            recorded = {"coordinates"}  # an array, to replay a recorded draw from Python: no setting
+            recorded = {"coordinates", "mask"}  # arrays, to replay a recorded draw from Python: no settings
             assert set(config[kind][name]) == set(inspect.signature(function).parameters) - recorded
     assert config.aggregator.lasa.sparsity_level == 0.3
 
@@ -157,7 +157,7 @@ def test_what_of_a_method_is_compiled_in():
             traced, words = methods.split(kind, name, parameters.to_dict())
             compiled[name] = sorted(words)
             assert set(traced) | set(words) == set(parameters)
-    assert compiled["lasa"] == ["granularity"]
+    assert compiled["lasa"] == ["granularity", "weighting"]
     assert compiled["dnc"] == ["variant"]
     assert compiled["geometric_median"] == ["max_iterations", "variant"]
     assert compiled["signguard"] == ["coordinate_fraction", "variant"]
