@@ -12,10 +12,9 @@ from lasa_jax.aggregators.base import (
     PyTree,
     Rows,
     Scalar,
-    equal_weights,
     stateless,
 )
-from lasa_jax.aggregators.context import needed
+from lasa_jax.aggregators.sizes import mean_weights, needs_of, sizes_of
 from lasa_jax.errors import check_choice, check_number
 
 _BASES = ("mean", "weighted_mean", "median", "sign")
@@ -52,7 +51,8 @@ def robust_learning_rate(threshold: Scalar = 8.0, base: str = "mean") -> Aggrega
     """
     check_number("threshold", threshold, low=0)
     check_choice("base", base, _BASES)
-    needs = frozenset({"sizes"} if base == "weighted_mean" else ())
+    weighting = "size" if base == "weighted_mean" else "equal"
+    needs = needs_of(weighting)
 
     def aggregate(
         updates: PyTree,
@@ -64,12 +64,7 @@ def robust_learning_rate(threshold: Scalar = 8.0, base: str = "mean") -> Aggrega
         context: Context | None = None,
     ) -> tuple[PyTree, PyTree, Diagnostics]:
         rows = Rows.of(updates, present)
-        weight = equal_weights(rows, rows.present)
-        if base == "weighted_mean":
-            sizes = jnp.asarray(needed(context, needs, "robust_learning_rate").sizes)
-            sizes = jnp.where(rows.present, sizes, 0).astype(rows.dtype)
-            share = sizes / jnp.maximum(jnp.sum(sizes), 1.0)
-            weight = jax.tree.map(lambda _: share, rows.stack)
+        weight = mean_weights(rows, rows.present, sizes_of(rows, weighting, context, "robust_learning_rate"))
 
         def combined(block: jax.Array, present: jax.Array, share: jax.Array, signs: jax.Array) -> jax.Array:
             if base == "median":

@@ -40,7 +40,7 @@ def unprepared(state: PyTree, context: Context) -> PyTree:
 
 
 class Attack(NamedTuple):
-    """An attack as pure functions, jittable and vmappable. The last five do nothing unless they are given.
+    """An attack as pure functions, jittable and vmappable. The last four do nothing unless they are given.
 
     init: `init(params) -> state`; `params` is one update's worth of arrays.
     poison: `poison(inputs, labels, *, num_classes, key, client) -> (inputs, labels)` of a batch of one malicious client's

@@ -78,8 +78,11 @@ def _remembering(config: ConfigDict) -> list[str]:
 
 def _has_trigger(config: ConfigDict) -> bool:
     """Whether the test examples are evaluated a second time, with the trigger of the attack."""
-    name = config.attack.name
-    return methods.create("attack", name, configs.parameters(config, "attack", name)).trigger is not None
+    name, base = config.attack.name, configs.base_of(config)
+    given = configs.parameters(config, "attack", name)
+    if base is not None:
+        given["base"] = methods.create("attack", base, configs.parameters(config, "attack", base))
+    return methods.create("attack", name, given).trigger is not None
 
 
 def _count(config: ConfigDict, limit: int) -> Cost:

@@ -179,6 +179,15 @@ class TestRobustLearningRate:
         assert update["w"] == 2
         assert info.weight["w"].tolist() == [0.75, 0.25]
 
+    def test_a_bucket_is_as_large_as_its_clients(self):
+        rule = aggregators.robust_learning_rate(threshold=0.0, base="weighted_mean")
+        rule = aggregators.chain(aggregators.bucketing(2), rule)
+        sizes = jnp.array([1, 2, 3, 100], jnp.int32)
+        update, _, _ = rule.aggregate({"id": jnp.eye(4)}, (), key=KEY, num_malicious=0, context=Context(sizes=sizes))
+        pair = np.asarray(update["id"]) == update["id"][3]  # the clients in the bucket of the large one
+        assert pair.sum() == 2
+        np.testing.assert_allclose(update["id"][pair].sum(), np.asarray(sizes)[pair].sum() / 106, rtol=1e-6)
+
 
 class TestMultiMetric:
     def test_who_cannot_be_told_apart_is_averaged(self):

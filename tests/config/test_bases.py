@@ -7,6 +7,7 @@ import pytest
 from lasa_jax import build, commandline, grid, methods
 from lasa_jax import config as configs
 from lasa_jax.errors import InputError
+from lasa_jax.grid import cost
 from lasa_jax.report import export, results
 from lasa_jax.testing import honest
 from lasa_jax.testing.attacks import SOME
@@ -85,6 +86,11 @@ def test_a_base_of_ones_own(tmp_path, monkeypatch):
     assert configs.from_json(configs.as_json(config)) == config
     run = build.prepare(config)
     assert float(run.point.attack["base"]["times"]) == 3
+    assert not cost._has_trigger(config)  # a sweep estimates its cost before it runs
+
+
+def test_a_backdoor_as_a_base_is_evaluated_with_its_trigger():
+    assert cost._has_trigger(resolved(**{"attack.name": "byzmean", "attack.byzmean.base": "badnets"}))
 
 
 @pytest.mark.parametrize(
