@@ -166,7 +166,8 @@ def poisonedfl(factor: Scalar = 8.0, test_every: int = 50, sign: PyTree = None) 
         weaker = moved & tests & (round_index > 1) & resists & (lower >= 0.5)
         scale = jnp.where(weaker, lower, state.factor)
 
-        step, sent = _as_type(last, kind), _as_type(state.row, kind)
+        # Hidden from the compiler: where the state is a constant, it makes a NaN of the norm of zeros.
+        step, sent = _as_type(last, kind), _as_type(jax.lax.optimization_barrier(state.row), kind)
         length = ops.tree_norm(step)
         ratio = length / (ops.tree_norm(sent) + 1e-9)
         apart = jax.tree.map(lambda g, a: jnp.abs(g - a * ratio), step, sent)

@@ -215,6 +215,18 @@ def test_a_result_that_is_not_finite_gains_nothing():
     assert np.max(sent) <= 5
 
 
+def test_the_increment_never_grows_again_after_a_failure():
+    """A rule that takes what is sent up to t = 25: 10 passes, 30 and 26 do not, 22.8 does, and at the 13th trial 24.947."""
+
+    def rule(updates):
+        row = updates["w"][SOME][0]
+        return {"w": jnp.where(row >= -25, row, 1)}
+
+    attack = attacks.optimal_ipm(num_evaluations=13)
+    sent = attack.craft({"w": np.ones((N, 3), np.float32)}, (), SOME, key=KEY, aggregate=rule)[0]["w"][SOME]
+    np.testing.assert_allclose(sent, -(10 + 12.8 + 2.147483648), rtol=1e-6)
+
+
 def test_inf_sends_nothing_else():
     for x in craft(attacks.inf(), SOME).values():
         assert np.isposinf(x[SOME]).all()

@@ -360,6 +360,12 @@ class TestRealFiles:
         assert (len(sizes), sizes.min(), np.median(sizes), sizes.max()) == (105, 4, 152, 165)
         assert len(np.unique(dataset.train.labels)) == 62
 
+    def test_the_table_of_counts(self):
+        """What the two tests beside this one count."""
+        page = (Path(__file__).parents[2] / "docs" / "fidelity.md").read_text()
+        assert "105 writers, 14,708 and 1,685, 4 to 165 each" in page
+        assert "1,128 roles, 62,061 pieces" in page
+
     def test_shakespeare(self, folder):
         dataset = data.load("shakespeare", data_dir=folder, source=str(RAW / "shakespeare" / "plays.txt.gz"))
         assert len(np.unique(dataset.client_ids)) == 1_128

@@ -232,6 +232,6 @@ def test_the_code_and_the_numbers_of_the_docs(capsys):
         for cell, found in zip(cells, names["theorems"].values(), strict=True):
             number = np.inf if cell == "none" else float(cell.replace(",", ""))
             assert getattr(found, field) == pytest.approx(number, rel=0.05), heading
-    told = [float(x) for x in re.search(r"mostly the first term, ([0-9.]+) and ([0-9.]+)\.", text).groups()]
+    told = [float(x) for x in re.search(r"first term is ([0-9.]+) and ([0-9.]+),", text).groups()]
     assert [one.descent for one in names["theorems"].values()] == pytest.approx(told, rel=0.01)
     assert all(one.rate_allowed for one in names["theorems"].values())

@@ -265,14 +265,16 @@ def test_both_sides_for_a_run():
 
 
 @pytest.mark.thorough
-def test_the_command_and_a_model_with_dropout(tmp_path, capsys):
-    config = grid.resolve(configs.paper("digits"), {**SMALL, "rounds": 1, "model": "cnn", "client.momentum": 0.9})
+def test_the_command_and_a_model_with_batch_norm(tmp_path, capsys):
+    few = {"num_clients": 4, "clients_per_round": 4, "rounds": 1, "client.momentum": 0.9, "batch_stats": "separate"}
+    model = "tests.inspection.test_variances:with_batch_norm"
+    config = grid.resolve(configs.paper("digits"), {**SMALL, **few, "model": model})
     run = tmp_path / "run"
     run.mkdir()
     (run / "config.json").write_text(configs.to_json(config))
     assert main(["theorem", str(run), "--every=5", f"--output={tmp_path / 'out'}"]) == 0
     shown = capsys.readouterr()
-    assert shown.err.startswith("round 1: smoothness ")
+    assert "\nround 1: smoothness " in shown.err  # after the file of the model
     assert "momentum of 0.9" in shown.out
     assert "right side, as printed" in (tmp_path / "out" / "theorem.md").read_text()
     (run / "config.json").unlink()
