@@ -110,7 +110,8 @@ def _fixed_number_first(malicious: jax.Array, f: jax.Array, clients_per_round: i
         malicious, jnp.cumsum(malicious, dtype=jnp.int32), jnp.cumsum(~malicious, dtype=jnp.int32)
     )
     chosen = among_its_own <= jnp.where(malicious, f, clients_per_round - f)
-    draws = jax.random.bits(jax.random.fold_in(key, 0), malicious.shape, jnp.uint32) >> 1  # below that of the others
+    other_key = jax.random.fold_in(key, len(malicious))  # beyond the numbers that were drawn with the key itself
+    draws = jax.random.bits(other_key, malicious.shape, jnp.uint32) >> 1  # below that of the others
     return jnp.argsort(jnp.where(chosen, draws, jnp.uint32(0xFFFFFFFF)), stable=True)
 
 

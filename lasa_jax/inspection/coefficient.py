@@ -15,7 +15,7 @@ import pandas as pd
 from lasa_jax.aggregators import Aggregator
 from lasa_jax.errors import check_number
 from lasa_jax.inspection.rendering import Cell, Table
-from lasa_jax.inspection.rounds import PyTree, Round, as_matrix
+from lasa_jax.inspection.rounds import PyTree, Round, as_matrix, check_needs
 
 _MOST_SUBSETS = 20_000  # that are tried one by one
 
@@ -75,7 +75,12 @@ def of_rules(saved: Round, rules: Mapping[str, Aggregator], restarts: int = 20) 
       saved: the round.
       rules: by name.
       restarts: see `robustness_coefficient`.
+
+    Raises:
+      InputError: for a rule that needs to know more than the updates, which are what is saved.
     """
+    for name, rule in rules.items():
+        check_needs(name, rule)
     f = int(saved.malicious.sum())
     rows = [
         {

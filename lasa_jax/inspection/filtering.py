@@ -17,7 +17,7 @@ import pandas as pd
 from lasa_jax import aggregators
 from lasa_jax.aggregators import Aggregator, FilterDiagnostics
 from lasa_jax.errors import check_choice
-from lasa_jax.inspection.rounds import PyTree, Round, layers
+from lasa_jax.inspection.rounds import PyTree, Round, check_needs, layers
 
 
 def apply(rule: Aggregator, saved: Round, num_malicious: int | None = None) -> Any:
@@ -27,7 +27,11 @@ def apply(rule: Aggregator, saved: Round, num_malicious: int | None = None) -> A
       rule: for instance `aggregators.dnc()`.
       saved: the round.
       num_malicious: the server's f; the true number if None.
+
+    Raises:
+      InputError: for a rule that needs to know more than the updates, which are what is saved.
     """
+    check_needs("rule", rule)
     f = int(saved.malicious.sum()) if num_malicious is None else num_malicious
     state = rule.init(jax.tree.map(lambda x: x[0], saved.updates))
     return jax.device_get(jax.jit(_diagnostics, static_argnums=0)(rule, saved.updates, state, f))

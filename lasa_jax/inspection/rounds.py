@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from lasa_jax.aggregators import Aggregator
 from lasa_jax.errors import InputError, check_number
 from lasa_jax.workdir.records import layer_names
 
@@ -134,3 +135,12 @@ def load_round(path: str | os.PathLike[str]) -> Round:
         table[last] = array
     noise, divergence = (None if x is None else float(x) for x in numbers)
     return Round(updates, mask, clients, noise, divergence)
+
+
+def check_needs(name: str, rule: Aggregator) -> None:
+    """Raises InputError for a rule that needs to know more than the updates of a saved round."""
+    if rule.needs:
+        needs = ", ".join(sorted(rule.needs))
+        raise InputError(
+            f"{name}: needs {needs}, which a saved round does not have; allowed are rules that read updates only"
+        )

@@ -8,7 +8,8 @@ import pytest
 
 from lasa_jax import aggregators
 from lasa_jax.errors import InputError
-from lasa_jax.inspection import coefficient
+from lasa_jax.inspection import coefficient, filtering
+from tests.inspection.made_rounds import two_outliers
 
 
 def coefficient_by_definition(x: np.ndarray, result: np.ndarray, f: int) -> float:
@@ -60,3 +61,12 @@ def test_coefficients_at_the_edges():
     assert coefficient.robustness_coefficient(aggregators.fedavg(), same, 0) == 0  # of all clients it is the mean
     with pytest.raises(InputError, match="num_malicious = 3"):
         coefficient.robustness_coefficient(aggregators.fedavg(), same, 3)
+
+
+@pytest.mark.parametrize("name", ["fltrust", "flame", "foolsgold"])
+def test_a_rule_that_needs_more_than_updates_is_refused(name):
+    saved = two_outliers()
+    with pytest.raises(InputError, match=rf"^{name}: needs \w.*, which a saved round does not have"):
+        coefficient.of_rules(saved, {name: aggregators.create(name)})
+    with pytest.raises(InputError, match="which a saved round does not have"):
+        filtering.apply(aggregators.create(name), saved)
