@@ -1,8 +1,8 @@
 """Eight host devices for every test, a cache directory of its own so that no test reads what another run left, and tiers.
 
 Quick tests are what `python -m pytest` runs by itself: golden files, one battery of each method in float32, trained runs,
-configs, data, basics of the command lines. The table names what is thorough; what takes minutes is marked slow where it
-stands, and run by hand.
+configs, data, basics of the command lines. A table names what is thorough. What takes minutes is marked slow where it
+stands, and further cases and settings by another table: they are run by hand, `python -m pytest -m slow`.
 """
 
 import os
@@ -18,6 +18,17 @@ ROOT = Path(__file__).parents[1]
 
 # Beginnings of the ids of thorough tests, as regular expressions.
 THOROUGH = (
+    r"tests/aggregators/test_geometry.py::TestSignGuardSim",
+    r"tests/aggregators/test_informed.py::(TestGapStatistic|TestSizes|TestFLDetector::test_who_was)",
+    r"tests/aggregators/test_(radii|byzfl)",
+    r"tests/aggregators/test_battery.py::test_law\[(stands_bad_rows|absent_rows|limits_what|weight_zero).*-(lasa,|.*, )",
+    r"tests/attacks/test_backdoors.py::test_(a_backdoor_gets|clients_of_|success_is_the_share)",
+    r"tests/attacks/test_battery.py::test_.*, ",  # with another setting
+    r"tests/federated/test_(by_client|fairness)",
+    r"tests/golden/test_peers_.*(n7_|n25_)",  # the other case has every method
+    r"tests/golden/test_peers_over_rounds.py::test_.*lasa_attack.*(k1_10|dataclass)",
+    r"tests/grid/test_refusals",
+    r"tests/launch/test_sweeps.py::test_every_sweep.*(fashion_mnist|cifar|femnist)",
     r"tests/aggregators/test_battery.py::test_(law\[(devices|vmap|jit|keeps_dtypes|reads_through|writes_no)|one_trace|only_the_last)",
     r"tests/aggregators/test_battery.py::TestLASA::test_(number_kept|sparsity_levels)",
     r"tests/aggregators/test_peers.py::test_one_client_far_out",
@@ -72,11 +83,22 @@ THOROUGH = (
 )
 
 
+# Beginnings of the ids of tests that are run by hand: further cases and settings of what the other tiers test once.
+SLOW = (
+    r"tests/attacks/test_battery.py::test_law\[(devices|vmap|keeps_dtypes).*, ",
+    r"tests/golden/test_peers_.*n25_",
+    r"tests/golden/test_peers_over_rounds.py.*n7_",
+    r"tests/launch/test_sweeps.py::test_every_sweep.*(fashion_mnist|cifar100)",
+)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks what the table names, before pytest selects by mark; slow tests stay slow only."""
-    thorough = re.compile("|".join(THOROUGH))
+    """Marks what the tables name, before pytest selects by mark; slow tests stay slow only."""
+    thorough, slow = (re.compile("|".join(table)) for table in (THOROUGH, SLOW))
     for item in items:
+        if slow.match(item.nodeid):
+            item.add_marker("slow")
         if thorough.match(item.nodeid) and item.get_closest_marker("slow") is None:
             item.add_marker("thorough")
 

@@ -164,7 +164,7 @@ def test_a_sweep_takes_no_config_and_says_what_does(tmp_path, capsys):
     (tmp_path / "mine.py").write_text("\ndef get_grid(dataset):\n    return int(dataset)\n")
     for config, message in {
         "digits": "--config=digits: is a config file, with get_config and no get_grid; `lasa-jax run` takes it",
-        "figure2": "--config=figure2: no sweep of that name; allowed are FILE.py and, of the package, ablation, cost,",
+        "figure2": "--config=figure2: no sweep of that name; allowed are FILE.py and, of the package, ablation,",
         f"{tmp_path / 'mine.py'}:x": f"--config={tmp_path / 'mine.py'}: line 3: ValueError: invalid literal for int()",
         "--config=": "--config=: allowed is FILE or FILE:ARGUMENT, for instance --config=configs/sweeps/figure1.py:digits",
         "--config.rounds=5": "--config.rounds=5: is not a flag of lasa-jax sweep",
@@ -379,7 +379,7 @@ def test_list(capsys):
     assert sorted(lines.keys() - settings) == sorted(names)
     says_what_speed_is_made_of(shown)
     assert lines["lasa"] == (
-        "sparsity_level=0.3 magnitude_radius=1.0 direction_radius=1.0 num_kept=None | granularity=layer"
+        "sparsity_level=0.3 magnitude_radius=1.0 direction_radius=1.0 num_kept=None | granularity=layer weighting=equal"
     )
     assert lines["median"] == ""
     assert lines["min_max"] == "| knowledge=by_fidelity"

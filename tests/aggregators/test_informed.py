@@ -207,7 +207,8 @@ class TestFLDetector:
         return initial, told, state
 
     def test_finds_who_jumps_and_starts_again_without_them(self):
-        initial, told, state = self.played(start_round=8, window=3)
+        # Later the gap statistic also sees groups among those who are left: their draws differ by chance.
+        initial, told, state = self.played(rounds=17, start_round=8, window=3)
         restarts = [t for t, (*_, info) in enumerate(told) if info.restarts]
         assert restarts[0] >= 8
         model, _, update, info = told[restarts[0]]
