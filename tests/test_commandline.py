@@ -382,7 +382,7 @@ def test_list(capsys):
         "sparsity_level=0.3 magnitude_radius=1.0 direction_radius=1.0 num_kept=None | granularity=layer weighting=equal"
     )
     assert lines["median"] == ""
-    assert lines["min_max"] == "| knowledge=by_fidelity"
+    assert lines["min_max"] == "| knowledge=by_fidelity direction=std"
     assert lines["bucketing"] == "bucket_size=2" or lines["bucketing"] == "| bucket_size=2"
     assert doors.main(["list", "extra"]) == 2
 
