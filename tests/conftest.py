@@ -85,6 +85,14 @@ THOROUGH = (
 
 # Beginnings of the ids of tests that are run by hand: further cases and settings of what the other tiers test once.
 SLOW = (
+    r"tests/aggregators/test_battery.py::test_law\[jit_equals_eager",
+    r"tests/aggregators/test_parameters_only.py::TestRules::test_without_statistics",
+    r"tests/checks/test_fuzz.py::test_what_is_no_stack",  # a law of the batteries too
+    r"tests/golden/test_golden.py::.*\[a3_",
+    r"tests/grid/test_grid.py::test_(threads_change|one_bad_directory|killed_and_started_again\[8\])",
+    r"tests/launch/test_cluster.py::test_a_lost_node",
+    r"tests/test_forms_of_a_gpu.py::test_golden_files.*a3_",
+    r"tests/testing/test_settings.py::test_every_preaggregator_with.*\[float",
     r"tests/attacks/test_battery.py::test_law\[(devices|vmap|keeps_dtypes).*, ",
     r"tests/golden/test_peers_.*n25_",
     r"tests/golden/test_peers_over_rounds.py.*n7_",

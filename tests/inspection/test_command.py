@@ -59,7 +59,7 @@ def test_robustness(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "a command is missing, allowed are filtering, round, robustness, partition"),
+        ([], "a command is missing, allowed are filtering, round, robustness, theorem, partition"),
         (["partitions", "--config=configs/digits.py"], "inspect partitions: allowed are filtering"),
         (["round", "{tmp}"], "the following arguments are required: ROUND"),
         (["filtering", "{tmp}/nosuch"], "nosuch: is not a directory, allowed is that of a run"),
