@@ -134,13 +134,15 @@ def _range(kind: jnp.dtype) -> tuple[float, float]:
 def _scales(largest: jax.Array) -> tuple[jax.Array, jax.Array]:
     """A power of two and its inverse that bring extreme magnitudes to where sums of 10 million squares are in range.
 
-    Powers of two, since the reciprocal of a number above 1e38 is flushed to zero.
+    Powers of two, since the reciprocal of a number above 1e38 is flushed to zero. Zeros have no scale: of those that a
+    compiler knows it squares scale and zeros apart, and infinity times 0 is NaN.
     """
     limit, small = _range(largest.dtype)
     low, mid, high = (jnp.asarray(x, largest.dtype) for x in (small, 1.0, 1 / small))
+    tiny = (largest < 1 / limit) & (largest > 0)
     return (
-        jnp.where(largest > limit, low, jnp.where(largest < 1 / limit, high, mid)),
-        jnp.where(largest > limit, high, jnp.where(largest < 1 / limit, low, mid)),
+        jnp.where(largest > limit, low, jnp.where(tiny, high, mid)),
+        jnp.where(largest > limit, high, jnp.where(tiny, low, mid)),
     )
 
 

@@ -48,6 +48,10 @@ def test_tree_norm_of_zeros_and_of_what_is_not_finite():
     assert np.isinf(ops.tree_norm({"a": jnp.array([jnp.inf, 1.0])}))
 
 
+def test_tree_norm_of_zeros_that_the_compiler_knows():
+    assert jax.jit(lambda: ops.tree_norm({"w": jnp.zeros(5)}))() == 0
+
+
 def test_total_keeps_its_precision_at_resnet_size():
     x = np.random.default_rng(0).random(11_173_962, dtype=np.float32)
     wanted = x.astype(np.float64).sum()
