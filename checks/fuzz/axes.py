@@ -94,7 +94,7 @@ def fuzz(count: int, seed: int = 0) -> tuple[int, Failures]:
             values[chance.randrange(len(values))] = chance.choice([*ODD, *JUNK])
         try:
             axis = chance.choice(_HOLDERS)(values)
-        except (TypeError, ValueError, OverflowError, NotImplementedError):  # NumPy, pandas and JAX do not hold everything
+        except (TypeError, ValueError, OverflowError, NotImplementedError):  # not every holder takes every type
             axis = values
         shown = f"axis {index}, {field}: {type(axis).__name__} {repr(axis)[:80]}"
         base = configs.paper("digits")
