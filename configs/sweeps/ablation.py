@@ -23,11 +23,11 @@ VARIANTS: list[dict[str, Any]] = [
 
 def get_grid(argument: str) -> Grid:
     """The grid for a dataset, and for what may follow it: see `config.read_sweep`."""
-    asked = read_sweep(argument)
+    words = read_sweep(argument)
     points = [
         {**variant, "attack.name": attack, "seed": seed}
         for variant in VARIANTS
-        for attack in asked.attacks("byzmean", "min_max", "noise")
-        for seed in asked.seeds
+        for attack in words.attacks("byzmean", "min_max", "noise")
+        for seed in words.seeds
     ]
-    return Grid(asked.base, points=points)
+    return Grid(words.base, points=points)

@@ -18,9 +18,9 @@ RULES = [
 
 def get_grid(argument: str) -> Grid:
     """The grid for a dataset, and for what may follow it: see `config.read_sweep`."""
-    asked = read_sweep(argument, seeds=1)
-    base = asked.base
-    base.attack.name = asked.attacks("noise")[-1]
+    words = read_sweep(argument, seeds=1)
+    base = words.base
+    base.attack.name = words.attacks("noise")[-1]
     base.rounds = base.eval_every = base.block_rounds = 10
     most = base.clients_per_round
     clients = [max(1, most * share // 4) for share in (1, 2, 3, 4)]
@@ -31,6 +31,6 @@ def get_grid(argument: str) -> Grid:
             {"aggregator.name": RULES},
             {"model": models},
             {"clients_per_round": clients},
-            {"seed": asked.seeds},
+            {"seed": words.seeds},
         ],
     )

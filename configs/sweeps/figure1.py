@@ -16,14 +16,14 @@ from lasa_jax.grid import Grid
 
 def get_grid(argument: str) -> Grid:
     """The grid for a dataset, and for what may follow it: see `config.read_sweep`."""
-    asked = read_sweep(argument, alpha=0.5)
+    words = read_sweep(argument, alpha=0.5)
     return Grid(
-        asked.base,
+        words.base,
         axes=[
             {"aggregator.name": ["dnc", "signguard", "sparsefed", "lasa"]},
-            {"attack.name": asked.attacks("noise", "tailored_trmean", "min_max", "lie", "byzmean")},
+            {"attack.name": words.attacks("noise", "tailored_trmean", "min_max", "lie", "byzmean")},
             {"attack_ratio": [0.05, 0.1, 0.15, 0.2, 0.25, 0.3]},
-            {"seed": asked.seeds},
+            {"seed": words.seeds},
         ],
-        points=[{"aggregator.name": "fedavg", "attack.name": "none", "seed": seed} for seed in asked.seeds],
+        points=[{"aggregator.name": "fedavg", "attack.name": "none", "seed": seed} for seed in words.seeds],
     )

@@ -26,16 +26,16 @@ ITS_LIBRARYS: dict[str, Any] = {"attack_ratio": 0.2, "num_clients": 25, "clients
 
 def get_grid(argument: str) -> Grid:
     """The grid for a dataset, and for what may follow it: see `config.read_sweep`."""
-    asked = read_sweep(argument)
-    asked.base.fidelity = "paper"
-    settings = [OURS, ITS_LIBRARYS] if asked.base.dataset == "digits" else [OURS]
-    others = [*OTHERS, *({"attack.name": name} for name in asked.attacks())]
+    words = read_sweep(argument)
+    words.base.fidelity = "paper"
+    settings = [OURS, ITS_LIBRARYS] if words.base.dataset == "digits" else [OURS]
+    others = [*OTHERS, *({"attack.name": name} for name in words.attacks())]
     points = [
         {**setting, **attack, "aggregator.name": rule, "seed": seed}
         for attacks in (WRITTEN_AGAINST_IT, others)
         for setting in settings
         for attack in attacks
         for rule in RULES
-        for seed in asked.seeds
+        for seed in words.seeds
     ]
-    return Grid(asked.base, points=points)
+    return Grid(words.base, points=points)

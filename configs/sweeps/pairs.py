@@ -39,23 +39,23 @@ def every_rule(argument: str, against: Sequence[str], settings: Mapping[str, Any
       against: names of attacks.
       settings: what all runs have in place of the dataset's own, by the fields of a config.
     """
-    asked = read_sweep(argument, seeds=1, more=_WORDS)
-    base = asked.base
+    words = read_sweep(argument, seeds=1, more=_WORDS)
+    base = words.base
     base.update_from_flattened_dict(dict(settings or {}))
-    base.fidelity = asked.more.get("fidelity", base.fidelity)
-    base.rounds = asked.more.get("rounds", base.rounds)
-    base.clients_per_round = asked.more.get("clients", base.clients_per_round)
-    against = list(dict.fromkeys(asked.attacks(*against)))  # which may have the stealthy Min-Sum already
+    base.fidelity = words.more.get("fidelity", base.fidelity)
+    base.rounds = words.more.get("rounds", base.rounds)
+    base.clients_per_round = words.more.get("clients", base.clients_per_round)
+    against = list(dict.fromkeys(words.attacks(*against)))  # which may have the stealthy Min-Sum already
     axes: list[dict[str, Sequence[Any]]] = [
         {"aggregator.name": aggregators.names()},
         {"attack.name": against},
-        {"seed": asked.seeds},
+        {"seed": words.seeds},
     ]
     few = [
         {"aggregator.name": rule, "attack.name": attack, "seed": seed, "clients_per_round": FEW_CLIENTS}
         for rule in ("fedavg", *SUBSETS)
         for attack in against
-        for seed in asked.seeds
+        for seed in words.seeds
         if base.clients_per_round > FEW_CLIENTS
     ]
     return Grid(base, axes=axes, points=few)

@@ -19,8 +19,8 @@ ATTACKS = ["none", "random", "noise", "sign_flip", "tailored_trmean", "min_max",
 
 def get_grid(argument: str) -> Grid:
     """The grid for a dataset, and for what may follow it: see `config.read_sweep`."""
-    asked = read_sweep(argument)
+    words = read_sweep(argument)
     return Grid(
-        asked.base,
-        axes=[{"aggregator.name": RULES}, {"attack.name": asked.attacks(*ATTACKS)}, {"seed": asked.seeds}],
+        words.base,
+        axes=[{"aggregator.name": RULES}, {"attack.name": words.attacks(*ATTACKS)}, {"seed": words.seeds}],
     )

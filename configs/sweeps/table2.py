@@ -11,12 +11,12 @@ from lasa_jax.grid import Grid
 
 def get_grid(argument: str) -> Grid:
     """The grid for a dataset, and for what may follow it: see `config.read_sweep`."""
-    asked = read_sweep(argument)
+    words = read_sweep(argument)
     return Grid(
-        asked.base,
+        words.base,
         axes=[
-            {"attack.name": asked.attacks("byzmean", "min_max", "noise")},
+            {"attack.name": words.attacks("byzmean", "min_max", "noise")},
             {"aggregator.lasa.sparsity_level": [0.1, 0.3, 0.5, 0.7, 0.9, 0.95, 0.99]},
-            {"seed": asked.seeds},
+            {"seed": words.seeds},
         ],
     )

@@ -13,13 +13,13 @@ PAIRS = [(1.0, 1.0), (1.0, 1.5), (1.0, 2.0), (1.0, 4.0), (1.5, 2.0), (2.0, 2.0),
 
 def get_grid(argument: str) -> Grid:
     """The grid for a dataset, and for what may follow it: see `config.read_sweep`."""
-    asked = read_sweep(argument)
+    words = read_sweep(argument)
     direction, magnitude = zip(*PAIRS, strict=True)
     return Grid(
-        asked.base,
+        words.base,
         axes=[
-            {"attack.name": asked.attacks("noise", "byzmean")},
+            {"attack.name": words.attacks("noise", "byzmean")},
             {"aggregator.lasa.direction_radius": direction, "aggregator.lasa.magnitude_radius": magnitude},
-            {"seed": asked.seeds},
+            {"seed": words.seeds},
         ],
     )
