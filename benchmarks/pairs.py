@@ -5,12 +5,14 @@ is the run that `python -m lasa_jax.main --config=FILE --config.attack.name=A --
 Markdown table of final test accuracies in percent; `diverged` where the update of a round was not finite, and exit code 1
 if a rule diverged whose docstring does not say that it may. Rules with too many subsets are left out, and marked. With
 backdoors among the attacks a second table says how often their triggers work in the end:
-`--attacks=badnets,dba,neurotoxin,pgd --participation=fixed`.
+`--attacks=badnets,dba,neurotoxin,pgd --participation=fixed`. With `--cells=FILE` nothing that has ended is lost; two
+processes of one device each, one for each half of the rules, share it.
 """
 
 import argparse
 import dataclasses
 import importlib.util
+import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -129,16 +131,46 @@ class Cell(NamedTuple):
 Cells = Mapping[tuple[str, str], Cell]  # by rule and attack
 
 
-def simulate(path: str, those: Sequence[str], settings: Mapping[str, Any]) -> Cells:
-    """Every pair of a rule and one of those attacks, none of a rule that is refused. Prints each as it comes."""
+class Record:
+    """The cells on disk, a CSV: what is in it is not run again, and several processes may add to it.
+
+    path: the file, or None to keep nothing.
+    settings: what all its runs share. A file of other settings is refused.
+    """
+
+    def __init__(self, path: Path | None, settings: Mapping[str, Any]):
+        self.path, self.head = path, f"# {json.dumps(settings, sort_keys=True)}\nrule,attack,accuracy,success\n"
+        if path is not None and not path.exists():
+            path.write_text(self.head)
+        if path is not None and not path.read_text().startswith(self.head):
+            raise InputError(
+                f"--cells={path}: made with other settings; it must begin with {self.head.splitlines()[0]}"
+            )
+
+    def read(self) -> dict[tuple[str, str], Cell]:
+        if self.path is None:
+            return {}
+        rows = [line.split(",") for line in self.path.read_text()[len(self.head) :].splitlines()]
+        return {(rule, attack): Cell(float(accuracy), float(success)) for rule, attack, accuracy, success in rows}
+
+    def add(self, rule: str, attack: str, cell: Cell) -> None:
+        if self.path is not None:
+            with self.path.open("a") as file:
+                file.write(f"{rule},{attack},{cell.accuracy:.4f},{cell.success:.4f}\n")
+
+
+def simulate(
+    path: str, those: Sequence[str], against: Sequence[str], settings: Mapping[str, Any], kept: Record
+) -> Cells:
+    """Every pair of one of those attacks and a rule, none of a rule that is refused. Prints each as it comes."""
     base, dataset, shares, plain, _ = build.prepare(load(path, "none", "fedavg", settings))
     runs = {attack: build.prepare(load(path, attack, "fedavg", settings), dataset=dataset) for attack in those}
-    for rule in aggregators.names():
+    for rule in against:
         try:
             runs[rule] = build.prepare(load(path, "none", rule, settings), dataset=dataset)
         except InputError as error:
             print(error, flush=True)
-    names = [rule for rule in aggregators.names() if rule in runs]
+    names = [rule for rule in against if rule in runs]
     points = {name: run.point for name, run in runs.items()}
     made = [runs[name].program.make_attack(points[name].attack) for name in those]
     rules = [runs[name].program.make_aggregator(points[name].aggregator) for name in names]
@@ -150,9 +182,11 @@ def simulate(path: str, those: Sequence[str], settings: Mapping[str, Any]) -> Ce
     simulation = Simulation(program, base.rounds, base.rounds, base.rounds, base.eval_batch_size, make_mesh())
     fed = FederatedDataset(dataset.train, dataset.test, jax.tree.map(lambda x: x[None], shares))
     root = next((run.point.root for run in runs.values() if len(run.point.root)), ())
-    executable, found = None, {}
+    executable, found = None, kept.read()
     for rule in names:
         for attack in those:
+            if (rule, attack) in found:
+                continue
             sgd = points[rule].sgd
             point = points[attack]._replace(
                 sgd=sgd._replace(clip_norm=jnp.float32(jnp.inf) if sgd.clip_norm is None else sgd.clip_norm),
@@ -172,14 +206,14 @@ def simulate(path: str, those: Sequence[str], settings: Mapping[str, Any]) -> Ce
             success = np.nan if test.success is None else float(test.success[0, -1])
             cell = Cell(100 * float(test.reported.accuracy[0, -1]), 100 * success) if finite else Cell(np.nan, np.nan)
             found[rule, attack] = cell
+            kept.add(rule, attack, cell)
             shown = f"{cell.accuracy:.1f} %, success {cell.success:.1f} %" if finite else "diverged"
             print(f"{rule}, {attack}: {shown}, {time.perf_counter() - began:.1f} s", flush=True)
     return found
 
 
-def table(found: Cells, those: Sequence[str], measure: str) -> str:
+def table(found: Cells, those: Sequence[str], rules: Sequence[str], measure: str) -> str:
     """Attacks down, rules across. Args: measure: a field of `Cell`."""
-    rules = aggregators.names()
     lines = ["| attack | " + " | ".join(rules) + " |", "| --- |" + " --- |" * len(rules)]
     for attack in those:
         cells = (_cell(found.get((rule, attack)), measure) for rule in rules)
@@ -199,18 +233,28 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--config", default="configs/digits.py")
     parser.add_argument("--attacks", type=lambda text: text.split(","), default=attacks.names(), help="NAME,NAME")
+    parser.add_argument("--rules", type=lambda text: text.split(","), default=aggregators.names(), help="NAME,NAME")
     parser.add_argument("--fidelity", choices=("paper", "official"))
     parser.add_argument("--participation", choices=("drawn", "fixed"))
     parser.add_argument("--rounds", type=int)
+    parser.add_argument("--num_clients", type=int)
+    parser.add_argument("--clients_per_round", type=int)
+    parser.add_argument(
+        "--cells", type=Path, help="a CSV that keeps each cell as it ends; what is in it is not run again"
+    )
     parser.add_argument("--output", type=Path, help="a file for the tables")
     given = parser.parse_args()
-    names = ("fidelity", "participation", "rounds")
+    names = ("fidelity", "participation", "rounds", "num_clients", "clients_per_round")
     chosen = {name: value for name in names if (value := getattr(given, name)) is not None}
-    cells = simulate(given.config, given.attacks, chosen)
-    result = table(cells, given.attacks, "accuracy")
+    try:
+        record = Record(given.cells, {"config": given.config, **chosen})
+        cells = simulate(given.config, given.attacks, given.rules, chosen, record)
+    except InputError as error:
+        sys.exit(str(error))
+    result = table(cells, given.attacks, given.rules, "accuracy")
     planted = [name for name in given.attacks if attacks.create(name).trigger is not None]
     if planted:
-        result += f"\n\n{table(cells, planted, 'success')}"
+        result += f"\n\n{table(cells, planted, given.rules, 'success')}"
     print(result)
     if given.output is not None:
         given.output.write_text(result + "\n")
