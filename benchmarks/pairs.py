@@ -1,10 +1,10 @@
 """Trains every pair of an attack and a rule: `python -m benchmarks.pairs [--config=configs/digits.py] [--output=FILE]`.
 
 All pairs are one compiled program: which attack and which rule is a number, and `lax.switch` picks their code. Each cell
-is the run that `python -m lasa_jax.main --config=FILE --config.attack.name=A --config.aggregator.name=R` makes. Prints a
-Markdown table of final test accuracies in percent; `diverged` where the update of a round was not finite, and exit code 1
-if a rule diverged whose docstring does not say that it may. Rules with too many subsets are left out, and marked. With
-backdoors among the attacks a second table says how often their triggers work in the end:
+is the run that `python -m lasa_jax.main --config=FILE --config.attack.name=A --config.aggregator.name=R` makes. Prints
+Markdown tables of final test accuracies in percent, in whose means divergence counts 0; `diverged` where the update of a
+round was not finite, and exit code 1 if a rule diverged whose docstring does not say that it may. Rules with too many
+subsets are refused in a line and have a dash. With backdoors among the attacks a second table says how often their triggers work in the end:
 `--attacks=badnets,dba,neurotoxin,pgd --participation=fixed`. With `--cells=FILE` nothing that has ended is lost; two
 processes of one device each, one for each half of the rules, share it.
 """
@@ -207,24 +207,46 @@ def simulate(
             cell = Cell(100 * float(test.reported.accuracy[0, -1]), 100 * success) if finite else Cell(np.nan, np.nan)
             found[rule, attack] = cell
             kept.add(rule, attack, cell)
-            shown = f"{cell.accuracy:.1f} %, success {cell.success:.1f} %" if finite else "diverged"
+            planted = "" if np.isnan(cell.success) else f", success {cell.success:.1f} %"
+            shown = f"{cell.accuracy:.1f} %{planted}" if finite else "diverged"
             print(f"{rule}, {attack}: {shown}, {time.perf_counter() - began:.1f} s", flush=True)
     return found
 
 
-def table(found: Cells, those: Sequence[str], rules: Sequence[str], measure: str) -> str:
-    """Attacks down, rules across. Args: measure: a field of `Cell`."""
-    lines = ["| attack | " + " | ".join(rules) + " |", "| --- |" + " --- |" * len(rules)]
-    for attack in those:
-        cells = (_cell(found.get((rule, attack)), measure) for rule in rules)
-        lines.append(f"| {attack} | " + " | ".join(cells) + " |")
+def table(found: Cells, those: Sequence[str], rules: Sequence[str], measure: str, width: int = 8) -> str:
+    """Rules down, attacks across, so many to a table. Args: measure: a field of `Cell`."""
+    parts = []
+    for start in range(0, len(those), width):
+        some = those[start : start + width]
+        lines = ["| rule | " + " | ".join(some) + " |", "| --- |" + " ---: |" * len(some)]
+        for rule in rules:
+            lines.append(
+                f"| {rule} | " + " | ".join(_cell(found.get((rule, attack)), measure) for attack in some) + " |"
+            )
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def worst(found: Cells, those: Sequence[str], rules: Sequence[str]) -> str:
+    """For each rule its accuracy without attack, its mean over the attacks, and the three that leave it least."""
+    lines = [
+        "| rule | no attack | mean | lowest | second | third |",
+        "| --- | ---: | ---: | --- | --- | --- |",
+    ]
+    against = [name for name in those if name != "none"]
+    for rule in rules:
+        had = {name: np.nan_to_num(found[rule, name].accuracy) for name in against if (rule, name) in found}
+        if had:
+            least = sorted(had, key=lambda name: had[name])[:3]
+            shown = " | ".join(f"{_cell(found[rule, name], 'accuracy')} {name}" for name in least)
+            clean = _cell(found.get((rule, "none")), "accuracy")
+            lines.append(f"| {rule} | {clean} | {np.mean(list(had.values())):.1f} | {shown} |")
     return "\n".join(lines)
 
 
 def _cell(cell: Cell | None, measure: str) -> str:
-    """Of a pair; only rules of subsets are refused."""
     if cell is None:
-        return "too many subsets"
+        return "-"
     value = getattr(cell, measure)
     return "diverged" if np.isnan(value) else f"{value:.1f}"
 
@@ -251,7 +273,9 @@ if __name__ == "__main__":
         cells = simulate(given.config, given.attacks, given.rules, chosen, record)
     except InputError as error:
         sys.exit(str(error))
-    result = table(cells, given.attacks, given.rules, "accuracy")
+    result = "\n\n".join(
+        (worst(cells, given.attacks, given.rules), table(cells, given.attacks, given.rules, "accuracy"))
+    )
     planted = [name for name in given.attacks if attacks.create(name).trigger is not None]
     if planted:
         result += f"\n\n{table(cells, planted, given.rules, 'success')}"
