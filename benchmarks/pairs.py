@@ -4,9 +4,9 @@ All pairs are one compiled program: which attack and which rule is a number, and
 is the run that `python -m lasa_jax.main --config=FILE --config.attack.name=A --config.aggregator.name=R` makes. Prints
 Markdown tables of final test accuracies in percent, in whose means divergence counts 0; `diverged` where the update of a
 round was not finite, and exit code 1 if a rule diverged whose docstring does not say that it may. Rules with too many
-subsets are refused in a line and have a dash. With backdoors among the attacks a second table says how often their triggers work in the end:
-`--attacks=badnets,dba,neurotoxin,pgd --participation=fixed`. With `--cells=FILE` nothing that has ended is lost; two
-processes of one device each, one for each half of the rules, share it.
+subsets are refused in a line and have a dash. With backdoors among the attacks another table says how often their
+triggers work in the end: `--attacks=badnets,dba,neurotoxin,pgd --participation=fixed`. With `--cells=FILE` nothing that has
+ended is lost; two processes of one device each, one for each half of the rules, share it.
 """
 
 import argparse
