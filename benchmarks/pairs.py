@@ -102,7 +102,9 @@ def one_attack(those: list[Attack], index: jax.Array) -> Attack:
         lambda params: tuple(attack.init(params) for attack in those),
         poison,
         craft,
-        constrain=constrain,
+        constrain=constrain
+        if any(attack.constrain is not attacks.unconstrained for attack in those)
+        else attacks.unconstrained,
         begin=begin,
         trigger=shown if any(attack.trigger for attack in those) else None,
         needs=frozenset().union(*(attack.needs for attack in those)),

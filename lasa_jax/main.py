@@ -6,7 +6,7 @@
     lasa-jax run --config=my.py --config.aggregator.name=mypkg.rules:norm_gate --config.aggregator.norm_gate.factor=3
 
 Also `python -m lasa_jax.main`. The same command again goes on where it stopped; with --extend=ROUNDS a
-finished run is given more rounds.
+finished run is given more rounds. --dry_run prints every setting of the run and stops.
 """
 
 import contextlib
@@ -47,6 +47,9 @@ def parser() -> commandline.Parser:
         help="as if the finished run in DIR had had so many rounds from the start: goes on from its last checkpoint, in "
         "DIR_<ROUNDS>_rounds, or in runs/ by default",
     )
+    made.add_argument(
+        "--dry_run", action="store_true", help="only print the settings of the run, each as a flag, and its directory"
+    )
     made.add_argument("--tensorboard", action="store_true", help="write scalars and filtering images to DIR/tb too")
     made.add_argument(
         "--distributed",
@@ -62,7 +65,14 @@ def default_workdir(config: ConfigDict) -> Path:
     return Path("runs") / configs.run_name(config)
 
 
-def print_summary(summary: dict[str, Any], path: Path, console: Console) -> None:
+def print_settings(config: ConfigDict, path: Path) -> None:
+    """What `--dry_run` prints: what the run would take for every setting, its methods' own included, and its directory."""
+    for name, value in configs.as_flags(config).items():
+        print(f"--config.{name}={value}")
+    print(f"work directory: {path}")
+
+
+def print_summary(summary: dict[str, Any], config: ConfigDict, path: Path, console: Console) -> None:
     """The short table at the end of a run."""
 
     def percent(value: float | None) -> str:
@@ -71,6 +81,7 @@ def print_summary(summary: dict[str, Any], path: Path, console: Console) -> None
     table = Table()
     table.add_column("result")
     table.add_column("value", justify="right")
+    table.add_row("fidelity, attack ratio, seed", f"{config.fidelity}, {percent(config.attack_ratio)}, {config.seed}")
     table.add_row("best test accuracy", f"{percent(summary['best_test_accuracy'])} (round {summary['best_round']})")
     table.add_row("final test accuracy", percent(summary["final_test_accuracy"]))
     if "final_attack_success" in summary:
@@ -164,7 +175,7 @@ def run(
         report.accuracy_curve(path)
     except OSError as error:
         say(f"{path}: accuracy.png cannot be written ({error.strerror})")
-    print_summary(summary, path, console)
+    print_summary(summary, config, path, console)
 
 
 def use_all_cores(clients_per_round: int) -> None:
@@ -211,6 +222,9 @@ def _run(argv: Sequence[str] | None) -> None:
     cache.keep_compiled_programs()  # before anything is compiled
     config = commandline.read_config(given.config, given.settings)
     commandline.tell_user_functions(configs.user_functions(config))
+    if given.dry_run:
+        print_settings(config, default_workdir(config) if given.workdir is None else given.workdir)
+        return
     if given.distributed is not None:
         join(given.distributed)
     else:

@@ -24,7 +24,7 @@ import jax
 
 from lasa_jax import aggregators, attacks, data
 from lasa_jax.data import Dataset
-from lasa_jax.errors import InputError, call_named, find_named
+from lasa_jax.errors import InputError, call_named, find_named, nearest
 
 Numbers = Mapping[str, Any]  # arrays by name, data of the compiled program
 
@@ -84,7 +84,7 @@ def find(kind: str, name: str) -> Callable[..., Any]:
         return imported(_setting(kind), name)
     module, dot, function = name.rpartition(".")
     if dot:
-        raise InputError(f"config.{_setting(kind)} = {name!r}: is not known (did you mean '{module}:{function}'?)")
+        raise InputError(f"config.{_setting(kind)} = {name!r} is not known (did you mean '{module}:{function}'?)")
     try:
         return find_named(kind, TABLES[kind], name)
     except InputError as error:
@@ -113,13 +113,17 @@ def imported(setting: str | None, path: str) -> Callable[..., Any]:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         hint = " (without .py)" if module_name.endswith(".py") else ""
-        raise InputError(f"{where}: there is no module {error.name!r} here{hint}") from None
+        looked = "the working directory, the folder of the config, or what is installed"
+        raise InputError(f"{where}: there is no module {error.name!r} in {looked}{hint}") from None
     except FAILURES as error:
         raise InputError(f"{where}: {type(error).__name__}: {' '.join(str(error).split())}") from None
     function = getattr(module, function_name, None)
     if not callable(function):
-        found = ", ".join(name for name, value in vars(module).items() if _is_written_in(module_name, value)) or "none"
-        raise InputError(f"{where}: {module_name} has no function {function_name!r}, its functions are {found}")
+        found = [name for name, value in vars(module).items() if _is_written_in(module_name, value)]
+        raise InputError(
+            f"{where}: {module_name} has no function {function_name!r}, its functions are {', '.join(found) or 'none'}"
+            f"{nearest(function_name, found)}"
+        )
     if _written_in(function) is None:  # a functools.partial, an object with __call__: no text that identifies a run
         kind = type(function).__name__
         raise InputError(f"{where}: is a {kind}, allowed is a function or a class that is written in a Python file")

@@ -234,7 +234,7 @@ def test_parameters_of_a_users_function(brought):
         read("digits", brought, "--config.aggregator.norm_gate.factor=x")
     with pytest.raises(InputError, match=r"config.aggregator.norm_gate.facto is not a setting .did you mean"):
         read("digits", brought, "--config.aggregator.norm_gate.facto=1")
-    with pytest.raises(InputError, match="there is no module 'nosuch' here"):
+    with pytest.raises(InputError, match="there is no module 'nosuch' in the working directory"):
         read("digits", "--config.aggregator.name=nosuch:rule")
 
 
@@ -318,7 +318,7 @@ def test_an_nvidia_device_that_is_not_used(sign, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "shown"),
     [
-        (["run"], "--config --workdir --extend --tensorboard --distributed"),
+        (["run"], "--config --workdir --extend --dry_run --tensorboard --distributed"),
         (
             ["sweep"],
             "--config --workdir --dry_run --batch --threads --extend --tensorboard --backend --address --gpus --jobs "

@@ -146,6 +146,15 @@ def test_the_default_directory_is_named_by_what_is_run():
     assert main.default_workdir(config) != path
 
 
+def test_a_dry_run_prints_the_settings_and_makes_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main.main(["digits", "--dry_run", "--config.attack.byzmean.z=2.5", "--config.rounds=3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert {"--config.fidelity=official", "--config.attack.byzmean.z=2.5", "--config.rounds=3"} <= set(lines)
+    assert lines[-1].startswith("work directory: runs/digits_lasa_byzmean_")
+    assert not list(tmp_path.iterdir())
+
+
 def test_devices_stay_where_a_users_module_has_used_jax(monkeypatch):
     before = jax.devices()
     monkeypatch.setenv("XLA_FLAGS", "")
@@ -240,7 +249,8 @@ def test_the_success_of_a_backdoor_is_shown(tmp_path):
     rates = {"malicious_filtered": None, "benign_kept": 1.0}
     summary = dict.fromkeys(("best_test_accuracy", "final_test_accuracy", "compile_seconds", "seconds_per_round"), 0.5)
     summary |= {"status": "finished", "rounds": 2, "best_round": 1, "detection": {**rates, "layers": {}}}
-    main.print_summary({**summary, "final_attack_success": 0.75, "largest_attack_success": None}, tmp_path, console)
+    summary |= {"final_attack_success": 0.75, "largest_attack_success": None}
+    main.print_summary(summary, configs.resolve(configs.paper("digits")), tmp_path, console)
     assert re.search(r"attack success, final and largest │ +75.0 %, - │", console.file.getvalue())
 
 

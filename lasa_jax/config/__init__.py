@@ -8,6 +8,7 @@ and attack are left, every value is in range.
 from lasa_jax.config.arguments import SweepArgument, parse_argument, read_sweep, set_partition
 from lasa_jax.config.by_dataset import paper
 from lasa_jax.config.identity import (
+    as_flags,
     as_json,
     cost_key,
     first_difference,
@@ -48,6 +49,7 @@ __all__ = [
     "Setting",
     "SweepArgument",
     "all_settings",
+    "as_flags",
     "as_json",
     "base_of",
     "check_clients_per_round",

@@ -10,7 +10,18 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from lasa_jax import methods
-from lasa_jax.config.settings import AXIS, COSTLY, NUMBER, UNIDENTIFYING, chosen, flatten, parameters, with_role
+from lasa_jax.config.settings import (
+    AXIS,
+    COSTLY,
+    GROUPS,
+    NUMBER,
+    UNIDENTIFYING,
+    all_settings,
+    chosen,
+    flatten,
+    parameters,
+    with_role,
+)
 
 
 def as_json(config: ConfigDict) -> dict[str, Any]:
@@ -48,6 +59,21 @@ def identity(config: ConfigDict) -> str:
 def without_source(stored: Mapping[str, Any]) -> dict[str, Any]:
     """A config as JSON without the id of its data's source, which a run adds when it has read the data."""
     return {name: value for name, value in stored.items() if name != "source_id"}
+
+
+def as_flags(config: ConfigDict) -> dict[str, Any]:
+    """The settings of a resolved config by the names that flags have: `{"aggregator.lasa.sparsity_level": 0.3}`.
+
+    Those of methods that are not selected, and those without a value, are left out. Given to `--config.NAME=VALUE` beside
+    the same config file they make the same run.
+    """
+    selected, fields = chosen(config), dict(flatten(config.to_dict()))
+    for kind, names in selected.items():
+        for name in names:
+            own = parameters(config, kind, name)
+            fields |= {f"{GROUPS[kind]}.{methods.settings_name(name)}.{key}": value for key, value in own.items()}
+    known = all_settings(selected)
+    return {name: value for name, value in sorted(fields.items()) if name in known and value not in (None, "")}
 
 
 def program_key(config: ConfigDict) -> str:

@@ -280,3 +280,23 @@ def test_a_config_file_may_use_numpy(field):
     setattr(table, last, np.asarray([expected])[0])
     assert type(table[last]) is type(expected)
     assert table[last] == expected
+
+
+def test_the_settings_as_flags_make_the_same_run():
+    config = configs.paper("digits")
+    config.fidelity = "official"
+    overrides = {
+        "attack.name": "byzmean",
+        "attack.byzmean.base": "min_max",
+        "attack.min_max.direction": "sign",
+        "preaggregators.names": "clip_to_norm",
+        "preaggregators.clip_to_norm.clip_norm": 2.0,
+    }
+    resolved = configs.resolve(configs.updated(config, overrides))
+    flags = configs.as_flags(resolved)
+    assert flags["attack.min_max.direction"] == "sign"
+    assert flags["preaggregators.clip_to_norm.clip_norm"] == 2.0
+    assert flags["aggregator.lasa.magnitude_radius"] == 2.0  # what official fidelity makes of it
+    assert "aggregator.krum.variant" not in flags
+    again = configs.resolve(configs.updated(configs.default(), flags))
+    assert configs.identity(again) == configs.identity(resolved)
