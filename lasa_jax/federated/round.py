@@ -135,9 +135,13 @@ def context_of(
     """
 
     def server_update() -> Variables:
-        size = jnp.int32(len(point.root))
-        training = program.local_training
-        return training(state.variables, point.sgd, data.train, round_index, indices=point.root, size=size, key=key)[0]
+        # As many of its examples as a client of the round has: as many steps, so that its update is about as long as theirs.
+        width = min(len(point.root), data.partition.indices.shape[-1])
+        order_key, training_key = jax.random.split(key)
+        sizes = _sizes(clients, data).astype(jnp.float32)
+        size = jnp.minimum(ops.masked_median(sizes, clients.present), width).astype(jnp.int32)
+        settings = {"indices": jax.random.permutation(order_key, point.root)[:width], "size": size, "key": training_key}
+        return program.local_training(state.variables, point.sgd, data.train, round_index, **settings)[0]
 
     fields = {
         "params": lambda: state.variables,

@@ -166,6 +166,11 @@ class TestRootExamples:
             assert weights[history.malicious].max(initial=0) < 0.05
             assert weights[~history.malicious].mean() > 0.05
 
+    def test_the_server_takes_as_many_steps_as_a_client(self):
+        """Four times as many, and the rows, all as long as its own update, overshoot: accuracy stayed near chance."""
+        settings = {**self.SETTINGS, "attack.name": "none", "client.epochs": 5, "rounds": 15}
+        assert simulated(**settings).test_accuracy[-1] > 0.8
+
     def test_other_root_examples_are_another_run(self):
         one, other = (simulated(**self.SETTINGS, root_examples=count) for count in (100, 40))
         assert not np.array_equal(one.test_loss, other.test_loss)
