@@ -35,7 +35,11 @@ _COMMAND_OF = {
     "get_grid": ("sweep", "lasa-jax sweep"),
     "get_benchmark": ("benchmark", "lasa-jax benchmark"),
 }
-_FOLDER_OF = {"get_config": "", "get_grid": "sweeps", "get_benchmark": "benchmarks"}  # of the package's, below `configs`
+_FOLDER_OF = {
+    "get_config": "",
+    "get_grid": "sweeps",
+    "get_benchmark": "benchmarks",
+}  # of the package's, below `configs`
 
 _ALLOWED = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
 

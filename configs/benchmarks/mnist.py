@@ -1,6 +1,6 @@
 """As `digits.py`, on MNIST with the paper's settings: 6,000 clients, 100 a round. Days on a CPU, hours on a GPU.
 
-    lasa-jax benchmark mnist --workdir=DIR
+lasa-jax benchmark mnist --workdir=DIR
 """
 
 from lasa_jax.config import paper

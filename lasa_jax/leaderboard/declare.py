@@ -1,4 +1,4 @@
-"""What a benchmark is: rules by attacks by partitions by seeds, declared in a file, and the points of a grid that it makes."""
+"""What a benchmark is: rules by attacks by partitions by seeds, declared in a file, and the points that it makes."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -63,7 +63,8 @@ def load(benchmark: str) -> Benchmark:
     """The benchmark of a file, from its `get_benchmark(edition)`.
 
     Args:
-      benchmark: `"FILE.py:EDITION"`; the edition is `all` if none is named. A file that is not here is looked up in the package.
+      benchmark: `"FILE.py:EDITION"`; the edition is `all` if none is named. A file that is not here is looked up in the
+        package.
 
     Raises:
       InputError: if there is no such file or edition, or the file fails.

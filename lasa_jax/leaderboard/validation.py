@@ -1,4 +1,4 @@
-"""Datasets to choose parameters on: a fifth of the training examples is what they are tested on, and no test example is there.
+"""Datasets to choose parameters on: tested on a fifth of the training examples, without any test example.
 
 Their paths are `lasa_jax.leaderboard.validation:digits` and `:mnist`, as of a user's own dataset.
 """
