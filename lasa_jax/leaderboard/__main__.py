@@ -2,7 +2,7 @@
 
     lasa-jax benchmark digits --quick --workdir=DIR          six rules, four attacks, one seed: ten minutes
     lasa-jax benchmark digits --workdir=DIR --output=OUT     all rules, eight attacks, three seeds, IID and not: hours
-    lasa-jax benchmark digits --workdir=DIR --rule=my_rules:norm_gate --beside=docs/results/benchmark
+    lasa-jax benchmark digits --workdir=DIR --rule=my_rules:norm_gate --beside=OUT
     lasa-jax benchmark digits --output=OUT --page            the page again, from its CSVs alone
 
 Editions follow the name after a colon: digits:all, digits:quick, digits:adaptive (attacks that search against the rule
