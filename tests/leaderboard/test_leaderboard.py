@@ -105,7 +105,7 @@ def test_the_page_is_made_of_csvs_alone(tmp_path, capsys):
     assert not missing
     assert set(made) == {"digits.md", "digits_ranks.png", "digits_ranks.svg"}
     text = str(made["digits.md"])
-    assert "| krum | 83.00 | -9.00 ± 12.71 | 71.00 | lie | -21.00 ± 0.00 | 12.00 | 1.3 | 50 | 88 | 0.100 |" in text
+    assert "| krum | 83.00 | -9.00 ± 12.71 | 71.00 | lie | -21.00 ± 12.71 | 12.00 | 1.3 | 50 | 88 | 0.100 |" in text
     assert "| mda (15 clients) |" in text
     assert "## What this does not show" in text
     assert all(len(line) <= 120 for line in text.splitlines() if not line.startswith("|"))
