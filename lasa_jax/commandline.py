@@ -30,11 +30,8 @@ _CONFIGS = Path(__file__).parent / "configs"  # of the package
 _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
 # For what a file must define, what such a file is called and the command that takes it.
-_COMMAND_OF = {
-    "get_config": ("config file", "lasa-jax run"),
-    "get_grid": ("sweep", "lasa-jax sweep"),
-    "get_benchmark": ("benchmark", "lasa-jax benchmark"),
-}
+_COMMAND_OF = {"get_config": ("config file", "lasa-jax run"), "get_grid": ("sweep", "lasa-jax sweep")}
+_COMMAND_OF["get_benchmark"] = ("benchmark", "lasa-jax benchmark")
 _FOLDER_OF = {
     "get_config": "",
     "get_grid": "sweeps",
