@@ -133,7 +133,7 @@ def _chosen(declared: "Benchmark", given: argparse.Namespace) -> "Chosen":
     _points(points, place, given.threads, add)
     chosen = tuning.choose(trials, accuracies)
     for (rule, partition), parameters in chosen.items():
-        print(f"chosen: {rule}, {partition}: {', '.join(f'{name} {value:g}' for name, value in parameters.items())}")
+        print(f"chosen: {rule}, {partition}: {declare.shown(parameters)}")
     return chosen
 
 

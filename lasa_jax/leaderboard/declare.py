@@ -1,6 +1,7 @@
 """What a benchmark is: rules by attacks by partitions by seeds, declared in a file, and the points that it makes."""
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -76,7 +77,25 @@ def load(benchmark: str) -> Benchmark:
             f"--config={name}: get_benchmark gives {type(declared).__name__}, allowed is a "
             "lasa_jax.leaderboard.declare.Benchmark"
         )
+    for what in ("rules", "attacks", "partitions", "seeds"):
+        if not getattr(declared, what):
+            raise InputError(f"benchmark {declared.name}: has no {what}")
+    for text in (declared.name, *declared.partitions):
+        if not is_name(text) or "/" in text:
+            raise InputError(
+                f"benchmark {declared.name}: {text!r} is no name; allowed are letters, digits, spaces, .:,+-_="
+            )
     return declared
+
+
+def shown(parameters: Parameters) -> str:
+    """`clip_radius=0.5 steps=3`."""
+    return " ".join(f"{name}={value}" for name, value in parameters.items())
+
+
+def is_name(text: str) -> bool:
+    """Whether a text may stand in a CSV: letters, digits, spaces and . : , / ~ + = - _, no more than 200."""
+    return re.fullmatch(r"[\w.:,/~ +=-]{0,200}", text) is not None
 
 
 def grid_of(benchmark: Benchmark) -> Grid:

@@ -146,14 +146,19 @@ def _not_shown(rows: pd.DataFrame) -> Sequence[str]:
         "Other parameters: those of rules were chosen on held-out training examples, from a few candidates each; attacks "
         "have their defaults."
     )
+    chance = "Chance: one seed, and no interval."
+    if seeds > 1:
+        chance = (
+            f"Chance beyond {seeds} seeds: an interval says how far seeds differ, not other data or attacks, and which "
+            f"attack is worst is read off the same runs{'; with so few it is wide' if seeds < 4 else ''}."
+        )
     lines = [
         f"Other data, models, numbers of clients or ratios: one dataset ({rows.iloc[0]['dataset']}), one model, "
         f"{100 * rows.iloc[0]['attack_ratio']:g} % malicious. A rule that is first here may not be elsewhere.",
         "Attacks that were not run. One that knows the rule can take down a rule that stands here; edition `adaptive` has "
         "attacks that search against each rule.",
         chosen if tuned else defaults,
-        f"Chance beyond {_several(seeds, 'seed')}: an interval says how far seeds differ, not other data or attacks"
-        + (", and with two or three seeds it is wide." if 1 < seeds < 4 else "."),
+        chance,
         "Servers that misjudge: every rule that takes the number of malicious clients is told their share of the "
         "population. FLTrust trains on examples that the others do not have.",
         "Seconds elsewhere. They are of a small model on this device, and mostly training.",

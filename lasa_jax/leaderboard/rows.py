@@ -12,9 +12,10 @@ import pandas as pd
 from lasa_jax import methods
 from lasa_jax.errors import InputError
 from lasa_jax.inspection import rendering
+from lasa_jax.leaderboard import declare
 from lasa_jax.leaderboard.declare import Entry
 
-_TEXT = re.compile(r"[\w.:,/~ +=-]{0,200}")  # what names of rules, attacks and devices are made of
+_RULE = re.compile(r"[\w.]{1,200}(:\w{1,200})?")  # which is the name of a file, too
 _TEXTS = ("settings", "dataset", "rule", "parameters", "attack", "partition", "status", "device", "version", "run")
 _SHARES = ("attack_ratio", "accuracy", "malicious_filtered", "benign_kept")
 _COUNTS = ("clients_per_round", "seed", "rounds")
@@ -52,7 +53,7 @@ def of(entry: Entry, summary: Mapping[str, Any], settings: str) -> dict[str, Any
         "settings": settings,
         "dataset": methods.label(config.dataset),
         "rule": entry.rule,
-        "parameters": " ".join(f"{name}={value:g}" for name, value in entry.parameters.items()),
+        "parameters": declare.shown(entry.parameters),
         "attack": entry.attack,
         "attack_ratio": config.attack_ratio,
         "partition": entry.partition,
@@ -123,13 +124,14 @@ def _read(path: Path) -> pd.DataFrame:
         raise InputError(f"{path}: has no column {missing[0]!r}")
     frame = frame[list(COLUMNS)].copy()
     for name in _TEXTS:
-        _check(path, name, frame[name], [bool(_TEXT.fullmatch(value)) for value in frame[name]], "a name")
+        able = [bool(_RULE.fullmatch(x)) if name == "rule" else declare.is_name(x) for x in frame[name]]
+        _check(path, name, frame[name], able, "a name")
     for name in (*_SHARES, *_COUNTS, "seconds_per_round"):
         numbers = pd.to_numeric(frame[name].where(frame[name] != "", "nan"), errors="coerce")
         high = 1.0 if name in _SHARES else 2.0**53
-        able = numbers.between(0, high) | ((frame[name] == "") & (name not in _COUNTS))
+        inside = numbers.between(0, high) | ((frame[name] == "") & (name not in _COUNTS))
         whole = (numbers % 1 == 0) | (name not in _COUNTS)
-        _check(path, name, frame[name], list(able & whole), "a share" if name in _SHARES else "a number from 0")
+        _check(path, name, frame[name], list(inside & whole), "a share" if name in _SHARES else "a number from 0")
         frame[name] = numbers.astype(int) if name in _COUNTS else numbers
     return frame
 

@@ -118,12 +118,13 @@ def test_the_page_is_made_of_csvs_alone(tmp_path, capsys):
     [
         ("accuracy", 1.5, "accuracy = '1.5': allowed is a share"),
         ("seed", "one", "seed = 'one': allowed is a number from 0"),
-        ("rule", "<b>", "rule = '<b>': allowed is a name"),
+        ("attack", "<b>", "attack = '<b>': allowed is a name"),
+        ("rule", "../krum", "rule = '../krum': allowed is a name"),
         ("settings", "xyz", "its runs have other settings (xyz) than the benchmark (abc)"),
     ],
 )
 def test_a_csv_is_checked(column, value, message, tmp_path):
-    rendering.write(tmp_path, rows.files([{**row("krum", "none", 1, 0.5), column: value}]))
+    (tmp_path / "krum.csv").write_text(pd.DataFrame([{**row("krum", "none", 1, 0.5), column: value}]).to_csv())
     with pytest.raises(InputError) as error:
         rows.read(tmp_path, settings="abc")
     assert str(error.value).endswith(f".csv: {message}")
@@ -230,7 +231,7 @@ def test_the_tuned_edition_chooses_first(made_up, capsys):
     assert not made_up
     assert command.main(["mine.py:tuned", "--workdir=runs"]) == 0
     assert made_up[:2] == ["norm_clipped_mean sign_flip 0"] * 2  # the defaults and the candidate
-    assert "chosen: norm_clipped_mean, IID: clip_norm 0.5" in capsys.readouterr().out
+    assert "chosen: norm_clipped_mean, IID: clip_norm=0.5" in capsys.readouterr().out
     assert "| norm\\_clipped\\_mean (clip\\_norm=0.5) | 75.00 |" in Path("runs/benchmark/mine.md").read_text()
 
 
