@@ -156,7 +156,11 @@ def test_no_test_example_is_there_to_choose_by():
 
 def test_editions_of_the_digits():
     whole, quick = declare.load("digits"), declare.load("digits:quick")
-    assert (len(whole.attacks), list(whole.seeds), list(whole.partitions)) == (8, [1, 2, 3], ["IID", "alpha 0.1"])
+    assert (len(whole.attacks), list(whole.seeds), list(whole.partitions)) == (
+        8,
+        [1, 2, 3],
+        ["IID", "Dirichlet alpha 0.1"],
+    )
     assert (len(quick.rules), len(quick.attacks), len(quick.seeds)) == (6, 4, 1)
     one = dataclasses.replace(whole, rules=("mda",), attacks=("lie",))
     found = declare.entries(one)
@@ -187,7 +191,7 @@ def place(tmp_path, monkeypatch):
 
 @pytest.fixture
 def made_up(monkeypatch) -> list[str]:
-    """Runs take no time, and are told: clipping at 0.5 is best."""
+    """Runs, plans and pictures take no time, and runs are told: clipping at 0.5 is best."""
     told: list[str] = []
 
     def run(points, workdir, *, on_outcome, **_):
@@ -201,6 +205,8 @@ def made_up(monkeypatch) -> list[str]:
 
     monkeypatch.setattr(grid, "run", run)
     monkeypatch.setattr(grid, "finished", lambda *_, **__: [])
+    monkeypatch.setattr(grid, "plan", lambda *_, **__: grid.Plan(0, 0, 0, (0, 0), (0, 0), 0, 0.0))
+    monkeypatch.setattr(rendering, "pictures", lambda *_: {})
     return told
 
 
