@@ -1,6 +1,6 @@
 """Runs a benchmark of rules, writes one CSV for each rule, and makes the page of the CSVs.
 
-    lasa-jax benchmark digits --quick --workdir=DIR          six rules, four attacks, one seed: ten minutes
+    lasa-jax benchmark digits --quick --workdir=DIR          six rules, four attacks, one seed: minutes
     lasa-jax benchmark digits --workdir=DIR --output=OUT     all rules, eight attacks, three seeds, IID and not: hours
     lasa-jax benchmark digits --workdir=DIR --rule=my_rules:norm_gate --beside=OUT
     lasa-jax benchmark digits --output=OUT --page            the page again, from its CSVs alone
