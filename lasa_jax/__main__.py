@@ -4,6 +4,7 @@
     lasa-jax sweep figure1:digits --workdir=DIR         many, here or on a cluster
     lasa-jax status DIR                                 how far a sweep is, also while it runs elsewhere
     lasa-jax report DIR                                 tables and figures of run directories
+    lasa-jax benchmark digits --workdir=DIR             rules against each other, and against one of your own
     lasa-jax export DIR                                 a CSV with one row for each run, every setting and result
     lasa-jax inspect round RUN 12                       what looks inside a run: who was filtered, a round, the bound
     lasa-jax list                                       rules, pre-aggregators, attacks, datasets and models
@@ -21,6 +22,7 @@ _MODULES = {
     "sweep": "lasa_jax.launch.sweep",
     "status": "lasa_jax.report.status",
     "report": "lasa_jax.report.__main__",
+    "benchmark": "lasa_jax.leaderboard.__main__",
     "export": "lasa_jax.report.export",
     "inspect": "lasa_jax.inspection.__main__",
 }

@@ -31,6 +31,12 @@ _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
 # For what a file must define, what such a file is called and the command that takes it.
 _COMMAND_OF = {"get_config": ("config file", "lasa-jax run"), "get_grid": ("sweep", "lasa-jax sweep")}
+_COMMAND_OF["get_benchmark"] = ("benchmark", "lasa-jax benchmark")
+_FOLDER_OF = {
+    "get_config": "",
+    "get_grid": "sweeps",
+    "get_benchmark": "benchmarks",
+}  # of the package's, below `configs`
 
 _ALLOWED = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
 
@@ -253,7 +259,7 @@ def located(config: str, kind: str) -> str:
 
     Args:
       config: as given.
-      kind: "get_config" or "get_grid", what the file is wanted for.
+      kind: what the file is wanted for, of `_COMMAND_OF`.
 
     Raises:
       InputError: if there is no such file.
@@ -262,14 +268,14 @@ def located(config: str, kind: str) -> str:
     if name.endswith(".py") and (file := user_path(f"--config={name}", name)).is_file():
         return f"{file.resolve()}{colon}{argument}"
     inside = name.removeprefix("configs/").removesuffix(".py")
-    for path in (_CONFIGS / f"{inside}.py", _CONFIGS / "sweeps" / f"{inside}.py"):
-        if os.path.isfile(path):
+    folder = _CONFIGS / _FOLDER_OF[kind]
+    for place in (folder, _CONFIGS, *(_CONFIGS / other for other in _FOLDER_OF.values())):
+        if os.path.isfile(path := place / f"{inside}.py"):
             return f"{path.resolve()}{colon}{argument}"
-    folder = _CONFIGS if kind == "get_config" else _CONFIGS / "sweeps"
     names = sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
     raise InputError(
         f"--config={name}: no {_COMMAND_OF[kind][0]} of that name; allowed are FILE.py and, of the package, "
-        f"{', '.join(names)}{nearest(inside.removeprefix('sweeps/'), names)}"
+        f"{', '.join(names)}{nearest(inside.rpartition('/')[2], names)}"
     )
 
 
@@ -278,7 +284,7 @@ def call(config: str, kind: str, default: str | None = None) -> Any:
 
     Args:
       config: `FILE` or `FILE:ARGUMENT`, as given.
-      kind: the function's name, "get_config" or "get_grid".
+      kind: the function's name, of `_COMMAND_OF`.
       default: the argument, if none is given; None to call the function without one.
 
     Raises:

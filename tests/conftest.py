@@ -59,6 +59,7 @@ THOROUGH = (
     r"tests/ops/test_convolution_forms.py::test_(forward_and|images_batched)",
     r"tests/ops/test_statistics.py::.*11_million",
     r"tests/ops/test_target.py::test_(attacks|rules)_lower",
+    r"tests/leaderboard/test_(killed|leaderboard.py::test_(editions|the_tuned))",
     r"tests/report/test_command.py::test_(a_true_run|report_knows)",
     r"tests/report/test_figures.py::test_nothing_overlaps",
     r"tests/test_(build|distributed|forms_of_a_gpu|notebooks)",

@@ -14,6 +14,7 @@ from lasa_jax import config as configs
 from lasa_jax.errors import InputError
 from lasa_jax.inspection import __main__ as inspection
 from lasa_jax.launch import sweep
+from lasa_jax.leaderboard import __main__ as benchmark
 from lasa_jax.report import __main__ as report
 from lasa_jax.report import export, status
 
@@ -326,6 +327,7 @@ def test_an_nvidia_device_that_is_not_used(sign, tmp_path, monkeypatch, capsys):
         ),
         (["status"], "DIR time left"),
         (["export"], "DIR --out --last"),
+        (["benchmark"], "--config --workdir --quick --rule --beside --output --dry_run --page --threads"),
         (["report"], "--output --where compare"),
         (
             ["inspect"],
@@ -334,7 +336,7 @@ def test_an_nvidia_device_that_is_not_used(sign, tmp_path, monkeypatch, capsys):
         ),
         (["inspect", "partition"], "--config --output"),
         (["list"], "list"),
-        ([], "run sweep status report export inspect list"),
+        ([], "run sweep status report benchmark export inspect list"),
     ],
 )
 def test_help(arguments, shown, capsys):
@@ -388,7 +390,14 @@ def test_list(capsys):
 
 
 def test_doors_lead_to_the_same_functions(monkeypatch):
-    modules = {"run": main, "sweep": sweep, "status": status, "report": report, "export": export}
+    modules = {
+        "run": main,
+        "sweep": sweep,
+        "status": status,
+        "report": report,
+        "benchmark": benchmark,
+        "export": export,
+    }
     for name, module in {**modules, "inspect": inspection}.items():
         monkeypatch.setattr(module, "main", lambda argv, name=name: [name, *argv])
         assert doors.main([name, "x", "--y"]) == [name, "x", "--y"]
@@ -397,7 +406,8 @@ def test_doors_lead_to_the_same_functions(monkeypatch):
 def test_an_unknown_command(capsys):
     assert doors.main(["reprot"]) == 2
     assert capsys.readouterr().err == (
-        "error: lasa-jax reprot: allowed are run, sweep, status, report, export, inspect, list (did you mean 'report'?)\n"
+        "error: lasa-jax reprot: allowed are run, sweep, status, report, benchmark, export, inspect, list "
+        "(did you mean 'report'?)\n"
     )
     assert doors.main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("lasa_jax ")

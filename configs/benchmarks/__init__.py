@@ -1,0 +1,1 @@
+"""Benchmarks of rules, for `lasa-jax benchmark`."""
