@@ -18,6 +18,7 @@ from lasa_jax.testing import attacks as attack_laws
 from tests.aggregators.test_preaggregators import PREAGGREGATORS
 
 ROOT = Path(__file__).parents[1]
+CITING = ("lasa_jax", "configs", "benchmarks", "checks", "tests")
 ROOMS = "lasa_jax|launch|checks|benchmarks|tests"
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "launch/README.md")),
@@ -108,6 +109,24 @@ def test_the_example_for_weights_and_biases(monkeypatch):
     exec(code, {})
     assert [given["id"] for given in begun] == ["digits_lasa_lie_1"]
     assert calls == [({"test_accuracy": 0.5}, 1), ({"test_accuracy": 0.5}, 2), "finished"]
+
+
+def test_every_cited_section_of_fidelity_exists():
+    """Docstrings and comments say `docs/fidelity.md, section 3.1`; a line may end within that."""
+    page = (ROOT / "docs" / "fidelity.md").read_text()
+    sections = re.findall(r"^##+ ([\d.]+?)\.? ", page, re.MULTILINE)
+    assert sections == sorted(sections, key=lambda number: [int(part) for part in number.split(".")])
+    bare, unknown = [], []
+    for path in (path for room in CITING for path in sorted((ROOT / room).rglob("*.py"))):
+        for cited in re.findall(r"docs/fidelity\.md(?:,\s+(?:#\s+)?section ([\d.]*\d))?", path.read_text()):
+            if not cited:
+                bare.append(path.name)
+            elif cited not in sections:
+                unknown.append(f"{path.name}: {cited}")
+    for cited in re.findall(r"sections? ([\d.]*\d)", re.sub(r"supplement, section", "", page)):
+        if cited not in sections:
+            unknown.append(f"fidelity.md: {cited}")
+    assert (bare, unknown) == ([], [])
 
 
 def test_every_method_has_its_line():

@@ -39,7 +39,7 @@ def geometric_median(
       smoothing: smallest distance that is divided by, `> 0`. May be traced.
       max_iterations: largest number of steps of each run, `>= 1`.
       refinements: how often the run is repeated with a_i multiplied by exp(-|x_i - z|), which takes far clients out; 0 if
-        None. The official code does so twice except on CIFAR (docs/fidelity.md). Where all are far and the
+        None. The official code does so twice except on CIFAR (docs/fidelity.md, section 3.1). Where all are far and the
         exponentials vanish, the last z stays; the official code gives NaN.
       variant: "paper" as above; "official" has `refinements=2` if None.
       weighting: "equal" as above; "size": a_i is the number of the client's examples, as in the paper.

@@ -153,7 +153,8 @@ def changed_row(change: Callable[[PyTree, jax.Array], PyTree]) -> Attack:
 def simulated_copies(knowledge: str, malicious: jax.Array, present: jax.Array) -> jax.Array:
     """How many copies of the crafted row the attacker adds to the rows it knows, to foresee the server.
 
-    f if it knows the benign rows or all; else `max(1, f^2 // n)`, the same share of its own f rows (docs/fidelity.md).
+    f if it knows the benign rows or all; else `max(1, f^2 // n)`, the same share of its own f rows
+    (docs/fidelity.md, section 4.2).
     """
     f, n = jnp.sum(malicious, dtype=jnp.int32), jnp.sum(present, dtype=jnp.int32)
     return jnp.maximum(f**2 // jnp.maximum(n, 1), 1) if knowledge == "colluders" else jnp.maximum(f, 1)
