@@ -4,7 +4,8 @@
     python docs/run_notebooks.py quickstart     # some
 
 The notebooks themselves are kept without output. A page is docs/notebooks/NAME.md; its pictures, and whatever moves, lie
-beside it. The page ends with a hash of the cells that it was made from, and a test says which page is older than its notebook.
+beside it. The page ends with a hash of the cells that it was made from, and a test says which page is older than its
+notebook.
 """
 
 import base64

@@ -107,8 +107,8 @@ def layer_filter(
         F(Delta) = mean of x_i over S
 
     Source: supplement, sections 2 and F.2; LASA's official code, docs/fidelity.md, section 2.1 (its factor
-    (1 - sparsity) on the purity cancels in the score). Where all clients agree in one of the two, as in the official code, nobody is filtered in
-    that layer. A radius of infinity switches a filter off.
+    (1 - sparsity) on the purity cancels in the score). Where all clients agree in one of the two, as in the official
+    code, nobody is filtered in that layer. A radius of infinity switches a filter off.
 
     Args:
       magnitude_radius, direction_radius: `> 0`. May be traced.
