@@ -1,5 +1,6 @@
 """The code in README.md and docs/ runs."""
 
+import importlib
 import pkgutil
 import re
 import sys
@@ -176,7 +177,8 @@ def test_every_named_file_and_command_exists(page):
     text = page.read_text()
     missing = []
     for path in re.findall(rf"(?<![\w./])(?:{ROOMS}|configs|docs|notebooks)/[\w./*-]*[\w/]", text):
-        if not re.search(r"/(my_\w+|NAME)\.py", path) and not any(ROOT.glob(path.rstrip("/"))):
+        at_hand = any(any(folder.glob(path.rstrip("/"))) for folder in (ROOT, page.parent))  # a link is from its page
+        if not at_hand and not re.search(r"/(my_\w+|NAME)\.py", path):
             missing.append(path)
     for module in re.findall(rf"python -m ((?:{ROOMS})[\w.]*)\b", text):
         path = ROOT / module.replace(".", "/")
@@ -188,6 +190,25 @@ def test_every_named_file_and_command_exists(page):
         except (ImportError, AttributeError):
             missing.append(name)
     assert not missing, sorted(set(missing))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_lists_nest_by_four_spaces(page):
+    """With two, which other readers of Markdown take, a nested list of the site is flat."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    indents = {len(spaces) for spaces in re.findall(r"^( +)(?:[-*]|\d+\.) ", text, re.MULTILINE)}
+    assert all(indent % 4 == 0 for indent in indents)
+
+
+def test_every_page_of_a_notebook_is_of_its_cells(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    pages = importlib.import_module("run_notebooks")
+    old = [
+        path.stem
+        for path in sorted((ROOT / "notebooks").glob("*.ipynb"))
+        if not pages.page_of(path).is_file() or pages.mark(path) not in pages.page_of(path).read_text()
+    ]
+    assert not old, f"docs/notebooks is older than the notebooks: python docs/run_notebooks.py {' '.join(old)}"
 
 
 def test_the_guides_sweep():

@@ -85,7 +85,9 @@ def checked(updates: PyTree, malicious: Any, present: Any = None) -> tuple[jax.A
     present = Rows.of(updates, present).present
     malicious, n = jnp.asarray(malicious), len(present)
     if malicious.shape != (n,) or malicious.dtype != bool:
-        raise InputError(f"malicious: {malicious.dtype}{list(malicious.shape)}, allowed is bool[{n}], a value a client")
+        raise InputError(
+            f"malicious: {malicious.dtype}{list(malicious.shape)}, allowed is bool[{n}], one for each client"
+        )
     return malicious & present, present
 
 
@@ -177,7 +179,7 @@ def shaped_like(given: PyTree, params: PyTree, name: str) -> PyTree:
 
 
 def row_keys(key: jax.Array, n: int) -> jax.Array:
-    """One key a row that does not depend on how many rows there are, `(n,)`."""
+    """One key per row that does not depend on how many rows there are, `(n,)`."""
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(n, dtype=jnp.int32))
 
 

@@ -1,6 +1,6 @@
 """How the training examples are divided over clients: pure functions of (labels, settings, seed).
 
-Every partition ends as a matrix of example indices, one row a client, padded to a width that depends on the labels and
+Every partition ends as a matrix of example indices, one row per client, padded to a width that depends on the labels and
 settings but not on the seed (`quantity_skew` says where it may), so that runs with different seeds share one program.
 """
 
