@@ -93,7 +93,7 @@ def _shown(output: Any, files: _Files) -> str:
         return ""
     if "image/png" in data:
         name = files.write("png", _smaller(base64.b64decode(data["image/png"])))
-        return f"![what the cell draws]({name})"
+        return f"[![what the cell draws]({name})]({name})"  # a click shows it at its full size
     if "text/html" in data:
         if "<script" in data["text/html"]:  # moves by itself: a document of its own, as high as it is
             return _framed(files.write("html", _document(data["text/html"]).encode()))

@@ -25,8 +25,8 @@ def geometric_median(
         F(Delta) = argmin over z of sum_i a_i * |x_i - z|,    a_i = 1
         z <- sum_i w_i x_i / sum_i w_i,    w_i = a_i / max(smoothing, |x_i - z|)
 
-    starting at the mean, in which clients that are far out count less, until no weight moves by more than 1e-7 (for those
-    by less) or `max_iterations` steps are done. Every z is a weighted mean, so its distances follow from the inner
+    The steps start at the mean, in which clients that are far out count less. They end once no weight moves by more than
+    1e-7 (those of clients far out: by less), or after `max_iterations`. Every z is a weighted mean, so its distances follow from the inner
     products of the clients, and the stack is not read again in the steps. Clients whose update is not finite, or
     farther away than float32 can say, have weight 0.
 
