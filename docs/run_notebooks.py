@@ -117,7 +117,7 @@ def _smaller(content: bytes) -> bytes:
 def _document(body: str) -> str:
     """HTML that stands alone, on white in a dark page too, and no wider than a telephone."""
     style = "body {margin: 0; background: #fff; font-family: sans-serif} img, canvas {max-width: 100%; height: auto}"
-    head = f'<html lang="en"><meta charset="utf-8"><style>{style}</style>'
+    head = f'<html lang="en"><meta charset="utf-8"><link rel="icon" href="data:,"><style>{style}</style>'
     return f"<!doctype html>\n{head}\n<body>{body}</body></html>\n"
 
 

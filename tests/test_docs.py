@@ -1,6 +1,5 @@
 """The code in README.md and docs/ runs."""
 
-import importlib
 import pkgutil
 import re
 import sys
@@ -198,17 +197,6 @@ def test_lists_nest_by_four_spaces(page):
     text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
     indents = {len(spaces) for spaces in re.findall(r"^( +)(?:[-*]|\d+\.) ", text, re.MULTILINE)}
     assert all(indent % 4 == 0 for indent in indents)
-
-
-def test_every_page_of_a_notebook_is_of_its_cells(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "docs")
-    pages = importlib.import_module("run_notebooks")
-    old = [
-        path.stem
-        for path in sorted((ROOT / "notebooks").glob("*.ipynb"))
-        if not pages.page_of(path).is_file() or pages.mark(path) not in pages.page_of(path).read_text()
-    ]
-    assert not old, f"docs/notebooks is older than the notebooks: python docs/run_notebooks.py {' '.join(old)}"
 
 
 def test_the_guides_sweep():

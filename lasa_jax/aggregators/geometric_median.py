@@ -26,9 +26,9 @@ def geometric_median(
         z <- sum_i w_i x_i / sum_i w_i,    w_i = a_i / max(smoothing, |x_i - z|)
 
     The steps start at the mean, in which clients that are far out count less. They end once no weight moves by more than
-    1e-7 (those of clients far out: by less), or after `max_iterations`. Every z is a weighted mean, so its distances follow from the inner
-    products of the clients, and the stack is not read again in the steps. Clients whose update is not finite, or
-    farther away than float32 can say, have weight 0.
+    1e-7 (those of clients far out: by less), or after `max_iterations`. Every z is a weighted mean, so its distances
+    follow from the inner products of the clients, and the stack is not read again in the steps. Clients whose update is
+    not finite, or farther away than float32 can say, have weight 0.
 
     With b < n/2 clients malicious, the median (`refinements=0`) is within 2 (n - b) / (n - 2b) * R of the benign clients'
     mean c, R the largest distance of one of them from c: the sum of distances is no larger at the median than at c.
