@@ -56,7 +56,7 @@ def render(path: Path, notebook: nbformat.NotebookNode) -> None:
             parts.append(re.sub(r"\]\((\w+)\.ipynb\)", r"](\1.md)", cell.source))
         elif "find_spec" not in cell.source:  # the first cell looks for the package: of no use on a page
             parts.append(f"```python\n{cell.source}\n```")
-            parts += [shown for output in cell.outputs if (shown := _shown(output, files))]
+            parts += [shown for output in _joined(cell.outputs) if (shown := _shown(output, files))]
     title, *rest = parts
     said = f"*`notebooks/{path.name}` with what it printed and drew. The cell that installs the package is left out.*"
     page_of(path).write_text("\n\n".join([*_after_the_title(title, said), *rest, mark(path)]) + "\n")
@@ -81,6 +81,18 @@ class _Files:
             raise SystemExit(f"docs/notebooks/{name} would have {len(content):,} bytes; at most {_LARGEST:,} are kept")
         (PAGES / name).write_bytes(content)
         return name
+
+
+def _joined(outputs: list[Any]) -> list[Any]:
+    """Outputs, what was printed without anything between as one of them."""
+    joined: list[Any] = []
+    for output in outputs:
+        if joined and output.output_type == "stream" and joined[-1].get("name") == output.name:
+            joined[-1] = {**joined[-1], "text": joined[-1]["text"] + output.text}
+            joined[-1] = nbformat.from_dict(joined[-1])
+        else:
+            joined.append(output)
+    return joined
 
 
 def _shown(output: Any, files: _Files) -> str:

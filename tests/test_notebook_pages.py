@@ -41,7 +41,8 @@ def test_what_a_page_shows(pages, tmp_path, monkeypatch):
     Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(drawn, "PNG")
     table = '<style scoped>td {}</style><table border="1" class="dataframe"><tr style=""><td>7</td></tr></table>'
     outputs = [
-        new_output("stream", name="stdout", text="half\rwhole\n\x1b[1mbold\x1b[0m\n"),
+        new_output("stream", name="stdout", text="half\rwhole\n"),
+        new_output("stream", name="stdout", text="\x1b[1mbold\x1b[0m\n"),
         new_output("stream", name="stderr", text="a warning"),
         shown({"image/png": base64.b64encode(drawn.getvalue()).decode(), "text/plain": "<Figure>"}),
         shown({"text/html": table, "text/plain": "7"}),
