@@ -162,7 +162,7 @@ def main(names: list[str]) -> None:
     for path in paths:
         if not names or path.stem in names:
             notebook = read(path)
-            NotebookClient(notebook, timeout=1200, resources={"metadata": {"path": str(path.parent)}}).execute()
+            NotebookClient(notebook, timeout=3600, resources={"metadata": {"path": str(path.parent)}}).execute()
             render(path, notebook)
             print(f"docs/notebooks/{path.stem}.md")
 
