@@ -6,6 +6,7 @@ tests are skipped, or fail where `LASA_JAX_BROWSER=required`, as in `.ci/run`.
 
 import functools
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -65,10 +66,10 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def site(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Only built if there is a browser."""
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if built := os.environ.get("LASA_JAX_SITE"):
         return Path(built)
+    pytest.importorskip("mkdocs", reason='the site is built with: pip install -e ".[docs]"')
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(folder)]
     subprocess.run(command, cwd=ROOT, check=True, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"})
@@ -81,6 +82,21 @@ def address(site: Path) -> Iterator[str]:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/"
         server.shutdown()
+
+
+def test_links_lead_to_pages_and_headings(site):
+    """MkDocs does not look into the HTML that our hooks write, nor for headings."""
+    texts = {path: path.read_text() for path in site.rglob("*.html") if path.name == "index.html"}
+    names = {path: set(re.findall(r'\bid="([^"]+)"', text)) for path, text in texts.items()}
+    lost = []
+    for path, text in texts.items():
+        for href in re.findall(r'<a [^>]*href="([^":]+)"', text):
+            target, _, anchor = href.partition("#")
+            file = (path.parent / target).resolve() if target else path
+            file = file / "index.html" if file.is_dir() else file
+            if not file.exists() or (anchor and file in names and anchor not in names[file]):
+                lost.append(f"{path.relative_to(site)}: {href}")
+    assert not lost
 
 
 @pytest.mark.parametrize("width", [1280, 390])
