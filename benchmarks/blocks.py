@@ -32,7 +32,7 @@ def seeds(run: build.Run, count: int) -> list[build.Run]:
 
 
 def measure(dataset_name: str, runs: int, devices: int, rounds: int) -> dict[str, float]:
-    """One program: seconds a round and run, memory of a device over the stacks of its runs, and compile seconds."""
+    """One program: seconds per round and run, memory of a device over the stacks of its runs, and compile seconds."""
     if len(jax.devices()) < devices:
         raise SystemExit(f"{devices} devices: there are {len(jax.devices())}")
     config = configs.paper(dataset_name)
@@ -89,7 +89,7 @@ def main() -> None:
 
     tables = (("runs", [(r, 1) for r in RUNS]), ("devices", [(1, d) for d in DEVICES]))
     for index, (kind, sizes) in enumerate(tables):
-        print(f"\n| {kind} | seconds a round and run | memory of a device / its stacks | compile, s |")
+        print(f"\n| {kind} | seconds per round and run | memory of a device / its stacks | compile, s |")
         print("| --- | --- | --- | --- |")
         for size in sizes:
             print(line(*size, size[index]), flush=True)

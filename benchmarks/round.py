@@ -123,13 +123,13 @@ def pytorch(updates: Iterator[np.ndarray]) -> dict[str, float]:
                 model(batch)
 
     def byzmean() -> torch.Tensor:
-        """Statistics over all rows; every malicious row is the second group's (docs/fidelity.md)."""
+        """Statistics over all rows; every malicious row is the second group's (docs/fidelity.md, section 4.1)."""
         lie = stack.mean(0) - 0.5 * stack.std(0)
         stack[:25] = ((100 - 25 - 12) * lie - stack.sum(0)) / 13
         return stack
 
     def lasa() -> list[torch.Tensor]:
-        """LASA with a full sort for each client, as in the official code (docs/fidelity.md)."""
+        """LASA with a full sort for each client, as in the official code (docs/fidelity.md, section 2.1)."""
         norms = stack.norm(dim=1)
         scale = torch.clamp(norms.median() / norms, max=1.0)
         rows = []

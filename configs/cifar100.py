@@ -1,4 +1,4 @@
-"""CIFAR-100 at the paper's settings: ResNet-18, 100 clients of 500 images, 25 a round, 200 rounds.
+"""CIFAR-100 at the paper's settings: ResNet-18, 100 clients of 500 images, 25 in each round, 200 rounds.
 
     python -m lasa_jax.main --config=configs/cifar100.py                 # IID, every client has 5 images of each class
     python -m lasa_jax.main --config=configs/cifar100.py:alpha=0.5       # the paper's non-IID: Dirichlet(0.5)

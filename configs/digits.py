@@ -3,7 +3,7 @@
     python -m lasa_jax.main --config=configs/digits.py
     python -m lasa_jax.main --config=configs/digits.py --config.aggregator.name=fedavg
 
-60 clients, 30 a round, a quarter of them malicious.
+60 clients, 30 in each round, a quarter of them malicious.
 """
 
 from ml_collections import ConfigDict

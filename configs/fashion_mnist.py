@@ -1,4 +1,4 @@
-"""Fashion-MNIST at the paper's settings, which are those of MNIST: 6,000 clients of 10 images, 100 a round, 180 rounds.
+"""Fashion-MNIST at the paper's settings, which are those of MNIST: 6,000 clients of 10 images, 100 in each, 180 rounds.
 
     python -m lasa_jax.main --config=configs/fashion_mnist.py --config.attack.name=min_max
     python -m lasa_jax.main --config=configs/fashion_mnist.py:shards=2 --config.attack.name=lie      # two classes a client

@@ -1,4 +1,4 @@
-"""FEMNIST at the paper's settings: a client a writer, 62 classes, 100 clients a round, 300 rounds.
+"""FEMNIST at the paper's settings: one client per writer, 62 classes, 100 clients per round, 300 rounds.
 
     python -m lasa_jax.main --config=configs/femnist.py --config.source=PATH          # LEAF's output, see docs/datasets.md
     python -m lasa_jax.main --config=configs/femnist.py --config.attack.name=lie      # from then on without the source

@@ -1,4 +1,4 @@
-"""Shakespeare at the paper's settings: next character, a client a role, an LSTM, 100 clients a round, 1,000 rounds.
+"""Shakespeare at the paper's settings: next character, one client per role, LSTM, 100 per round, 1,000 rounds.
 
     python -m lasa_jax.main --config=configs/shakespeare.py --config.source=plays.txt.gz      # see docs/datasets.md
     python -m lasa_jax.main --config=configs/shakespeare.py --config.attack.name=lie          # then without the source

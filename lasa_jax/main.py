@@ -91,7 +91,7 @@ def print_summary(summary: dict[str, Any], config: ConfigDict, path: Path, conso
     table.add_row("malicious clients filtered", percent(detection["malicious_filtered"]))
     table.add_row("benign clients kept", percent(detection["benign_kept"]))
     seconds = summary["seconds_per_round"]
-    table.add_row("seconds a round", "-" if seconds is None else f"{seconds:.3f}")
+    table.add_row("seconds per round", "-" if seconds is None else f"{seconds:.3f}")
     table.add_row("compile seconds", f"{summary['compile_seconds']:.1f}")
     table.add_row("state", f"{summary['status']} after {summary['rounds']} rounds")
     table.add_row("work directory", str(path))
@@ -179,7 +179,7 @@ def run(
 
 
 def use_all_cores(clients_per_round: int) -> None:
-    """Makes a CPU one device a core, before JAX is used, so that each core trains clients of its own.
+    """Gives a CPU one device per core, before JAX is used, so that each core trains clients of its own.
 
     The matrix products of one client are too small to keep two threads busy: half the time a round. At most 8, as each
     holds the examples, and no more than there are clients; `JAX_NUM_CPU_DEVICES` sets another number.

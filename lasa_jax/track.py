@@ -15,7 +15,7 @@ Figure = Any  # matplotlib's, which is imported only to draw: half a second that
 
 
 def draw_layers(line: Mapping[str, Any]) -> Figure:
-    """A heatmap of one line of metrics: a row a layer; malicious clients filtered and benign ones kept, as shares."""
+    """A heatmap of one line of metrics, one row for each layer: shares of malicious clients filtered, of benign kept."""
     from matplotlib.figure import Figure
 
     layers = records.detection_rates([line])["layers"]

@@ -71,7 +71,7 @@ THOROUGH = (
     r"tests/test_extending.py::test_(?!a_setting|a_sweep_refuses|points_of|the_directory)",
     r"tests/test_main.py::test_(stopped|tensorboard)",
     r"tests/test_methods.py::TestRuns",
-    r"tests/test_tiers",
+    r"tests/test_(site|tiers)",
     r"tests/testing/",
 )
 

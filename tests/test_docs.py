@@ -18,6 +18,7 @@ from lasa_jax.testing import attacks as attack_laws
 from tests.aggregators.test_preaggregators import PREAGGREGATORS
 
 ROOT = Path(__file__).parents[1]
+CITING = ("lasa_jax", "configs", "benchmarks", "checks", "tests")
 ROOMS = "lasa_jax|launch|checks|benchmarks|tests"
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "launch/README.md")),
@@ -110,6 +111,24 @@ def test_the_example_for_weights_and_biases(monkeypatch):
     assert calls == [({"test_accuracy": 0.5}, 1), ({"test_accuracy": 0.5}, 2), "finished"]
 
 
+def test_every_cited_section_of_fidelity_exists():
+    """Docstrings and comments say `docs/fidelity.md, section 3.1`; a line may end within that."""
+    page = (ROOT / "docs" / "fidelity.md").read_text()
+    sections = re.findall(r"^##+ ([\d.]+?)\.? ", page, re.MULTILINE)
+    assert sections == sorted(sections, key=lambda number: [int(part) for part in number.split(".")])
+    bare, unknown = [], []
+    for path in (path for room in CITING for path in sorted((ROOT / room).rglob("*.py"))):
+        for cited in re.findall(r"docs/fidelity\.md(?:,\s+(?:#\s+)?section ([\d.]*\d))?", path.read_text()):
+            if not cited:
+                bare.append(path.name)
+            elif cited not in sections:
+                unknown.append(f"{path.name}: {cited}")
+    for cited in re.findall(r"sections? ([\d.]*\d)", re.sub(r"supplement, section", "", page)):
+        if cited not in sections:
+            unknown.append(f"fidelity.md: {cited}")
+    assert (bare, unknown) == ([], [])
+
+
 def test_every_method_has_its_line():
     first = (ROOT / "README.md").read_text()
     assert f"{len(aggregators.names()) - 1} other rules and {len(attacks.names()) - 1} attacks" in first
@@ -157,7 +176,8 @@ def test_every_named_file_and_command_exists(page):
     text = page.read_text()
     missing = []
     for path in re.findall(rf"(?<![\w./])(?:{ROOMS}|configs|docs|notebooks)/[\w./*-]*[\w/]", text):
-        if not re.search(r"/(my_\w+|NAME)\.py", path) and not any(ROOT.glob(path.rstrip("/"))):
+        at_hand = any(any(folder.glob(path.rstrip("/"))) for folder in (ROOT, page.parent))  # a link is from its page
+        if not at_hand and not re.search(r"/(my_\w+|NAME)\.py", path):
             missing.append(path)
     for module in re.findall(rf"python -m ((?:{ROOMS})[\w.]*)\b", text):
         path = ROOT / module.replace(".", "/")
@@ -169,6 +189,14 @@ def test_every_named_file_and_command_exists(page):
         except (ImportError, AttributeError):
             missing.append(name)
     assert not missing, sorted(set(missing))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_lists_nest_by_four_spaces(page):
+    """With two, which other readers of Markdown take, a nested list of the site is flat."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    indents = {len(spaces) for spaces in re.findall(r"^( +)(?:[-*]|\d+\.) ", text, re.MULTILINE)}
+    assert all(indent % 4 == 0 for indent in indents)
 
 
 def test_the_guides_sweep():

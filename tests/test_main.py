@@ -48,7 +48,7 @@ def test_a_run_from_start_to_end(tmp_path):
     )
     result = command(*arguments)
     assert result.returncode == 0, result.stderr
-    for text in ("best test accuracy", "malicious clients filtered", "benign clients kept", "seconds a round"):
+    for text in ("best test accuracy", "malicious clients filtered", "benign clients kept", "seconds per round"):
         assert text in result.stdout
     assert re.search(r"params/dense1/kernel\s+│\s+[\d.]+ %", result.stdout)
     for name in ("config.json", "metrics.jsonl", "summary.json", "accuracy.png", "checkpoints"):

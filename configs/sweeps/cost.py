@@ -1,4 +1,4 @@
-"""Section E of the supplement: seconds a round of every rule against clients a round (n) and entries of an update (d).
+"""Section E of the supplement: seconds per round of every rule, by clients per round (n) and entries of an update (d).
 
     python -m launch.sweep --config=configs/sweeps/cost.py:digits --workdir=DIR --threads=1         # or mnist, cifar10, ...
 

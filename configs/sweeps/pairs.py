@@ -8,9 +8,9 @@ As in the official code at a ratio of 25 %, seed 1. `seeds=N` takes 1 to N, whic
 and `clients=N` (of a round) make shorter runs; `alpha=`, `shards=`, `gamma=` or `quantity=` divide the data otherwise. New
 rules and attacks are in it as soon as they have a name. Those with a trigger are in `backdoors.py`.
 
-Rules that walk over subsets of the clients are refused at 30 clients a round. The sweep goes on and ends with exit code 1;
-the table has "too many subsets" in their cells. They are also run at 15 clients a round, beside plain averaging, which makes
-a table of its own.
+Rules that walk over subsets of the clients are refused at 30 clients per round. The sweep goes on and ends with exit code 1;
+the table has "too many subsets" in their cells. They are also run at 15 clients per round, beside plain averaging, which
+makes a table of its own.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -113,7 +113,7 @@ class Rows:
             return cls(updates, jnp.ones(n, bool))
         mask = present if isinstance(present, jax.Array) else np.asarray(present)
         if mask.shape != (n,) or mask.dtype != bool:
-            raise InputError(f"present: {mask.dtype}{list(mask.shape)}, allowed is bool[{n}], a value a client")
+            raise InputError(f"present: {mask.dtype}{list(mask.shape)}, allowed is bool[{n}], one for each client")
         return cls(updates, jnp.asarray(mask))
 
     @property
@@ -268,7 +268,7 @@ def _num_rows(updates: PyTree) -> int:
     """n, the length of the leading axis of every leaf of a stack."""
     leaves = jax.tree_util.tree_leaves_with_path(updates)
     if not any(np.size(leaf) for _, leaf in leaves):
-        raise InputError("updates: no entries, allowed is a pytree of floating-point arrays (n, ...), a row a client")
+        raise InputError("updates: no entries, allowed is a pytree of floating-point arrays (n, ...), a row per client")
     shapes = [np.shape(leaf) for _, leaf in leaves]
     for (path, leaf), shape in zip(leaves, shapes, strict=True):
         name = f"updates{jax.tree_util.keystr(path)}"
@@ -277,7 +277,7 @@ def _num_rows(updates: PyTree) -> int:
             raise InputError(f"{name}: {kind}, allowed are floating-point arrays")
         if not shape or shape[0] != shapes[0][0]:
             raise InputError(
-                f"{name}: shape {shape}, allowed is (n, ...) with the same n in every leaf, a row a client"
+                f"{name}: shape {shape}, allowed is (n, ...) with the same n in every leaf, a row per client"
             )
     return shapes[0][0]
 

@@ -30,7 +30,7 @@ def trimmed_mean(num_trimmed: Count | None = None, variant: str = "paper") -> Ag
     Args:
       num_trimmed: f, values dropped at each end; the server's `num_malicious` if None, at most `(n - 1) // 2`. May be
         traced.
-      variant: "paper" as above; "official" drops 10 at each end whatever n is (docs/fidelity.md).
+      variant: "paper" as above; "official" drops 10 at each end whatever n is (docs/fidelity.md, section 3.1).
 
     Raises:
       InputError: for a value out of range.

@@ -53,7 +53,7 @@ def dnc(
       assumed_malicious: f; the server's `num_malicious` if None, at most `(n - 1) // 2`. May be traced.
       variant: "paper" as above. "official" has one iteration over 1,000 coordinates if None; the vector that the
         official code projects on is not the singular vector but depends on the linear-algebra library, and is not
-        reproduced (docs/fidelity.md).
+        reproduced (docs/fidelity.md, section 3.1).
       coordinates: int32 `(r,)` in place of every draw, in the order of the flattened tree: to replay a recorded one.
 
     `score` in the diagnostics is the largest over the iterations, in units of the squared largest entry of X.

@@ -10,7 +10,7 @@ from lasa_jax.aggregators.sizes import mean_weights, needs_of, sizes_of
 
 
 def fedavg(weighting: str = "equal") -> Aggregator:
-    """The plain mean of the clients present, as in the official code (docs/fidelity.md): not robust.
+    """The plain mean of the clients present, as in the official code (docs/fidelity.md, section 3.1): not robust.
 
     One client moves the result anywhere, and one that sends NaN makes it NaN; the rule's definition does not scrub it.
 

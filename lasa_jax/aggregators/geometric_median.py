@@ -25,10 +25,10 @@ def geometric_median(
         F(Delta) = argmin over z of sum_i a_i * |x_i - z|,    a_i = 1
         z <- sum_i w_i x_i / sum_i w_i,    w_i = a_i / max(smoothing, |x_i - z|)
 
-    starting at the mean, in which clients that are far out count less, until no weight moves by more than 1e-7 (for those
-    by less) or `max_iterations` steps are done. Every z is a weighted mean, so its distances follow from the inner
-    products of the clients, and the stack is not read again in the steps. Clients whose update is not finite, or
-    farther away than float32 can say, have weight 0.
+    The steps start at the mean, in which clients that are far out count less. They end once no weight moves by more than
+    1e-7 (those of clients far out: by less), or after `max_iterations`. Every z is a weighted mean, so its distances
+    follow from the inner products of the clients, and the stack is not read again in the steps. Clients whose update is
+    not finite, or farther away than float32 can say, have weight 0.
 
     With b < n/2 clients malicious, the median (`refinements=0`) is within 2 (n - b) / (n - 2b) * R of the benign clients'
     mean c, R the largest distance of one of them from c: the sum of distances is no larger at the median than at c.
@@ -39,7 +39,7 @@ def geometric_median(
       smoothing: smallest distance that is divided by, `> 0`. May be traced.
       max_iterations: largest number of steps of each run, `>= 1`.
       refinements: how often the run is repeated with a_i multiplied by exp(-|x_i - z|), which takes far clients out; 0 if
-        None. The official code does so twice except on CIFAR (docs/fidelity.md). Where all are far and the
+        None. The official code does so twice except on CIFAR (docs/fidelity.md, section 3.1). Where all are far and the
         exponentials vanish, the last z stays; the official code gives NaN.
       variant: "paper" as above; "official" has `refinements=2` if None.
       weighting: "equal" as above; "size": a_i is the number of the client's examples, as in the paper.

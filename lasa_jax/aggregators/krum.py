@@ -37,7 +37,7 @@ def krum(assumed_malicious: Count | None = None, variant: str = "paper") -> Aggr
 
     Args:
       assumed_malicious: f; the server's `num_malicious` if None, at most `(n - 3) // 2`. May be traced.
-      variant: "paper" as above; "official" assumes f = 10 and sums one neighbour fewer (docs/fidelity.md).
+      variant: "paper" as above; "official" assumes f = 10 and sums one neighbour fewer (docs/fidelity.md, section 3.1).
 
     Raises:
       InputError: for a number out of range.
@@ -65,7 +65,7 @@ def multi_krum(
       assumed_malicious: f, see `krum`.
       num_selected: m, `>= 1`; n - f if None. May be traced. The official variant has its own.
       variant: "paper" scores once. "official" assumes f = 10, sums one neighbour fewer, and picks one client at a time,
-        scoring the rest again, while more than 2f + 2 remain: 78 of 100, 3 of 25 (docs/fidelity.md).
+        scoring the rest again, while more than 2f + 2 remain: 78 of 100, 3 of 25 (docs/fidelity.md, section 3.1).
 
     Raises:
       InputError: for a value out of range.
@@ -168,7 +168,7 @@ def bulyan(assumed_malicious: Count | None = None, variant: str = "paper") -> Ag
       assumed_malicious: f; the server's `num_malicious` if None, at most `(n - 3) // 4`, as in the official code `(n -
         1) // 4`. May be traced.
       variant: "paper" as above. "official" assumes f = 5, sums one neighbour fewer, and of the values sorted by distance
-        to the lower median drops the f *nearest* too (docs/fidelity.md).
+        to the lower median drops the f *nearest* too (docs/fidelity.md, section 3.1).
 
     Raises:
       InputError: for a number out of range.

@@ -6,9 +6,9 @@
     3. layer by layer, keep the clients whose norm and sign   layer_filter
        purity are near the median, and average them
 
-Steps and constants are those of the official code (docs/fidelity.md), with guards where it breaks: step 0 also
-drops infinities, a zero update is not scaled, and a layer of zeros has purity 0.5, so that no client can switch the
-filter off for everybody by sending one.
+Steps and constants are those of the official code (docs/fidelity.md, section 2), with guards where it breaks: step 0
+also drops infinities, a zero update is not scaled, and a layer of zeros has purity 0.5, so that no client can switch
+the filter off for everybody by sending one.
 """
 
 from collections.abc import Callable
@@ -106,9 +106,9 @@ def layer_filter(
         S = {i : score(norm)_i < magnitude_radius and score(purity)_i < direction_radius},    all clients if S is empty
         F(Delta) = mean of x_i over S
 
-    Source: supplement, sections 2 and F.2; LASA's official code, docs/fidelity.md (its factor (1 - sparsity) on the purity
-    cancels in the score). Where all clients agree in one of the two, as in the official code, nobody is filtered in
-    that layer. A radius of infinity switches a filter off.
+    Source: supplement, sections 2 and F.2; LASA's official code, docs/fidelity.md, section 2.1 (its factor
+    (1 - sparsity) on the purity cancels in the score). Where all clients agree in one of the two, as in the official
+    code, nobody is filtered in that layer. A radius of infinity switches a filter off.
 
     Args:
       magnitude_radius, direction_radius: `> 0`. May be traced.

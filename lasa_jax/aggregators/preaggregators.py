@@ -25,7 +25,7 @@ def clip_to_median_norm() -> PreAggregator:
 
         row_i <- row_i * min(1, m / norm_i),    m = lower median of norm_1 .. norm_n, norms over the whole update
 
-    A zero update stays zero. Source: LASA's official code, docs/fidelity.md.
+    A zero update stays zero. Source: LASA's official code, docs/fidelity.md, section 2.1.
     """
 
     def step(rows: Rows, *, key: jax.Array, num_malicious: Count) -> Rows:
@@ -230,10 +230,10 @@ def keep_top_k(sparsity_level: Scalar = 0.3, num_kept: Count | None = None) -> P
 
         x_j <- x_j if abs(x_j) > t_i else 0,    t_i = the k-th largest magnitude of client i,    k = num_kept
 
-    One threshold a client over all layers with two or more dimensions together; vectors (biases, batch-norm scales) are
+    One threshold per client over all layers with two or more dimensions together; vectors (biases, batch-norm scales) are
     neither counted nor zeroed. The comparison is strict, so k - 1 entries survive, and ties with the threshold go.
     Nothing is zeroed at a sparsity level of exactly 0, everything at k <= 1.
-    Source: LASA's official code, docs/fidelity.md; supplement, section B (SL = 1 - k/d).
+    Source: LASA's official code, docs/fidelity.md, section 2.1; supplement, section B (SL = 1 - k/d).
 
     Args:
       sparsity_level: share of the entries that is zeroed, `0 <= sparsity_level <= 1`. A Python number gives

@@ -49,7 +49,8 @@ def signguard(
       lower, upper: the band, in median norms, `0 <= lower < upper`. May be traced.
       coordinate_fraction: share of the coordinates whose signs are looked at, `0 < coordinate_fraction <= 1`.
       variant: "paper" draws the coordinates at random and clips the members; "official" takes one window of consecutive
-        coordinates, starts the mean shift at bins, and averages the members as they are (docs/fidelity.md).
+        coordinates, starts the mean shift at bins, and averages the members as they are
+        (docs/fidelity.md, section 3.1).
       window_start: first coordinate of the window in the order of the flattened tree, in place of the draw.
 
     Raises:

@@ -55,7 +55,7 @@ def signguard_sim(
       coordinate_fraction: share of the coordinates whose signs are looked at, `0 < coordinate_fraction <= 1`.
       rounds_by_pairs: how many rounds compare clients with each other, `>= 0`; 3 as in the authors' code. May be traced.
       variant: "paper" draws the coordinates at random; "official" takes one window of consecutive coordinates, starts the
-        mean shift at bins, and clips to the lower median (docs/fidelity.md).
+        mean shift at bins, and clips to the lower median (docs/fidelity.md, section 3.5).
       window_start: first coordinate of the window in the order of the flattened tree, in place of the draw.
 
     Raises:

@@ -35,7 +35,7 @@ def sparsefed(
       momentum: `0 <= momentum < 1`. May be traced. The official variant, which forgets, does not use it.
       num_kept: k itself, in place of the level; may be traced.
       variant: "paper" as above; "official" forgets u and e every round, so that F is the top k of the mean (see
-        docs/fidelity.md).
+        docs/fidelity.md, section 3.3).
 
     Raises:
       InputError: for a number out of range.

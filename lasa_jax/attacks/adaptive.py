@@ -30,7 +30,7 @@ def adaptive(
         distance:  |F_l - mean_l|^2            how far the result is moved
 
     The rule is given to `craft` as `aggregate(updates) -> update`, and is called
-    `3 * num_magnitudes + num_refinements` times a round.
+    `3 * num_magnitudes + num_refinements` times per round.
 
     Args:
       objective: "descent" or "distance".

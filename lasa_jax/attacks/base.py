@@ -85,7 +85,9 @@ def checked(updates: PyTree, malicious: Any, present: Any = None) -> tuple[jax.A
     present = Rows.of(updates, present).present
     malicious, n = jnp.asarray(malicious), len(present)
     if malicious.shape != (n,) or malicious.dtype != bool:
-        raise InputError(f"malicious: {malicious.dtype}{list(malicious.shape)}, allowed is bool[{n}], a value a client")
+        raise InputError(
+            f"malicious: {malicious.dtype}{list(malicious.shape)}, allowed is bool[{n}], one for each client"
+        )
     return malicious & present, present
 
 
@@ -153,7 +155,8 @@ def changed_row(change: Callable[[PyTree, jax.Array], PyTree]) -> Attack:
 def simulated_copies(knowledge: str, malicious: jax.Array, present: jax.Array) -> jax.Array:
     """How many copies of the crafted row the attacker adds to the rows it knows, to foresee the server.
 
-    f if it knows the benign rows or all; else `max(1, f^2 // n)`, the same share of its own f rows (docs/fidelity.md).
+    f if it knows the benign rows or all; else `max(1, f^2 // n)`, the same share of its own f rows
+    (docs/fidelity.md, section 4.2).
     """
     f, n = jnp.sum(malicious, dtype=jnp.int32), jnp.sum(present, dtype=jnp.int32)
     return jnp.maximum(f**2 // jnp.maximum(n, 1), 1) if knowledge == "colluders" else jnp.maximum(f, 1)
@@ -176,7 +179,7 @@ def shaped_like(given: PyTree, params: PyTree, name: str) -> PyTree:
 
 
 def row_keys(key: jax.Array, n: int) -> jax.Array:
-    """One key a row that does not depend on how many rows there are, `(n,)`."""
+    """One key per row that does not depend on how many rows there are, `(n,)`."""
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(n, dtype=jnp.int32))
 
 

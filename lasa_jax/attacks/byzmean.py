@@ -41,8 +41,8 @@ def byzmean(
 
     Args:
       z: of the Lie row; 0.5 in the supplement (section C). May be traced. Not used with a base.
-      variant: "paper" is the above. "official" is what the official code sends (docs/fidelity.md): all f rows are
-        `((n - f - m1) * beta - sum of all n honest rows) / m2`, the base's row itself if f = 1.
+      variant: "paper" is the above. "official" is what the official code sends (docs/fidelity.md, section 4.1): all f
+        rows are `((n - f - m1) * beta - sum of all n honest rows) / m2`, the base's row itself if f = 1.
       knowledge: whose updates beta is taken from, see `known_rows`. As in the official code: "all". Not used with a base.
       base: another attack, or the name of one, with its own defaults; in a config its settings are those of that attack.
         What it poisons, remembers and needs, it does here too. Lie, with the z and the knowledge above, if None.

@@ -63,7 +63,7 @@ def min_sum(squared: bool = True, knowledge: str = "benign", direction: str = "s
 def min_sum_stealthy(squared: bool = True, knowledge: str = "benign", direction: str = "std") -> Attack:
     """Min-Sum with the *smallest* sum of distances of an honest row as its bound.
 
-    The supplement uses it on all datasets but MNIST; the official code never runs it (docs/fidelity.md).
+    The supplement uses it on all datasets but MNIST; the official code never runs it (docs/fidelity.md, section 4.1).
 
     Args:
       squared, knowledge, direction: see `min_sum`. With plain distances the mean itself can lie outside the bound: it is

@@ -25,8 +25,8 @@ def optimal_alie(num_evaluations: int = 20, knowledge: str = "benign") -> Attack
     the first that gains nothing, the increment is multiplied by 0.8, and so after every trial from then on.
     So t is never negative: the deviations are added, where `lie` and `alie` subtract them.
 
-    The rule is given to `craft` as `aggregate(updates) -> update`, and is called `num_evaluations` times a round. Against a
-    rule whose result the row moves ever on, t grows to 10 * 2^19; a result that is not finite gains nothing.
+    The rule is given to `craft` as `aggregate(updates) -> update`, and is called `num_evaluations` times per round. Against
+    a rule whose result the row moves ever on, t grows to 10 * 2^19; a result that is not finite gains nothing.
 
     Args:
       num_evaluations: of the rule, `>= 1`.

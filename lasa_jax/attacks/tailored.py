@@ -33,7 +33,7 @@ def tailored_trmean(variant: str = "paper", knowledge: str = "benign") -> Attack
 
     Args:
       variant: "paper" as above. "official" is step = 10: in the official search the first trial always passes and no
-        larger step gains (docs/fidelity.md).
+        larger step gains (docs/fidelity.md, section 4.1).
       knowledge: whose updates, see `known_rows`. As in the official code: "colluders".
     """
     check_choice("variant", variant, ("paper", "official"))
@@ -115,7 +115,8 @@ def tailored_median(variant: str = "paper", knowledge: str = "benign", direction
 
     Args:
       variant: "paper" as above, for the usual median. "official" searches as the official code does, for the lower median:
-        from 10, with steps of 5, 2.5, ..., for what moves it farther than any step before (docs/fidelity.md).
+        from 10, with steps of 5, 2.5, ..., for what moves it farther than any step before
+        (docs/fidelity.md, section 4.3).
       knowledge: whose updates, see `known_rows`.
       direction: p, see `min_max`.
 

@@ -7,8 +7,8 @@ from ml_collections import ConfigDict
 from lasa_jax.config.settings import default
 from lasa_jax.errors import check_choice
 
-# The two readings of the paper, see docs/fidelity.md. "paper" is the supplement and each method's own paper,
-# "official" the authors' code.
+# The two readings of the paper, see docs/fidelity.md, section 1.1. "paper" is the supplement and each method's own
+# paper, "official" the authors' code.
 _DECAY = {
     "paper": {"shakespeare": 0.999, "digits": 1.0, "otherwise": 0.99},
     "official": {"cifar10": 0.99, "cifar100": 0.99, "shakespeare": 0.99, "digits": 1.0, "otherwise": 0.999},
@@ -28,7 +28,7 @@ _KNOWLEDGE["official"] |= dict.fromkeys(_NOT_IN_THAT_CODE, "benign")
 _KNOWLEDGE["official"] |= dict.fromkeys(("fang_krum", "fang_trmean"), "all")  # in the code of their own authors
 
 # The supplement's settings by dataset (its sections B and D). Radii: 1.0 / 1.0 on CIFAR, magnitude 2.0
-# elsewhere, direction 1.5 where clients are natural. The table in docs/fidelity.md explains them.
+# elsewhere, direction 1.5 where clients are natural. The table in docs/fidelity.md, section 1.2 explains them.
 _MNIST = {"model": "cnn", "rounds": 180, "num_clients": 6000, "clients_per_round": 100}
 _MNIST |= {"aggregator.lasa.magnitude_radius": 2.0}
 _MNIST |= {"partition.min_samples": 1}  # of 10 on average

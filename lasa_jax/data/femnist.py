@@ -92,7 +92,7 @@ SET = by_client.FederatedSet("femnist", "1.0.0", (_SIDE, _SIDE, 1), (), _files, 
 
 
 def load(data_dir: str | None = None, source: str | None = None) -> Dataset:
-    """The set by writer; see `by_client.load`. Images are normalised as (0.5 - x) / 0.5 (docs/fidelity.md)."""
+    """The set by writer; see `by_client.load`. Images are (0.5 - x) / 0.5 (docs/fidelity.md, section 7)."""
     arrays = by_client.load(SET, data_dir, source)
     return Dataset(
         name="femnist",

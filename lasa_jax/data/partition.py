@@ -1,6 +1,6 @@
 """How the training examples are divided over clients: pure functions of (labels, settings, seed).
 
-Every partition ends as a matrix of example indices, one row a client, padded to a width that depends on the labels and
+Every partition ends as a matrix of example indices, one row per client, padded to a width that depends on the labels and
 settings but not on the seed (`quantity_skew` says where it may), so that runs with different seeds share one program.
 """
 
@@ -52,7 +52,7 @@ def iid(labels: np.ndarray, num_clients: int, seed: int) -> Partition:
 
 
 def class_balanced(labels: np.ndarray, num_clients: int, seed: int) -> Partition:
-    """IID with the same number of examples of each class for every client (docs/fidelity.md: CIFAR)."""
+    """IID with the same number of examples of each class for every client (docs/fidelity.md, section 1.2)."""
     rng = np.random.default_rng([seed, 2])
     columns = []
     for label in np.unique(labels):
@@ -64,7 +64,9 @@ def class_balanced(labels: np.ndarray, num_clients: int, seed: int) -> Partition
 
 
 def dirichlet(labels: np.ndarray, num_clients: int, alpha: float, seed: int, *, min_samples: int = 10) -> Partition:
-    """Class proportions from a symmetric Dirichlet distribution (Hsu, Qi and Brown 2019; docs/fidelity.md).
+    """Class proportions from a symmetric Dirichlet distribution.
+
+    Source: Hsu, Qi and Brown 2019; docs/fidelity.md, section 1.2.
 
     Class by class, the examples are divided by proportions drawn from Dirichlet(alpha); a client that already holds its
     equal share gets none of the class. The whole draw is repeated until every client has `min_samples`.

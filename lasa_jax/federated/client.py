@@ -35,7 +35,7 @@ class SGD(NamedTuple):
 
 
 def clip_update(update: Variables, limit: Scalar) -> Variables:
-    """`update / max(1, norm / limit)`, the norm over the whole update (docs/fidelity.md)."""
+    """`update / max(1, norm / limit)`, the norm over the whole update (docs/fidelity.md, section 1.1)."""
     scale = 1 / jnp.maximum(ops.tree_norm(update) / limit, 1)
     return jax.tree.map(lambda x: x * scale, update)
 

@@ -65,7 +65,7 @@ def table(info: Any, saved: Round) -> pd.DataFrame:
     """Diagnostics of a rule on a round, as a table with a row for each client and layer.
 
     Columns: client (its id as in what a run records, else its row in the stack), layer, malicious, kept (weight not 0), and
-    every field of the diagnostics that has a number a client and layer: `weight`, and for LASA `norm`, `purity`,
+    every field of the diagnostics that has a number for each client and layer: `weight`, and for LASA `norm`, `purity`,
     `magnitude_score`, `direction_score`.
     """
     n = len(saved.malicious)

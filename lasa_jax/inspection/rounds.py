@@ -72,7 +72,7 @@ def save_round(path: str | os.PathLike[str], saved: Round) -> None:
       saved: the round.
 
     Raises:
-      InputError: if the arrays do not have one row a client, or the file cannot be written.
+      InputError: if the arrays do not have one row per client, or the file cannot be written.
     """
     arrays: dict[str, Any] = {_PREFIX + name: np.asarray(leaf) for name, leaf in layers(saved.updates).items()}
     mask = np.asarray(saved.malicious, bool)

@@ -13,7 +13,7 @@ Initializer = Callable[..., jax.Array]
 
 
 def uniform_fan_in(fan_in: int) -> Initializer:
-    """Uniform on `[-1 / sqrt(fan_in), 1 / sqrt(fan_in)]`: PyTorch's default for weights and biases (docs/fidelity.md)."""
+    """Uniform on `[-1 / sqrt(fan_in), 1 / sqrt(fan_in)]`: PyTorch's default, docs/fidelity.md, section 7."""
     bound = 1 / math.sqrt(fan_in)
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:

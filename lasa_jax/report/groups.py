@@ -57,7 +57,7 @@ _LAST_RULE = {"lasa": "LASA"}
 
 LOST = 0.1  # where nothing else is asked for, a rule breaks at a tenth
 
-# Settings that come with a method. The clip is set by rule, see docs/fidelity.md.
+# Settings that come with a method. The clip is set by rule, see docs/fidelity.md, section 1.1.
 _WITH_THE_RULE = ("client.clip_norm",)
 _TITLE = ("dataset", "model", "rounds", "fidelity")
 _FIRST = ("dataset", "fidelity", "rounds", "model")

@@ -391,7 +391,7 @@ class TestLASA:
         assert_close(by_traced_level, by_level)
 
     def test_one_zero_layer_does_not_switch_the_filter_off(self):
-        """In the official code it does, for everybody: any attacker can do it (docs/fidelity.md)."""
+        """In the official code it does, for everybody: any attacker can do it (docs/fidelity.md, section 2.2)."""
         updates = honest()
         rule = aggregators.lasa()
         updates["kernel"][1] *= -1  # an attacker whom the filter drops

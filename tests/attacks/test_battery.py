@@ -386,9 +386,13 @@ def test_adaptive_works_with_every_rule(rule):
         (
             {"w": np.ones((4, 2), np.float32)},
             np.ones(3, bool),
-            "malicious: bool[3], allowed is bool[4], a value a client",
+            "malicious: bool[3], allowed is bool[4], one for each client",
         ),
-        ({"w": np.ones((4, 2), np.float32)}, [1, 0, 0, 0], "malicious: int32[4], allowed is bool[4], a value a client"),
+        (
+            {"w": np.ones((4, 2), np.float32)},
+            [1, 0, 0, 0],
+            "malicious: int32[4], allowed is bool[4], one for each client",
+        ),
         ({"w": np.ones((4, 2), np.int32)}, np.ones(4, bool), "updates['w']: int32, allowed are floating-point arrays"),
     ],
 )

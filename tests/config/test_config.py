@@ -38,7 +38,7 @@ def test_every_config_resolves(path):
     assert f"--config=configs/{path.name}" in (FOLDER / path.name).read_text()
 
 
-PAPER = {  # appendix B of the supplement, and docs/fidelity.md
+PAPER = {  # appendix B of the supplement, and docs/fidelity.md, section 1.2
     "mnist": (6000, 100, 180, 5, 10, 2.0),
     "fashion_mnist": (6000, 100, 180, 5, 10, 2.0),
     "femnist": (None, 100, 300, 1, 64, 2.0),

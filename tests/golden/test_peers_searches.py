@@ -1,7 +1,7 @@
 """Agreement with recorded rows of the attacks' own authors and of ByzFL, FL-Byz and FLPoison, for attacks with a search.
 
 Read are all recorded cases where the folder of the peers' vectors lies beside the checkout, else two of them, from
-tests/golden/peers. docs/fidelity.md says where definitions differ.
+tests/golden/peers. docs/fidelity.md, section 4.3 says where definitions differ.
 """
 
 from pathlib import Path
