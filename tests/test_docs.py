@@ -63,6 +63,14 @@ class TestSkeletonsOfTheGuide:
     def test_rule_traces_once(self, names):
         names["test_norm_gate_traces_once"]()
 
+    def test_rule_of_layers(self, names):
+        """Who is long in one layer is dropped there only."""
+        updates = honest()
+        updates["bias"][4] *= 100
+        _, info = rules.run(names["layer_gate"](), updates)
+        kept = {layer: np.flatnonzero(np.asarray(weight) == 0).tolist() for layer, weight in info.weight.items()}
+        assert kept == {layer: [4] if layer == "bias" else [] for layer in updates}
+
     def test_preaggregator(self, names):
         updates = honest()
         for x in updates.values():
