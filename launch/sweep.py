@@ -131,7 +131,7 @@ def parser() -> commandline.Parser:
     made = commandline.Parser("sweep", __doc__)
     made.add_config(
         "sweep, FILE.py or FILE.py:DATASET, the digits if not given; or a name as figure1:digits, of the package's "
-        "configs/sweeps/, which takes words too: figure1:digits,alpha=0.1,seeds=5 (launch/README.md)",
+        "configs/sweeps/, which takes words too: figure1:digits,alpha=0.1,seeds=5 (docs/sweeps.md)",
         example="configs/sweeps/figure1.py:digits",
     )
     made.add_path("--workdir", metavar="DIR", required=True, help="directory of the sweep")
@@ -154,7 +154,7 @@ def parser() -> commandline.Parser:
         action="store_true",
         help="each run writes scalars and filtering images to tb/ in its directory",
     )
-    made.add_argument("--backend", choices=("local", "ray", "slurm"), default="local", help="see launch/README.md")
+    made.add_argument("--backend", choices=("local", "ray", "slurm"), default="local", help="see docs/sweeps.md")
     made.add_argument("--address", help="of a Ray cluster; the one of this machine's environment if not given")
     made.add_argument("--gpus", metavar="N", type=float, help="of a Ray worker; 1, or 0 where the cluster has none")
     made.add_argument("--jobs", metavar="N", type=count, default=1, help="SLURM array tasks that share the points")

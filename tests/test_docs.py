@@ -208,12 +208,12 @@ def test_lists_nest_by_four_spaces(page):
 
 
 def test_the_guides_sweep():
-    (code,) = blocks("launch/README.md")
+    (code,) = blocks("docs/sweeps.md")
     names: dict = {}
     exec(code, names)
     found = grid.points(names["get_grid"]("digits"))
     assert (len(found), len(grid.programs(found))) == (18, 2)
-    text = (ROOT / "launch" / "README.md").read_text()
+    text = (ROOT / "docs" / "sweeps.md").read_text()
     for path in (ROOT / "configs" / "sweeps").glob("[a-z]*.py"):
         assert f"`{path.name}`" in text
 
