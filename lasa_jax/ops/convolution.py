@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lasa_jax.ops.rows import one_at_a_time
+from lasa_jax.ops.target import platform
 
 BATCHED_FORMS = ("auto", "patches", "taps", "grouped")
 LARGE_PATCHES = 2**30  # bytes of the patches of all clients of one convolution
@@ -66,10 +67,16 @@ def conv2d(images: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: in
     The gradient is our own: it cannot be differentiated once more, except on a CPU with a stride.
     """
     if not one_at_a_time():
-        return _by_what_is_batched(images, kernel, stride, padding, _batched_form.value)
+        return _by_what_is_batched(images, kernel, stride, padding, _for_size(kernel, _batched_form.value))
     if stride == 1:
         return _with_direct_gradients(images, kernel, padding)
     return _patches_product(images, kernel, stride, (padding, padding))
+
+
+def _for_size(kernel: jax.Array, form: str) -> str:
+    """What "auto" is on a GPU for a kernel whose patches are larger than the result; all else is as it is named."""
+    is_large = math.prod(kernel.shape[:3]) > kernel.shape[3]
+    return "grouped" if form == "auto" and is_large and platform() == "gpu" else form
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
