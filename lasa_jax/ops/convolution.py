@@ -2,9 +2,10 @@
 
 XLA's own convolution fails a simulator of clients twice: its gradient takes forms that the CPU runs at a thirtieth of the
 speed of a matrix product, and `vmap` over kernels makes a grouped convolution, which the partitioner replicates on every
-device. So where `vmap` gives each client its kernel, a convolution is a product of patches and kernel, unless
-`convolving_by` names another form. Otherwise it is XLA's, and images that `vmap` batches over one kernel are one batch to
-it. On a CPU both gradients of XLA's are written as what they are: convolutions again.
+device. So where `vmap` gives each client its kernel, a convolution is a product of patches and kernel, but on a GPU, where
+clients are dealt out before, a grouped one if the patches are large; `convolving_by` names another form. Otherwise it is
+XLA's, and images that `vmap` batches over one kernel are one batch to it. On a CPU both gradients of XLA's are written as
+what they are: convolutions again.
 """
 
 import contextlib
@@ -37,9 +38,11 @@ def convolving_by(form: str) -> Iterator[None]:
 
     Args:
       form: "patches", one product for each client of its patches and its kernel: patches are as many times the images as
-        the kernel has positions, and are kept for the gradient; "auto", the same, but patches that take more than 1 GiB
-        are made again for the gradient; "taps", a product for each position of the kernel, summed; "grouped", XLA's
-        convolution with a group for each client. The size counts the clients that are batched, not runs around them.
+        the kernel has positions, and are kept for the gradient; "taps", a product for each position of the kernel, summed;
+        "grouped", XLA's convolution with a group for each client; "auto", on a GPU "grouped" where the patches would be
+        larger than the result, by the bytes of compiled programs and not by a card's time, else "patches", but those that
+        take more than 1 GiB are made again for the gradient. The size counts the clients that are batched, not runs around
+        them.
 
     Raises:
       ValueError: for another word.
