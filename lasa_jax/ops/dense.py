@@ -13,8 +13,8 @@ def dense(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
     """`inputs @ kernel`.
 
     On a GPU the gradient of a kernel by few examples is a sum of outer products, entry by entry in float32: the compiler
-    makes it a part of what reads it, so that SGD makes the gradients of a hundred clients where it adds them. As a product it
-    would be as large as all their kernels, written and read again. It cannot be differentiated once more there.
+    makes it a part of what reads it, so that SGD makes the gradients of a hundred clients where it adds them. As a product
+    they would be as large as all kernels, written and read again. It cannot be differentiated once more there.
 
     Args:
       inputs: `(batch, features)`.
