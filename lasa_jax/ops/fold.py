@@ -5,6 +5,7 @@ reduces a bias: eight layers measured apart are two dozen launches for one readi
 to a number each, those of small layers together, and then all these numbers at once.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -14,6 +15,7 @@ from jax import lax
 
 _WIDTH = 1024  # entries of a block
 _SMALL = 16  # layers of less than this part of all entries are joined
+_FEW = 1 << 16  # entries in all that are joined
 _OPERATIONS = {"add": lax.add, "max": lax.max}
 
 Terms = Callable[[jax.Array], tuple[jax.Array, ...]]
@@ -34,19 +36,28 @@ def fold(
       For each term a scalar, or `(leaves,)`. Sums are those of blocks of 1,024 entries, summed.
     """
     blocks = _blocks(leaves)
-    parts = [_reduced(terms(matrix), operations, 1) for matrix, _ in blocks]
-    numbers = [jnp.concatenate(part) for part in zip(*parts, strict=True)]
-    if not by_leaf:
-        return _reduced(numbers, operations, 0)
-    owner = np.concatenate([owner for _, owner in blocks])
-    own = jnp.asarray(owner[None, :] == np.arange(len(leaves), dtype=np.int32)[:, None])
-    spread = [jnp.where(own, x[None, :], jnp.zeros((), x.dtype)) for x in numbers]
-    return _reduced(spread, operations, 1)
+    parts = [(_reduced(terms(matrix), operations, 1), owner) for matrix, owner in blocks]
+    if len(parts) == 2:  # of more, joining them would take a kernel for each term
+        (first, owner), (second, other) = parts
+        joint = tuple(jnp.concatenate(pair) for pair in zip(first, second, strict=True))
+        parts = [(joint, np.concatenate([owner, other]))]
+    if by_leaf:
+        of_leaf = np.arange(len(leaves), dtype=np.int32)[:, None]
+        parts = [
+            (tuple(jnp.where(owner[None, :] == of_leaf, x[None, :], jnp.zeros((), x.dtype)) for x in numbers), owner)
+            for numbers, owner in parts
+        ]
+    found = [_reduced(numbers, operations, -1) for numbers, _ in parts]
+    return tuple(
+        functools.reduce(_OPERATIONS[name], each)
+        for name, each in zip(operations, zip(*found, strict=True), strict=True)
+    )
 
 
 def joined(sizes: Sequence[int]) -> list[bool]:
     """Which of some layers, of so many entries, are small enough to be joined; none where it would be one alone."""
-    small = [_SMALL * size < sum(sizes) or size < _WIDTH for size in sizes]
+    whole = sum(sizes)
+    small = [whole < _FEW or _SMALL * size < whole or size < _WIDTH for size in sizes]
     return small if sum(small) > 1 else [False] * len(small)
 
 
@@ -74,4 +85,4 @@ def _reduced(operands: Sequence[jax.Array], operations: Sequence[str], axis: int
     """Several arrays of one shape reduced along an axis in one pass."""
     zeros = tuple(jnp.zeros((), x.dtype) for x in operands)
     both = lambda a, b: tuple(_OPERATIONS[name](x, y) for name, x, y in zip(operations, a, b, strict=True))  # noqa: E731
-    return tuple(lax.reduce(tuple(operands), zeros, both, (axis,)))
+    return tuple(lax.reduce(tuple(operands), zeros, both, (axis % operands[0].ndim,)))
