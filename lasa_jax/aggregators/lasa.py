@@ -195,7 +195,8 @@ def _purities(row: PyTree) -> jax.Array:
     def signs(x: jax.Array) -> tuple[jax.Array, jax.Array]:
         return (x > 0).astype(jnp.int32), (x < 0).astype(jnp.int32)
 
-    return _share_positive(*ops.fold([x.astype(kind) for x in leaves], signs, ("add", "add"), by_leaf=True), kind)
+    positive, negative = ops.fold([x.astype(kind) for x in leaves], signs, ("add", "add"), by_leaf=True)
+    return _share_positive(positive, negative, kind)
 
 
 def _purity(part: PyTree) -> jax.Array:

@@ -273,7 +273,7 @@ def _weighted_total(
 def _joined_sum(weights: PyTree, stack: PyTree) -> PyTree:
     """Weight times row, summed over rows; on a GPU small leaves are one, so that they need few kernels."""
     leaves, structure = jax.tree.flatten(stack)
-    by_leaf = structure.flatten_up_to(weights)
+    by_leaf = jax.tree.leaves(weights)
     small = joined([x.size for x in leaves]) if platform() == "gpu" else [False] * len(leaves)
     n = leaves[0].shape[0]
     total = [
