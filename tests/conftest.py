@@ -57,6 +57,7 @@ THOROUGH = (
     r"tests/ops/test_columns.py::test_(every_sample|sample_without)",
     r"tests/ops/test_convolution.py::test_(conv2d_equals_lax\[5|gradients|many_kernels)",
     r"tests/ops/test_convolution_forms.py::test_(forward_and|images_batched)",
+    r"tests/ops/test_fold.py::test_(norms_at|the_(derivative|search)|few_examples)",
     r"tests/ops/test_statistics.py::.*11_million",
     r"tests/ops/test_target.py::test_(attacks|rules)_lower",
     r"tests/leaderboard/test_(killed|leaderboard.py::test_(editions|the_tuned))",

@@ -11,7 +11,6 @@ also drops infinities, a zero update is not scaled, and a layer of zeros has pur
 the filter off for everybody by sending one.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -130,11 +129,11 @@ def layer_filter(
         count = jnp.maximum(jnp.sum(kept, axis=0, keepdims=True, dtype=jnp.int32), 1)
         return jnp.sum(jnp.where(kept, block / count.astype(block.dtype), 0.0), axis=0)
 
-    def measured(fn: Callable[[PyTree], jax.Array], row: PyTree) -> PyTree:
+    def measured(row: PyTree) -> jax.Array:
         if granularity == "layer":
-            return jax.tree.map(fn, row)
-        whole = fn(row)
-        return jax.tree.map(lambda _: whole, row)
+            return jnp.stack([ops.leaf_norms(row), _purities(row)])
+        whole = jnp.stack([ops.tree_norm(row), _purity(row)])
+        return jnp.tile(whole[:, None], len(jax.tree.leaves(row)))
 
     def aggregate(
         updates: PyTree,
@@ -150,20 +149,20 @@ def layer_filter(
         if granularity == "coordinate":
             everybody = mean_weights(rows, rows.present, sizes)
             return rows.columns(coordinate_wise, radii, sizes), state, Diagnostics(everybody)
-        norm, purity = rows.each(lambda row: (measured(ops.tree_norm, row), measured(_purity, row)))
-        # All layers together, (n, layers): one sort instead of one for each layer and measure.
-        layers, structure = jax.tree.flatten(norm)
-        by_layer = jnp.stack([jnp.stack(jax.tree.leaves(part), axis=1) for part in (norm, purity)], axis=1)
+        # All layers together, (n, 2, layers): one sort instead of one for each layer and measure.
+        by_layer = rows.each(measured)
         score = mz_scores(by_layer, rows.present)
         kept = _kept(score[:, 0], score[:, 1], radii, rows.present[:, None])
         count = jnp.maximum(jnp.sum(kept, axis=0, keepdims=True, dtype=jnp.int32), 1)
         share = jnp.where(kept, 1 / count.astype(rows.dtype), 0.0) if sizes is None else shares(kept, sizes)
-        weights, magnitude_score, direction_score = (
-            jax.tree.unflatten(structure, [x[:, layer] for layer in range(len(layers))])
-            for x in (share, score[:, 0], score[:, 1])
+        structure = jax.tree.structure(rows.stack)
+        info = FilterDiagnostics(
+            *(
+                jax.tree.unflatten(structure, [x[:, layer] for layer in range(x.shape[1])])
+                for x in (share, by_layer[:, 0], by_layer[:, 1], score[:, 0], score[:, 1])
+            )
         )
-        info = FilterDiagnostics(weights, norm, purity, magnitude_score, direction_score)
-        return rows.weighted_sum(weights), state, info
+        return rows.weighted_sum(info.weight), state, info
 
     return Aggregator(stateless, aggregate, needs)
 
@@ -186,9 +185,27 @@ def _kept(
     return jnp.where(jnp.any(kept, axis=0, keepdims=True), kept, present)
 
 
+def _purities(row: PyTree) -> jax.Array:
+    """Positive direction purity of each layer, `(layers,)`."""
+    leaves = jax.tree.leaves(row)
+    if ops.platform() != "gpu":
+        return jnp.stack([_purity(x) for x in leaves])
+    kind = ops.wide(row)
+
+    def signs(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return (x > 0).astype(jnp.int32), (x < 0).astype(jnp.int32)
+
+    positive, negative = ops.fold([x.astype(kind) for x in leaves], signs, ("add", "add"), by_leaf=True)
+    return _share_positive(positive, negative, kind)
+
+
 def _purity(part: PyTree) -> jax.Array:
     """Positive direction purity of a layer or a whole update, a scalar between 0 and 1."""
     signs = [ops.counts(x > 0, x < 0) for x in jax.tree.leaves(part)]
     positive, negative = (sum(leaf) for leaf in zip(*signs, strict=True))
+    return _share_positive(positive, negative, ops.wide(part))
+
+
+def _share_positive(positive: jax.Array, negative: jax.Array, kind: jnp.dtype) -> jax.Array:
     difference, count = positive - negative, jnp.maximum(positive + negative, 1)
-    return 0.5 * (1 + difference.astype(ops.wide(part)) / count.astype(ops.wide(part)))
+    return 0.5 * (1 + difference.astype(kind) / count.astype(kind))

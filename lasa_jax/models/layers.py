@@ -53,7 +53,7 @@ class Dense(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         init = uniform_fan_in(x.shape[-1])
         kernel = self.param("kernel", init, (x.shape[-1], self.features))
-        x = x @ kernel
+        x = ops.dense(x, kernel)
         return x + _over(self.param("bias", init, (self.features,)), x)
 
 

@@ -13,7 +13,9 @@ from lasa_jax.ops.columns import (
     usable_gram,
 )
 from lasa_jax.ops.convolution import BATCHED_FORMS, conv2d, convolving_by, max_pool2d
+from lasa_jax.ops.dense import dense
 from lasa_jax.ops.eigen import top_eigenpair
+from lasa_jax.ops.fold import fold
 from lasa_jax.ops.order import magnitude_threshold, rank_of, sample_without_replacement
 from lasa_jax.ops.rows import (
     CLIENTS,
@@ -32,6 +34,7 @@ from lasa_jax.ops.rows import (
 from lasa_jax.ops.statistics import (
     counts,
     largest_magnitude,
+    leaf_norms,
     masked_median,
     masked_std,
     root,
@@ -56,10 +59,13 @@ __all__ = [
     "convolving_by",
     "cosine_distances",
     "counts",
+    "dense",
     "everywhere",
+    "fold",
     "gram",
     "is_by_client",
     "largest_magnitude",
+    "leaf_norms",
     "magnitude_threshold",
     "map_columns",
     "map_rows",

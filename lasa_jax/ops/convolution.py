@@ -2,9 +2,10 @@
 
 XLA's own convolution fails a simulator of clients twice: its gradient takes forms that the CPU runs at a thirtieth of the
 speed of a matrix product, and `vmap` over kernels makes a grouped convolution, which the partitioner replicates on every
-device. So where `vmap` gives each client its kernel, a convolution is a product of patches and kernel, unless
-`convolving_by` names another form. Otherwise it is XLA's, and images that `vmap` batches over one kernel are one batch to
-it. On a CPU both gradients of XLA's are written as what they are: convolutions again.
+device. So where `vmap` gives each client its kernel, a convolution is a product of patches and kernel, but on a GPU, where
+clients are dealt out before, a grouped one if the patches are large; `convolving_by` names another form. Otherwise it is
+XLA's, and images that `vmap` batches over one kernel are one batch to it. On a CPU both gradients of XLA's are written as
+what they are: convolutions again.
 """
 
 import contextlib
@@ -18,6 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lasa_jax.ops.rows import one_at_a_time
+from lasa_jax.ops.target import platform
 
 BATCHED_FORMS = ("auto", "patches", "taps", "grouped")
 LARGE_PATCHES = 2**30  # bytes of the patches of all clients of one convolution
@@ -36,9 +38,11 @@ def convolving_by(form: str) -> Iterator[None]:
 
     Args:
       form: "patches", one product for each client of its patches and its kernel: patches are as many times the images as
-        the kernel has positions, and are kept for the gradient; "auto", the same, but patches that take more than 1 GiB
-        are made again for the gradient; "taps", a product for each position of the kernel, summed; "grouped", XLA's
-        convolution with a group for each client. The size counts the clients that are batched, not runs around them.
+        the kernel has positions, and are kept for the gradient; "taps", a product for each position of the kernel, summed;
+        "grouped", XLA's convolution with a group for each client; "auto", on a GPU "grouped" where the patches would be
+        larger than the result, by the bytes of compiled programs and not by a card's time, else "patches", but those that
+        take more than 1 GiB are made again for the gradient. The size counts the clients that are batched, not runs around
+        them.
 
     Raises:
       ValueError: for another word.
@@ -66,10 +70,16 @@ def conv2d(images: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: in
     The gradient is our own: it cannot be differentiated once more, except on a CPU with a stride.
     """
     if not one_at_a_time():
-        return _by_what_is_batched(images, kernel, stride, padding, _batched_form.value)
+        return _by_what_is_batched(images, kernel, stride, padding, _for_size(kernel, _batched_form.value))
     if stride == 1:
         return _with_direct_gradients(images, kernel, padding)
     return _patches_product(images, kernel, stride, (padding, padding))
+
+
+def _for_size(kernel: jax.Array, form: str) -> str:
+    """What "auto" is on a GPU for a kernel whose patches are larger than the result; all else is as it is named."""
+    is_large = math.prod(kernel.shape[:3]) > kernel.shape[3]
+    return "grouped" if form == "auto" and is_large and platform() == "gpu" else form
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))

@@ -6,14 +6,17 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
-from lasa_jax.ops import statistics
+from lasa_jax.ops import statistics, target
+from lasa_jax.ops.fold import fold
 
 _INFINITY = 0x7F800000  # its bit pattern
 _MOST_PASSES = 33  # each halves the 31 bits
 _SAMPLE = 1 << 15  # values in the sample that brackets the threshold: fits the second-level cache
-
+_SORTED = 1 << 11  # the same on a GPU: what one kernel sorts
+_POINTS = 8  # of a pass on a GPU: more would take longer to compare than to read
 
 Parts = tuple[jax.Array, ...]
 
@@ -52,6 +55,8 @@ def _search(parts: Parts, k: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The threshold and the number of passes over all values that were needed."""
     m = sum(x.size for x in parts)
     rank = jnp.maximum(k, 1)
+    if target.platform() == "gpu":
+        return _search_on_gpu(parts, k, rank)
     points = [jnp.int32(0), jnp.int32(_INFINITY >> 1)]  # masses of exact zeros are common: settled in the first pass
     if m > 4 * _SAMPLE:
         stride = m // _SAMPLE
@@ -64,6 +69,45 @@ def _search(parts: Parts, k: jax.Array) -> tuple[jax.Array, jax.Array]:
     bracket = _narrow(parts, rank, _probe(parts, rank, _whole(m), points))
     below = [statistics.largest_magnitude(jnp.where(_bits(x) <= bracket.high, x, 0).astype(jnp.float32)) for x in parts]
     return jnp.where(k <= 0, jnp.inf, functools.reduce(jnp.maximum, below)), bracket.passes + 1
+
+
+def _search_on_gpu(parts: Parts, k: jax.Array, rank: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The same with few kernels: a sample that is sorted at once, and more points in each of fewer readings."""
+    parts = tuple(x.astype(jnp.float32) for x in parts)
+    m = sum(x.size for x in parts)
+    start, spread = _whole(m), jnp.asarray(np.linspace(-1, 1, _POINTS - 3, dtype=np.float32))
+    points = jnp.arange(_POINTS, dtype=jnp.int32) * (_INFINITY // _POINTS)
+    if m > 4 * _SORTED:
+        stride = -(-m // _SORTED)
+        sample = jnp.concatenate([_bits(x.ravel()[::stride]) for x in parts])[:_SORTED]
+        sample, size = jnp.sort(sample, descending=True, stable=False), sample.shape[0]
+        expected = rank.astype(jnp.float32) / m * size
+        margin = 3.0 * jnp.sqrt(expected * jnp.maximum(1.0 - expected / size, 0.0)) + 2.0
+        places = expected + margin * np.linspace(-1, 1, _POINTS - 1, dtype=np.float32)
+        place = jnp.clip(jnp.round(places), 1, size).astype(jnp.int32)
+        points = jnp.concatenate([jnp.zeros(1, jnp.int32), sample[place - 1]])  # masses of exact zeros are common
+
+    def above(points: jax.Array) -> list[jax.Array]:
+        def terms(x: jax.Array) -> tuple[jax.Array, ...]:
+            return tuple((_bits(x) > points[i]).astype(jnp.int32) for i in range(_POINTS))
+
+        return list(fold(parts, terms, ("add",) * _POINTS))
+
+    def step(carry: tuple[_Bracket, jax.Array]) -> tuple[_Bracket, jax.Array]:
+        bracket, points = carry
+        bracket = _narrowed(bracket, rank, list(points), above(points))
+        quarter = (
+            bracket.high - bracket.low
+        ) // 4  # where many values are equal, no place among them is told by counts
+        quarters = jnp.stack([bracket.low + quarter, bracket.high - quarter])
+        return bracket, jnp.concatenate([_points(bracket, rank, spread), quarters])
+
+    bracket, _ = lax.while_loop(lambda carry: _unknown(carry[0], rank), step, (start, points))
+
+    def below(x: jax.Array) -> tuple[jax.Array]:
+        return (jnp.where(_bits(x) <= bracket.high, jnp.abs(x), 0),)
+
+    return jnp.where(k <= 0, jnp.inf, fold(parts, below, ("max",))[0]), bracket.passes + 1
 
 
 def _bits(values: jax.Array) -> jax.Array:
@@ -88,6 +132,11 @@ def _probe(parts: Parts, k: jax.Array, bracket: _Bracket, points: Sequence[jax.A
     # The bits are made here, not before the loop: there they would be a copy of all values.
     by_part = [statistics.counts(*(bits > at for at in points)) for bits in map(_bits, parts)]
     counts = [functools.reduce(jnp.add, part) for part in zip(*by_part, strict=True)]
+    return _narrowed(bracket, k, points, counts)
+
+
+def _narrowed(bracket: _Bracket, k: jax.Array, points: Sequence[jax.Array], counts: Sequence[jax.Array]) -> _Bracket:
+    """The bracket after a pass that counted the values above each of some points."""
     for at, above in zip(points, counts, strict=True):
         raises = (above >= k) & (at > bracket.low)
         lowers = (above < k) & (at < bracket.high)
@@ -104,24 +153,33 @@ def _probe(parts: Parts, k: jax.Array, bracket: _Bracket, points: Sequence[jax.A
 def _narrow(parts: Parts, k: jax.Array, bracket: _Bracket) -> _Bracket:
     """Probes until the bracket is one wide or exactly `k - 1` values lie above it."""
 
-    def unknown(bracket: _Bracket) -> jax.Array:
-        wide = (bracket.high - bracket.low > 1) & (bracket.above_high != k - 1)
-        return wide & (bracket.passes < _MOST_PASSES)  # never reached: so that an error here is no hang
-
     def step(bracket: _Bracket) -> _Bracket:
-        # Interpolation in the value, where the distribution is near uniform over a short interval: the place of the
-        # threshold among the `inside` values, and three standard deviations to both sides.
-        low, high = (lax.bitcast_convert_type(jnp.maximum(b, 0), jnp.float32) for b in (bracket.low, bracket.high))
-        inside = (bracket.above_low - bracket.above_high).astype(jnp.float32)
-        share = ((bracket.above_low - k).astype(jnp.float32) + 0.5) / inside
-        margin = (3.0 * jnp.sqrt(inside * share * (1 - share)) + 0.5) / inside
-        shares = jnp.stack([share - margin, share, share + margin])
-        guesses = lax.bitcast_convert_type(low + (high - low) * jnp.clip(shares, 0, 1), jnp.int32)
-        middle = bracket.low + (bracket.high - bracket.low) // 2
-        within = (guesses > bracket.low) & (guesses < bracket.high)  # not so if `high` is infinite
-        return _probe(parts, k, bracket, [middle, *jnp.where(within, guesses, middle)])
+        shares = jnp.asarray([-1, 0, 1], jnp.float32)
+        return _probe(parts, k, bracket, list(_points(bracket, k, shares)))
 
-    return lax.while_loop(unknown, step, bracket)
+    return lax.while_loop(lambda bracket: _unknown(bracket, k), step, bracket)
+
+
+def _unknown(bracket: _Bracket, k: jax.Array) -> jax.Array:
+    """Whether the bracket is still to be narrowed."""
+    wide = (bracket.high - bracket.low > 1) & (bracket.above_high != k - 1)
+    return wide & (bracket.passes < _MOST_PASSES)  # never reached: so that an error here is no hang
+
+
+def _points(bracket: _Bracket, k: jax.Array, spread: jax.Array) -> jax.Array:
+    """The points of the next pass, int32: the bracket's middle, and those where the threshold is expected.
+
+    Interpolation in the value, where the distribution is near uniform over a short interval: the place of the threshold
+    among the `inside` values, and `spread` times three standard deviations away from it.
+    """
+    low, high = (lax.bitcast_convert_type(jnp.maximum(b, 0), jnp.float32) for b in (bracket.low, bracket.high))
+    inside = (bracket.above_low - bracket.above_high).astype(jnp.float32)
+    share = ((bracket.above_low - k).astype(jnp.float32) + 0.5) / inside
+    margin = (3.0 * jnp.sqrt(inside * share * (1 - share)) + 0.5) / inside
+    guesses = lax.bitcast_convert_type(low + (high - low) * jnp.clip(share + margin * spread, 0, 1), jnp.int32)
+    middle = bracket.low + (bracket.high - bracket.low) // 2
+    within = (guesses > bracket.low) & (guesses < bracket.high)  # not so if `high` is infinite
+    return jnp.concatenate([middle[None], jnp.where(within, guesses, middle)])
 
 
 def rank_of(values: jax.Array) -> jax.Array:

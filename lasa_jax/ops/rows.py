@@ -13,10 +13,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
 
 from lasa_jax.errors import InputError
+from lasa_jax.ops.fold import joined
 from lasa_jax.ops.statistics import root, wide
 from lasa_jax.ops.target import platform
 
@@ -261,12 +263,35 @@ def _weighted_total(
             total = lax.fori_loop(0, n // group, lambda i, total: add(i * group, total, group), zeros)
             total = add(jnp.int32(n // group * group), total, n % group)
         else:
-            mapped = jax.vmap(read)(stack, *others)
-            total = jax.tree.map(lambda w, x: jnp.sum(_times(_column(w, x), x), axis=0), weights, mapped)
+            total = _joined_sum(weights, jax.vmap(read)(stack, *others))
         return lax.psum(total, CLIENTS) if num_shards() > 1 else total
 
     operands = (weight_tree, stack, *others)
     return on_each_shard(local, operands, PartitionSpec(), (True,) * len(operands))
+
+
+def _joined_sum(weights: PyTree, stack: PyTree) -> PyTree:
+    """Weight times row, summed over rows; on a GPU small leaves are one, so that they need few kernels."""
+    leaves, structure = jax.tree.flatten(stack)
+    by_leaf = jax.tree.leaves(weights)
+    small = joined([x.size for x in leaves]) if platform() == "gpu" else [False] * len(leaves)
+    n = leaves[0].shape[0]
+    total = [
+        None if is_small else jnp.sum(_times(_column(w, x), x), axis=0)
+        for w, x, is_small in zip(by_leaf, leaves, small, strict=True)
+    ]
+    places = [place for place, is_small in enumerate(small) if is_small]
+    # By type, since a sum of doubles is one of doubles.
+    for kind in dict.fromkeys(wide(leaves[place]) for place in places):
+        alike = [place for place in places if wide(leaves[place]) == kind]
+        rows = jnp.concatenate([leaves[place].reshape(n, -1).astype(kind) for place in alike], axis=1)
+        sizes = [leaves[place].size // n for place in alike]
+        spread = [jnp.broadcast_to(by_leaf[p][:, None], (n, size)) for p, size in zip(alike, sizes, strict=True)]
+        each = jnp.concatenate(spread, axis=1)
+        ends = jnp.split(jnp.sum(_times(each, rows), axis=0), np.cumsum(sizes)[:-1])
+        for place, part in zip(alike, ends, strict=True):
+            total[place] = part.reshape(leaves[place].shape[1:])
+    return jax.tree.unflatten(structure, total)
 
 
 def _times(weight: jax.Array, x: jax.Array) -> jax.Array:

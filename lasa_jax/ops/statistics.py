@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from lasa_jax.ops.fold import fold
 from lasa_jax.ops.target import platform
 
 _BLOCK = 1024
@@ -98,6 +99,8 @@ def tree_size(row: Any) -> tuple[jax.Array, jax.Array]:
     """
     kind = wide(row)
     leaves = [x.astype(kind) for x in jax.tree.leaves(row)]
+    if platform() == "gpu":
+        return _sizes(leaves, by_leaf=False)
     largest = jnp.max(jnp.stack([largest_magnitude(x) for x in leaves]))
     down, up = _scales(largest)
 
@@ -119,11 +122,52 @@ def tree_size(row: Any) -> tuple[jax.Array, jax.Array]:
 def _tree_size_jvp(primals: tuple[Any], tangents: tuple[Any]) -> tuple[tuple, tuple]:
     (row,), (change,) = primals, tangents
     largest, norm = tree_size(row)
+    return (largest, norm), (jnp.zeros_like(largest), _slope(row, norm, change))
+
+
+def _slope(row: Any, norm: jax.Array, change: Any) -> jax.Array:
+    """How the norm of a row moves with a change of the row."""
     has_direction = jnp.isfinite(norm) & (norm >= jnp.finfo(norm.dtype).tiny)
     divisor = jnp.where(has_direction, norm, 1)
     unit = jax.tree.map(lambda x: jnp.where(has_direction, x.astype(norm.dtype), 0) / divisor, row)
-    slope = jnp.where(has_direction, tree_dot(unit, change), 0)
-    return (largest, norm), (jnp.zeros_like(largest), slope)
+    return jnp.where(has_direction, tree_dot(unit, change), 0)
+
+
+def leaf_norms(row: Any) -> jax.Array:
+    """Euclidean norm of each leaf of one update, `(leaves,)`, see `tree_size`."""
+    if platform() != "gpu":
+        return jnp.stack([tree_norm(x) for x in jax.tree.leaves(row)])
+    return _leaf_norms(row)
+
+
+@jax.custom_jvp
+def _leaf_norms(row: Any) -> jax.Array:
+    kind = wide(row)
+    return _sizes([x.astype(kind) for x in jax.tree.leaves(row)], by_leaf=True)[1]
+
+
+@_leaf_norms.defjvp
+def _leaf_norms_jvp(primals: tuple[Any], tangents: tuple[Any]) -> tuple[jax.Array, jax.Array]:
+    (row,), (change,) = primals, tangents
+    norms = _leaf_norms(row)
+    pairs = zip(jax.tree.leaves(row), norms, jax.tree.leaves(change), strict=True)
+    return norms, jnp.stack([_slope(x, norm, moved) for x, norm, moved in pairs])
+
+
+def _sizes(leaves: list[jax.Array], *, by_leaf: bool) -> tuple[jax.Array, jax.Array]:
+    """Largest magnitude and norm of all entries, or of each leaf, in one reading: sums are made at all three scales."""
+    _, small = _range(leaves[0].dtype)
+    scales = (small, 1.0, 1 / small)
+
+    def terms(x: jax.Array) -> tuple[jax.Array, ...]:
+        return (jnp.abs(x), *(jnp.square(x * scale) for scale in scales))
+
+    largest, *squares = fold(leaves, terms, ("max", "add", "add", "add"), by_leaf=by_leaf)
+    down, up = _scales(largest)
+    norm = jnp.sqrt(squares[1])
+    for scale, square in ((small, squares[0]), (1 / small, squares[2])):
+        norm = jnp.where(down == scale, up * jnp.sqrt(square), norm)
+    return largest, norm
 
 
 def _range(kind: jnp.dtype) -> tuple[float, float]:

@@ -169,8 +169,9 @@ def test_convolutions_are_traced_in_the_form_that_is_named():
     shape = convolution.SMALL[0]
     texts = {form: convolution.lowered(shape, form).as_text() for form in convolution.FORMS}
     groups = f"feature_group_count = {shape.clients} "
-    assert {form for form, text in texts.items() if groups in text} == {"grouped"}
-    assert {form for form, text in texts.items() if "stablehlo.convolution" in text} == {"grouped", "one by one"}
+    grouped = {"auto", "grouped"}  # where patches are larger than the result, as here
+    assert {form for form, text in texts.items() if groups in text} == grouped
+    assert {form for form, text in texts.items() if "stablehlo.convolution" in text} == grouped | {"one by one"}
     products = {form: texts[form].count("stablehlo.dot_general") for form in ("patches", "taps")}
     assert products == {"patches": 3, "taps": 3 * shape.kernel**2}
     assert "stablehlo.while" in texts["one by one"]

@@ -30,33 +30,42 @@ def test_forward_and_gradients_are_those_of_lax(form, clients, stride, padding, 
         return lax.conv_general_dilated(x, w, (stride, stride), sides, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
     monkeypatch.setattr(convolution, "LARGE_PATCHES", 0)  # or "auto" is "patches"
-    with ops.compiling_for("gpu"), ops.convolving_by(form):
+    with ops.compiling_for("tpu" if form == "auto" else "gpu"), ops.convolving_by(form):
         ours = values_and_gradients(lambda x, w: ops.conv2d(x, w, stride=stride, padding=padding), images, kernels)
     theirs = values_and_gradients(reference, images, kernels)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5)
 
 
-@pytest.mark.parametrize(("clients", "direct"), [(None, True), (1, True), (3, False)])
-def test_only_kernels_of_many_clients_become_patches(clients, direct):
+@pytest.mark.parametrize(
+    ("clients", "features", "platform", "direct"),
+    [
+        (None, 4, "gpu", True),
+        (1, 4, "gpu", True),
+        (3, 4, "gpu", True),  # in groups: patches would be larger than the result
+        (3, 27, "gpu", False),
+        (3, 4, "tpu", False),
+    ],
+)
+def test_kernels_of_many_clients_become_patches_where_these_are_small(clients, features, platform, direct):
     def gradient(x, w):
         return jax.grad(lambda x, w: jnp.sum(ops.conv2d(x, w, stride=2, padding=1) ** 2), argnums=(0, 1))(x, w)
 
     lead = () if clients is None else (clients,)
-    shapes = [jax.ShapeDtypeStruct((*lead, *shape), jnp.float32) for shape in [(2, 8, 8, 3), (3, 3, 3, 4)]]
-    with ops.compiling_for("gpu"):
+    shapes = [jax.ShapeDtypeStruct((*lead, *shape), jnp.float32) for shape in [(2, 8, 8, 3), (3, 3, 3, features)]]
+    with ops.compiling_for(platform):
         text = jax.jit(gradient if clients is None else jax.vmap(gradient)).lower(*shapes).as_text()
     assert ("stablehlo.convolution" in text) == direct
 
 
-def lowered(form: str, clients: int = 3) -> str:
+def lowered(form: str, clients: int = 3, platform: str = "gpu") -> str:
     """The text of the gradient for clients that each have a kernel."""
 
     def gradient(x, w):
         return jax.grad(lambda x, w: jnp.sum(ops.conv2d(x, w, padding=1) ** 2), argnums=(0, 1))(x, w)
 
     shapes = [jax.ShapeDtypeStruct((clients, *shape), jnp.float32) for shape in [(2, 8, 8, 3), (3, 3, 3, 4)]]
-    with ops.compiling_for("gpu"), ops.convolving_by(form):
+    with ops.compiling_for(platform), ops.convolving_by(form):
         return jax.jit(jax.vmap(gradient)).lower(*shapes).as_text()
 
 
@@ -71,11 +80,11 @@ def test_each_form_reaches_the_program():
 def test_auto_makes_only_large_patches_again(monkeypatch):
     patches = 3 * 2 * 8 * 8 * 9 * 3 * 4  # bytes: clients, images, pixels, positions, channels, float32
     monkeypatch.setattr(convolution, "LARGE_PATCHES", patches)
-    assert "optimization_barrier" not in lowered("auto")
+    assert "optimization_barrier" not in lowered("auto", platform="tpu")
     assert "optimization_barrier" not in lowered("patches")
     jax.clear_caches()
     monkeypatch.setattr(convolution, "LARGE_PATCHES", patches - 1)
-    assert "optimization_barrier" in lowered("auto")
+    assert "optimization_barrier" in lowered("auto", platform="tpu")
     assert "optimization_barrier" not in lowered("patches")
 
 
