@@ -17,6 +17,7 @@ SWEEPS = sorted(path.stem for path in FOLDER.glob("[a-z]*.py"))
 PARTITIONS = ("", "iid", "alpha=0.5", "shards=2", "gamma=0.5", "quantity=1.0")
 PLANS = "points: "
 NATURAL = "has clients of its own"
+TEXT = "triggers are made of pixels, shakespeare is text; allowed are cifar10"
 # By dataset, what is said: prepared, without and with a partition; then the same where it is not prepared.
 TABLE = {
     "digits": (PLANS, PLANS, PLANS, PLANS),
@@ -109,7 +110,8 @@ def expect_of_each(name, dataset, expected, tmp_path, capsys):
     """What a sweep says without a partition, and with each."""
     for partition in PARTITIONS:
         argument = ",".join(filter(None, (f"{name}:{dataset}", partition, "seeds=1")))
-        assert expected[bool(partition)] in said(argument, tmp_path, capsys), argument
+        line = TEXT if (name, dataset) == ("backdoors", "shakespeare") else expected[bool(partition)]
+        assert line in said(argument, tmp_path, capsys), argument
 
 
 def test_the_table_has_every_dataset():
