@@ -49,9 +49,9 @@ class Footprint(NamedTuple):
         """
         stack = rows * self.model
         # The stack of updates beside what trains, and later beside what a rule makes of it, at most once more.
-        return examples + runs * (
-            partition + self.remembered + self.carried + 3 * self.model + stack + max(stack, at_once * self.client)
-        )
+        working = stack + max(stack, at_once * self.client)
+        state = 2 * (self.remembered + self.carried)  # a round writes it anew beside the old one
+        return examples + runs * (partition + state + 3 * self.model + working)
 
 
 def footprint(program: Program, by_client: int = 0, beside: int = 0) -> Footprint:

@@ -143,6 +143,15 @@ def test_the_words_of_a_sweep_reach_its_runs(name, partition, expected):
     assert grid.load(f"{name}:femnist,source=somewhere").base.source == "somewhere"
 
 
+def test_a_few_runs_of_the_sweep_against_lasa():
+    found = grid.points(grid.load("lasa_attack:mnist,few,clients=50,rounds=40,seeds=1"))
+    assert len(found) == 9
+    assert {point.config.aggregator.name for point in found} == {"lasa", "fedavg", "signguard"}
+    for point in found:
+        assert (point.config.clients_per_round, point.config.rounds, point.config.eval_every) == (50, 40, 5)
+    assert len(grid.points(grid.load("lasa_attack:digits"))) == 216
+
+
 def test_figure_1_is_not_iid_by_default():
     def partition(argument: str) -> dict:
         return configs.resolve(grid.load(argument).base).partition.to_dict()
