@@ -184,7 +184,7 @@ ABOUT = {
     "aggregators/sizes.py": ("sizes", "size"),
     "attacks/base.py": ("knowledge", "only_malicious"),
     "federated/round.py": ("take_part", "takes_part"),
-    "ops/by_client.py": ("foolsgold", "fldetector"),
+    "ops/by_client.py": ("by_client", "foolsgold", "fldetector"),
 }
 
 
@@ -193,7 +193,7 @@ def words_of(path: str) -> list[str]:
     module = f"lasa_jax.{path.removesuffix('.py').replace('/', '.')}"
     tables = (aggregators.RULES, aggregators.PREAGGREGATORS, attacks.ATTACKS)
     own = [name for table in tables for name, make in table.items() if make.__module__ == module]
-    return sorted({*own, *ABOUT.get(path, ()), Path(path).stem})
+    return sorted({*own, *ABOUT.get(path, (Path(path).stem,))})
 
 
 def killer(path: str, old: str, new: str) -> str | None:
