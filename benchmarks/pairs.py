@@ -205,14 +205,19 @@ def simulate(
             _, metrics = executable(states, point, placed, jnp.int32(0))
             finite = bool(np.isfinite(metrics.rounds.update_norm).all())
             test = metrics.test
-            success = np.nan if test.success is None else float(test.success[0, -1])
+            success = np.nan if made[those.index(attack)].trigger is None else float(test.success[0, -1])
             cell = Cell(100 * float(test.reported.accuracy[0, -1]), 100 * success) if finite else Cell(np.nan, np.nan)
             found[rule, attack] = cell
             kept.add(rule, attack, cell)
-            planted = "" if np.isnan(cell.success) else f", success {cell.success:.1f} %"
-            shown = f"{cell.accuracy:.1f} %{planted}" if finite else "diverged"
-            print(f"{rule}, {attack}: {shown}, {time.perf_counter() - began:.1f} s", flush=True)
+            print(f"{rule}, {attack}: {shown(cell)}, {time.perf_counter() - began:.1f} s", flush=True)
     return found
+
+
+def shown(cell: Cell) -> str:
+    """One pair in words; the success only of an attack with a trigger."""
+    if np.isnan(cell.accuracy):
+        return "diverged"
+    return f"{cell.accuracy:.1f} %" + ("" if np.isnan(cell.success) else f", success {cell.success:.1f} %")
 
 
 def table(found: Cells, those: Sequence[str], rules: Sequence[str], measure: str, width: int = 8) -> str:

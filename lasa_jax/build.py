@@ -13,12 +13,12 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from lasa_jax import aggregators, attacks, methods, models
+from lasa_jax import aggregators, attacks, data, methods, models
 from lasa_jax import config as configs
 from lasa_jax.aggregators import Aggregator
 from lasa_jax.attacks import Attack
 from lasa_jax.data import Dataset, FederatedDataset, Partition, partition
-from lasa_jax.errors import check_number
+from lasa_jax.errors import InputError, check_number
 from lasa_jax.federated import (
     LocalTraining,
     Numbers,
@@ -136,6 +136,8 @@ def prepare(
     configs.check_sources(config)
     if aggregator is None:
         check_subsets(config)
+    if attack is None:
+        check_pixels(config)
     if dataset is None:
         dataset = load(config.dataset, data_dir=config.data_dir, source=config.source)
     if dataset.padding_label is not None:
@@ -171,6 +173,24 @@ def check_subsets(config: ConfigDict) -> None:
         rows = -(-rows // configs.parameters(config, "preaggregator", "bucketing")["bucket_size"])
     own = configs.parameters(config, "aggregator", rule).get("assumed_malicious")
     aggregators.check_subsets(rule, rows, _assumed(config) if own is None else own)
+
+
+def check_pixels(config: ConfigDict) -> None:
+    """Refuses a backdoor on text, whose trigger is made of pixels; the config alone tells.
+
+    Args:
+      config: resolved.
+
+    Raises:
+      InputError: if that is what it is.
+    """
+    planted = [name for name in (config.attack.name, configs.base_of(config)) if name in attacks.BACKDOORS]
+    if planted and data.is_text(config.dataset):
+        images = ", ".join(name for name in data.names() if not data.is_text(name))
+        raise InputError(
+            f"config.attack.name = {config.attack.name!r}: the trigger of {planted[0]} is made of pixels, and "
+            f"{config.dataset} is text; allowed is a dataset of images: {images}, or an .npz file of some"
+        )
 
 
 def _check_numbered(config: ConfigDict, dataset: Dataset, num_clients: int) -> None:

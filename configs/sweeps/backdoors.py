@@ -10,8 +10,9 @@ subsets of the clients: as in `pairs.py`.
 
 from typing import Any
 
-from lasa_jax import attacks
+from lasa_jax import attacks, data
 from lasa_jax.configs.sweeps.pairs import every_rule
+from lasa_jax.errors import InputError
 from lasa_jax.grid import Grid
 
 _SQUARES = ("badnets", "neurotoxin", "pgd")
@@ -26,7 +27,13 @@ TRIGGERS = {
 
 def get_grid(argument: str) -> Grid:
     """The grid for a dataset of images, `digits`, or `digits,seeds=3,rounds=20`."""
-    triggers = TRIGGERS.get(argument.partition(",")[0], {})
+    dataset = argument.partition(",")[0]
+    if data.is_text(dataset):
+        images = ", ".join(name for name in data.names() if not data.is_text(name))
+        raise InputError(
+            f"--config=FILE:{argument}: triggers are made of pixels, {dataset} is text; allowed are {images}"
+        )
+    triggers = TRIGGERS.get(dataset, {})
     settings = {
         f"attack.{attack}.{name}": value for attack, trigger in triggers.items() for name, value in trigger.items()
     }

@@ -183,6 +183,23 @@ class Rows:
 
         return ops.map_rows(read, self.stack, *self._numbers, *stacks, shared=shared)
 
+    def remembering(
+        self,
+        fn: Callable[..., PyTree],
+        memory: PyTree,
+        ids: jax.Array,
+        *stacks: PyTree,
+        shared: tuple[PyTree, ...] = (),
+    ) -> PyTree:
+        """`apart` with what is remembered of each client behind its row; see `ops.reading_clients`."""
+        given, tables, read = ops.reading_clients(memory, ids)
+
+        def beside(row: PyTree, mine: PyTree, *operands: PyTree) -> PyTree:
+            own, (tables, *others) = operands[: len(stacks)], operands[len(stacks) :]
+            return fn(row, read(mine, tables), *own, *others)
+
+        return self.apart(beside, given, *stacks, shared=(tables, *shared))
+
     def weighted_sum(self, weights: PyTree) -> PyTree:
         """Sum of weight times row over the clients with a weight that is not zero; one pass. See `ops.weighted_sum`.
 

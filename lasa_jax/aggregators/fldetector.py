@@ -112,7 +112,7 @@ def fldetector(num_clients: int | None = None, window: int = 10, start_round: Co
 
         step = jax.tree.map(jnp.subtract, known.params, state.model)
         foretold = hessian_times(state.pairs, step)
-        errors = ops.everywhere(rows.apart(_error, ops.take_clients(state.last, ids), shared=(foretold,)))
+        errors = ops.everywhere(rows.remembering(_error, state.last, ids, shared=(foretold,)))
         scored = rows.present & (state.last_round[ids] == now - 1) & (state.pairs.known > 0)
         total = jnp.sum(jnp.where(scored, errors, 0.0))
         slot = state.num_scores[ids] % window

@@ -67,7 +67,7 @@ def foolsgold(num_clients: int | None = None, features: str = "all") -> Aggregat
             added = zip(history, _chosen(u, features), strict=True)
             return [h + jnp.where(counts, x, 0).astype(h.dtype) for h, x in added]
 
-        histories = capped.apart(grown, ops.take_clients(state, ids), usable)
+        histories = capped.remembering(grown, state, ids, usable)  # the one stack that it writes
         state = ops.put_clients(state, ids, usable, histories)
         trust = _trust(_distances(histories, usable), usable)
         weight = jax.tree.map(lambda _: trust, rows.stack)

@@ -36,7 +36,8 @@ def multi_metric(share_kept: Scalar = 0.3) -> Aggregator:
 
     Where the other measures leave less than 1e-6 of a measure's variance, as beside a client that is very far out, that
     share is taken for 1e-6. Fewer than four clients, and clients that are the same in all measures, cannot be told apart:
-    all of them are averaged.
+    all of them are averaged. Clients who are kept count alike, whatever their numbers of examples: public code weighs them
+    by size, here there is no `weighting`.
 
     Args:
       share_kept: p, `0 < p <= 1`; at least one client is kept. May be traced.

@@ -90,24 +90,17 @@ def fang_trmean(b: Scalar = 2.0, variant: str = "paper", knowledge: str = "benig
 def _beyond_the_extremes(updates: PyTree, known: jax.Array, b: jax.Array, variant: str) -> tuple[PyTree, PyTree]:
     """The near and the far end of each coordinate's interval, one update each."""
 
-    def end(far: bool) -> Callable[..., jax.Array]:
-        def of(block: jax.Array, known: jax.Array, b: jax.Array) -> jax.Array:
-            among = known[:, None]
-            sign = jnp.sign(jnp.sum(jnp.where(among, block, 0), axis=0))
-            low = jnp.min(jnp.where(among, block, jnp.inf), axis=0)
-            high = jnp.max(jnp.where(among, block, -jnp.inf), axis=0)
-            near = jnp.where(sign > 0, low, jnp.where(sign < 0, high, 0))
-            if not far:
-                return near
-            return jnp.where((near > 0) == (sign > 0), near / b, near * b)
+    def ends(block: jax.Array, known: jax.Array, b: jax.Array) -> tuple[jax.Array, ...]:
+        among = known[:, None]
+        sign = jnp.sign(jnp.sum(jnp.where(among, block, 0), axis=0))
+        low = jnp.min(jnp.where(among, block, jnp.inf), axis=0)
+        high = jnp.max(jnp.where(among, block, -jnp.inf), axis=0)
+        near = jnp.where(sign > 0, low, jnp.where(sign < 0, high, 0))
+        far = jnp.where((near > 0) == (sign > 0), near / b, near * b)
+        return (near, far) if variant == "paper" else (far,)
 
-        return of
-
-    found = [
-        ops.map_columns(end(far), updates, shared=(known, b)) if far or variant == "paper" else None
-        for far in (False, True)
-    ]
-    near, far = (jax.tree.map(lambda x: x.astype(b.dtype), row) for row in found)
+    found = ops.map_columns(ends, updates, shared=(known, b))  # both in one reading
+    near, far = (jax.tree.map(lambda x: x.astype(b.dtype), row) for row in (found[0], found[-1]))
     return near, far
 
 

@@ -76,17 +76,17 @@ def lasa_attack(
 
 
 def times_small(updates: PyTree, known: jax.Array, sparsity_level: float) -> PyTree:
-    """For each coordinate the number of known clients that have it among their smallest magnitudes, leaves `(...)`."""
+    """For each coordinate the number of known clients that have it among their smallest magnitudes: float32 `(...)`."""
     size = sum(x[0].size for x in jax.tree.leaves(updates))
     smallest = int(sparsity_level * size)
     if smallest == 0:
-        return jax.tree.map(lambda x: jnp.zeros_like(x[0]), updates)
+        return jax.tree.map(lambda x: jnp.zeros(x.shape[1:], jnp.float32), updates)
     limit = ops.map_rows(lambda row: ops.magnitude_threshold(jax.tree.leaves(row), size - smallest + 1), updates)
 
     def is_small(row: PyTree, limit: jax.Array) -> PyTree:
         return jax.tree.map(lambda x: (jnp.abs(x).astype(jnp.float32) <= limit).astype(jnp.float32), row)
 
-    return ops.weighted_sum(known.astype(jnp.float32), updates, limit, row_map=is_small)
+    return ops.weighted_total(known.astype(jnp.float32), updates, limit, row_map=is_small)
 
 
 def first_smallest(values: PyTree, count: int) -> PyTree:

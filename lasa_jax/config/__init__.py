@@ -5,7 +5,7 @@ returns, with the command line's overrides, into the config of a run: every "by 
 and attack are left, every value is in range.
 """
 
-from lasa_jax.config.arguments import SweepArgument, parse_argument, read_sweep, set_partition
+from lasa_jax.config.arguments import SweepArgument, flag, parse_argument, read_sweep, set_partition
 from lasa_jax.config.by_dataset import paper
 from lasa_jax.config.identity import (
     as_flags,
@@ -59,6 +59,7 @@ __all__ = [
     "cost_key",
     "default",
     "first_difference",
+    "flag",
     "flatten",
     "from_json",
     "identity",

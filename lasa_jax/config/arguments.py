@@ -97,8 +97,8 @@ def read_sweep(
         dataset, rest = "digits", argument
     base = paper(dataset)
     base.fidelity = "official"
-    partitions = {name: convert for name, (_, _, convert) in _PARTITION_ARGUMENTS.items()} | {"iid": _flag}
-    others: dict[str, Callable[[str], Any]] = {"source": str, "seeds": _seeds, "stealthy": _flag}
+    partitions = {name: convert for name, (_, _, convert) in _PARTITION_ARGUMENTS.items()} | {"iid": flag}
+    others: dict[str, Callable[[str], Any]] = {"source": str, "seeds": _seeds, "stealthy": flag}
     others |= more or {}
     chosen = parse_argument(rest, {**partitions, **others})
     divided = [name for name in chosen if name in partitions]
@@ -119,7 +119,7 @@ def read_sweep(
     return SweepArgument(base, list(range(1, chosen.get("seeds", seeds) + 1)), "stealthy" in chosen, of_the_sweep)
 
 
-def _flag(text: str) -> bool:
+def flag(text: str) -> bool:
     """A word without a value."""
     if text:
         raise ValueError(text)
@@ -137,7 +137,7 @@ def _seeds(text: str) -> int:
 _ALLOWED: dict[Callable[[str], Any], str] = {
     whole_number: "a whole number",
     _seeds: f"a whole number from 1 to {_MOST_SEEDS}",
-    _flag: "the word alone",
+    flag: "the word alone",
 }
 
 

@@ -20,6 +20,7 @@ __all__ = [
     "Partition",
     "from_arrays",
     "has_padding",
+    "is_text",
     "load",
     "made_from_source",
     "names",
@@ -44,6 +45,11 @@ def made_from_source(name: str) -> bool:
 
 def has_padding(name: str) -> bool:
     """Whether some labels of a dataset are padding, so that losses and accuracies have two forms."""
+    return name == "shakespeare"
+
+
+def is_text(name: str) -> bool:
+    """Whether the examples of a dataset are characters, which have no pixels."""
     return name == "shakespeare"
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from lasa_jax import ops
 from lasa_jax.errors import InputError
-from lasa_jax.federated.types import Program
+from lasa_jax.federated.types import Point, Program, State
 
 # Of ragged clients of like size that train together: with sizes like FEMNIST's about a tenth of the steps is waste.
 _GROUPS = 8
@@ -29,11 +29,13 @@ class Footprint(NamedTuple):
       model: one tree of variables.
       client: one client while it trains: model, velocity, gradient and update, and what backpropagation keeps of a step.
       remembered: what rule and attack keep of each client of the population, this device's part of it.
+      carried: what a run carries beside the model and that, and what the server trains, see `carried`.
     """
 
     model: int
     client: int
     remembered: int = 0
+    carried: int = 0
 
     def of(self, *, rows: int, examples: int, partition: int, at_once: int, runs: int = 1) -> int:
         """What one device needs for a block of rounds.
@@ -47,13 +49,19 @@ class Footprint(NamedTuple):
         """
         stack = rows * self.model
         # The stack of updates beside what trains, and later beside what a rule makes of it, at most once more.
-        return examples + runs * (
-            partition + self.remembered + 3 * self.model + stack + max(stack, at_once * self.client)
-        )
+        working = stack + max(stack, at_once * self.client)
+        state = 2 * (self.remembered + self.carried)  # a round writes it anew beside the old one
+        return examples + runs * (partition + state + 3 * self.model + working)
 
 
-def footprint(program: Program, by_client: int = 0) -> Footprint:
-    """The footprint of a program in the forms of the platform that is compiled for; `by_client` as `remembered` says."""
+def footprint(program: Program, by_client: int = 0, beside: int = 0) -> Footprint:
+    """The footprint of a program in the forms of the platform that is compiled for.
+
+    Args:
+      program: what is compiled in.
+      by_client: as `remembered` says.
+      beside: as `carried` says.
+    """
     training = program.local_training
     model = training.model
     variables = jax.eval_shape(model.init, jax.random.key(0))
@@ -76,7 +84,7 @@ def footprint(program: Program, by_client: int = 0) -> Footprint:
         of_a_step = _bytes(jax.eval_shape(jax.vmap(kept), *two)) // 2
     wide = 2 if training.precision == "float64" else 1
     size = _bytes(variables)
-    return Footprint(size, wide * (4 * size + of_a_step), by_client)
+    return Footprint(size, wide * (4 * size + of_a_step), by_client, beside)
 
 
 def _bytes(tree: Any) -> int:
@@ -95,6 +103,21 @@ def remembered(state: Any, shards: int = 1, axis: int = 0) -> int:
     """
     nodes = [node for node in jax.tree.leaves(state, is_leaf=ops.is_by_client) if ops.is_by_client(node)]
     return sum(_bytes(node.rows) // node.rows.shape[axis] * -(-node.count // shards) for node in nodes)
+
+
+def carried(state: State, point: Point, runs: int = 1) -> int:
+    """Bytes that a run carries from round to round beside the model and what `remembered` counts.
+
+    Momenta, FLDetector's pairs, the server's last update, masks; and in a round the update that the server trains itself.
+
+    Args:
+      state: arrays or shapes.
+      point: numbers of the run; it has root data where the server trains.
+      runs: whose state and numbers these are, one behind the other.
+    """
+    nodes = jax.tree.leaves((state.attack, state.aggregator, state.last_update), is_leaf=ops.is_by_client)
+    of_server = _bytes(state.variables) if jax.tree.leaves(point.root) else 0
+    return (_bytes([node for node in nodes if not ops.is_by_client(node)]) + of_server) // runs
 
 
 def check_remembered(needs: int, num_clients: int, limit: int, device: str) -> None:

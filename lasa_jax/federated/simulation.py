@@ -204,7 +204,7 @@ class Simulation:
 
         with ops.compiling_for(device.platform):
             runs = 1 if ops.one_at_a_time() else len(points.assumed_malicious) // self.mesh.shape[ops.RUNS]
-            chunk = self._chunk(states, data, limit, runs)
+            chunk = self._chunk(states, points, data, limit, runs)
             with jax.set_mesh(self.mesh):
                 executable = memory.compile_to_fit(
                     with_chunk, chunk, limit, self.program, runs=runs, device=device.device_kind
@@ -242,7 +242,7 @@ class Simulation:
     def _limit(self, device: jax.Device) -> int:
         return cards.memory(device) if self.memory_limit is None else self.memory_limit
 
-    def _chunk(self, states: State, data: FederatedDataset, limit: int, runs: int) -> int | None:
+    def _chunk(self, states: State, points: Point, data: FederatedDataset, limit: int, runs: int) -> int | None:
         """Clients to train at a time, as estimated; as set where it is, or where they train one after another anyway."""
         if self.program.client_chunk is not None or ops.one_at_a_time():
             return self.program.client_chunk
@@ -250,17 +250,17 @@ class Simulation:
             sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
             for tree in ((data.train, data.test), data.partition)
         )
-        by_client = memory.remembered(states, self.mesh.shape[ops.CLIENTS], axis=1) // len(data.partition.sizes)
-        found = memory.footprint(
-            self.program, by_client
-        )  # not under the mesh: devices that are only described hold no constant
+        count = len(data.partition.sizes)
+        by_client = memory.remembered(states, self.mesh.shape[ops.CLIENTS], axis=1) // count
+        # Not under the mesh: devices that are only described hold no constant.
+        found = memory.footprint(self.program, by_client, memory.carried(states, points, count))
         with jax.set_mesh(self.mesh):
             return memory.estimated_at_once(
                 self.program,
                 found,
                 limit,
                 examples=examples,
-                partition=partition // len(data.partition.sizes),
+                partition=partition // count,
                 runs=runs,
             )
 

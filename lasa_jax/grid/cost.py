@@ -14,6 +14,8 @@ from ml_collections import ConfigDict
 
 from lasa_jax import build, methods, ops
 from lasa_jax import config as configs
+from lasa_jax.aggregators import Aggregator
+from lasa_jax.attacks import Attack
 from lasa_jax.federated import cards, memory
 from lasa_jax.federated.cards import Card
 from lasa_jax.federated.evaluation import examples_at_once
@@ -60,35 +62,55 @@ def of(config: ConfigDict, limit: int | None = None) -> Cost:
       limit: bytes that a program may take of a device; as `cards.memory` says of the first one if None.
     """
     limit = cards.memory(jax.devices()[0]) if limit is None else limit
-    key = (*configs.cost_key(config), *_remembering(config), _has_trigger(config), ops.platform(), limit)
+    key = (*configs.cost_key(config), *_methods_key(config), ops.platform(), limit)
     if key not in _costs:
         _costs[key] = _count(config, limit)
     return _costs[key]
 
 
-def _remembering(config: ConfigDict) -> list[str]:
-    """The methods of a config that remember each client of the population, with what decides how much that is."""
-    return [
+def _methods_key(config: ConfigDict) -> list[object]:
+    """What two configs share if their methods keep as much, are told as much and are tested as often.
+
+    Most methods keep nothing or a few models: what they keep of a small update says how many. Those that remember each
+    client, and those of a user, which may ask for more than that, are named with their parameters.
+    """
+    chosen, attack = configs.chosen(config), _attack(config)
+    of_their_own = [
         f"{name} {sorted(configs.parameters(config, kind, name).items())}"
-        for kind, names in configs.chosen(config).items()
+        for kind, names in chosen.items()
         for name in names
-        if methods.remembers_clients(kind, name)
+        if methods.is_path(name) or methods.remembers_clients(kind, name)
     ]
+    found: list[object] = [attack.trigger is not None, *of_their_own]
+    if not any(map(methods.is_path, chosen["attack"])):
+        found += _kept(attack)
+    rule = config.aggregator.name
+    if not (methods.is_path(rule) or methods.remembers_clients("aggregator", rule)):
+        found += _kept(methods.create("aggregator", rule, configs.parameters(config, "aggregator", rule)))
+    return found
 
 
-def _has_trigger(config: ConfigDict) -> bool:
-    """Whether the test examples are evaluated a second time, with the trigger of the attack."""
+def _kept(method: Attack | Aggregator) -> list[object]:
+    """The sizes of what a method keeps of a small update, and what it is told that somebody has to keep."""
+    state = jax.eval_shape(method.init, {"small": jax.ShapeDtypeStruct((1000,), jnp.float32)})
+    sizes = [x.size * x.dtype.itemsize for x in jax.tree.leaves(state)]
+    return [*sizes, *sorted(method.needs & {"last_update", "server_update"})]
+
+
+def _attack(config: ConfigDict) -> Attack:
+    """The attack of a config, for what its parameters say of it."""
     name, base = config.attack.name, configs.base_of(config)
     given = configs.parameters(config, "attack", name)
     if base is not None:
         given["base"] = methods.create("attack", base, configs.parameters(config, "attack", base))
-    return methods.create("attack", name, given).trigger is not None
+    return methods.create("attack", name, given)
 
 
 def _count(config: ConfigDict, limit: int) -> Cost:
     _, dataset, shares, program, point = build.prepare(config)
     model, training = program.local_training.model, program.local_training
-    found = memory.footprint(program, memory.remembered(jax.eval_shape(program.init, point)))
+    state = jax.eval_shape(program.init, point)
+    found = memory.footprint(program, memory.remembered(state), memory.carried(state, point))
     examples, partition = sum(x.nbytes for x in (*dataset.train, *dataset.test)), sum(x.nbytes for x in shares)
     at_once = memory.estimated_at_once(program, found, limit, examples=examples, partition=partition)
     clients = program.clients_per_round
@@ -120,7 +142,7 @@ def _count(config: ConfigDict, limit: int) -> Cost:
     trained = each.times(steps * clients / at_once)
     tested_at_once = config.eval_batch_size or examples_at_once(program, variables, dataset.test)
     tested = work.of(forward, variables, batch(tested_at_once)).times(-(-len(dataset.test.labels) // tested_at_once))
-    tested = tested.times(2 if _has_trigger(config) else 1)
+    tested = tested.times(1 if _attack(config).trigger is None else 2)  # once with the trigger
     served = Work(_READINGS * clients * found.model, 0, _LAUNCHES)
     whole = trained.plus(served).plus(tested.times(1 / config.eval_every))
     if program.measures_clients:  # once, at the end

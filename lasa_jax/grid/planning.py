@@ -112,6 +112,7 @@ def refusals(found: Sequence[Point]) -> dict[str, str]:
     for point in found:
         try:
             build.check_subsets(point.config)
+            build.check_pixels(point.config)
         except InputError as error:
             reasons[point.name] = str(error)
     return reasons

@@ -1,6 +1,15 @@
 """Array primitives that XLA does not do well, and the only code that knows how rows of clients lie on devices."""
 
-from lasa_jax.ops.by_client import ByClient, is_by_client, padded, put_clients, specs, take_clients, unpadded
+from lasa_jax.ops.by_client import (
+    ByClient,
+    is_by_client,
+    padded,
+    put_clients,
+    reading_clients,
+    specs,
+    take_clients,
+    unpadded,
+)
 from lasa_jax.ops.columns import (
     average_of_ranks,
     cosine_distances,
@@ -30,6 +39,7 @@ from lasa_jax.ops.rows import (
     replace_rows,
     rows_at_once,
     weighted_sum,
+    weighted_total,
 )
 from lasa_jax.ops.statistics import (
     counts,
@@ -81,6 +91,7 @@ __all__ = [
     "product",
     "put_clients",
     "rank_of",
+    "reading_clients",
     "replace_rows",
     "root",
     "rows_at_once",
@@ -99,5 +110,6 @@ __all__ = [
     "unpadded",
     "usable_gram",
     "weighted_sum",
+    "weighted_total",
     "wide",
 ]

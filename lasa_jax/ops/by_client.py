@@ -6,6 +6,7 @@ down.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -99,6 +100,23 @@ def take_clients(memory: PyTree, ids: jax.Array) -> PyTree:
 
     tables, structure = _tables(memory)
     return jax.tree.unflatten(structure, on_each_shard(local, (tables, ids), PartitionSpec(CLIENTS), (True, False)))
+
+
+def reading_clients(memory: PyTree, ids: jax.Array) -> tuple[PyTree, PyTree, Callable[[PyTree, PyTree], PyTree]]:
+    """The rows of some clients for a function of one client at a time, which reads them where they lie.
+
+    Args:
+      memory: a pytree of `ByClient`.
+      ids: int32 `(n,)`, clients of the population.
+
+    Returns:
+      What such a function is given row by row, what is shared by all rows, and `read(mine, shared)`, a row like the memory.
+      On one device nothing is copied; over several the rows are brought to their places, a stack as `take_clients` writes.
+    """
+    if num_shards() > 1:
+        return take_clients(memory, ids), (), lambda mine, _: mine
+    tables, structure = _tables(memory)
+    return ids, tables, lambda at, tables: jax.tree.unflatten(structure, [table[at] for table in tables])
 
 
 def put_clients(memory: PyTree, ids: jax.Array, which: jax.Array, stack: PyTree) -> PyTree:

@@ -32,16 +32,16 @@ def _block_width(n: int, columns: int, *, summed: bool) -> int:
     return max(16, min(2**20 // (4 * n), 4096) if summed else 2**18 // (4 * n))
 
 
-def map_columns(fn: Callable[..., jax.Array], stack: PyTree, *, shared: tuple[PyTree, ...] = ()) -> PyTree:
-    """`fn` of every column of a stack: one read of the stack, and one update written.
+def map_columns(fn: Callable[..., PyTree], stack: PyTree, *, shared: tuple[PyTree, ...] = ()) -> PyTree:
+    """`fn` of every column of a stack: one read of the stack, and one update written for each array that `fn` returns.
 
     Args:
-      fn: `fn(block, *shared)` with a block `(n, width)` to `(width,)`, each column for itself.
+      fn: `fn(block, *shared)` with a block `(n, width)` to `(width,)` or a tuple of such, each column for itself.
       stack: leaves `(n, ...)`.
       shared: pytrees given to `fn` whole; it must not close over arrays.
 
     Returns:
-      A pytree like one row, leaves `(...)`, in the dtypes of the stack.
+      A pytree like one row, leaves `(...)`, in the dtypes of the stack; a tuple of them where `fn` returns a tuple.
     """
     return _over_columns(fn, stack, shared, summed=False)
 
@@ -77,14 +77,22 @@ def _over_columns(fn: Callable[..., PyTree], stack: PyTree, shared: tuple[PyTree
         parts = [
             lax.map(lambda i, fetch=fetch: work(fetch(i)), jnp.arange(count, dtype=jnp.int32)) for fetch, count in loops
         ]
-        done = jnp.concatenate(parts)
-        return unpack(lax.all_gather(done, CLIENTS, axis=1, tiled=True) if shards > 1 else done)
+
+        def whole(*parts: jax.Array) -> list[jax.Array]:
+            done = jnp.concatenate(parts)
+            return unpack(lax.all_gather(done, CLIENTS, axis=1, tiled=True) if shards > 1 else done)
+
+        return jax.tree.map(whole, *parts)
 
     result = on_each_shard(local, (leaves, shared), PartitionSpec(), (True, False))
     if summed:
         return result
-    shaped = [x.reshape(like.shape[1:]).astype(like.dtype) for x, like in zip(result, leaves, strict=True)]
-    return jax.tree.unflatten(structure, shaped)
+
+    def shaped(result: list[jax.Array]) -> PyTree:
+        rows = [x.reshape(like.shape[1:]).astype(like.dtype) for x, like in zip(result, leaves, strict=True)]
+        return jax.tree.unflatten(structure, rows)
+
+    return tuple(map(shaped, result)) if isinstance(result, tuple) else shaped(result)
 
 
 def _blocks(

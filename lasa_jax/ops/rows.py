@@ -232,14 +232,17 @@ def weighted_sum(
       A pytree like one row, leaves `(...)`, added in float32 (float64 where a leaf is float64) and returned in the dtypes of
       the stack. Devices exchange one partial sum of this size.
     """
-    total = _weighted_total(weights, stack, *others, row_map=row_map)
+    total = weighted_total(weights, stack, *others, row_map=row_map)
     return jax.tree.map(lambda x, like: x.astype(like.dtype), total, stack)
 
 
-def _weighted_total(
+def weighted_total(
     weights: PyTree, stack: PyTree, *others: PyTree, row_map: Callable[..., PyTree] | None = None
 ) -> PyTree:
-    """`weighted_sum` in the types in which it is added."""
+    """`weighted_sum` in the types in which it is added, shaped like what `row_map` returns: for counts and squares.
+
+    Above 256 bfloat16 holds every second whole number only; float32 holds all up to 16 million.
+    """
     one_for_all = jax.tree_util.all_leaves([weights])
     weight_tree = jax.tree.map(lambda _: weights, stack) if one_for_all else weights
     read = row_map if row_map is not None else lambda row: row
@@ -319,7 +322,7 @@ def mean_and_std(stack: PyTree, which: jax.Array) -> tuple[PyTree, PyTree]:
     def squared(row: PyTree) -> PyTree:  # in the type in which it is added: 300 squared is beyond float16
         return jax.tree.map(lambda x, m: (x.astype(wide(x)) - m.astype(wide(m))) ** 2, row, mean)
 
-    variance = _weighted_total(share, stack, row_map=squared)
+    variance = weighted_total(share, stack, row_map=squared)
     return mean, jax.tree.map(lambda x, like: root(x).astype(like.dtype), variance, stack)
 
 

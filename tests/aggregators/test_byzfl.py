@@ -3,7 +3,8 @@
 Known differences, which the comparisons below allow for: its Krum and Multi-Krum count one neighbour more than Blanchard
 et al., so its f is our f + 1; its Lie adds deviations where ours, as LASA's paper, subtracts them; its SignFlipping sends
 the mean turned around, our `ipm(1.0)`, where `sign_flip` turns each client's own update. Its Mimic copies a client that
-the caller names.
+the caller names. Its CAF and SMEA take one step of a power iteration from a random vector, where ours are exact: they are
+not compared.
 """
 
 import warnings
@@ -25,6 +26,7 @@ X = flat_rows(honest()).astype(np.float32)
 BEFORE = {
     "NNM": (lambda: byzfl.NNM(f=3), lambda: aggregators.nearest_neighbour_mixing(3)),
     "Clipping": (lambda: byzfl.Clipping(c=4.0), lambda: aggregators.clip_to_norm(4.0)),
+    "ARC": (lambda: byzfl.ARC(f=3), lambda: aggregators.arc(3)),
 }
 RULES = {
     "Average": (lambda: byzfl.Average(), aggregators.fedavg),
@@ -40,6 +42,9 @@ RULES = {
         lambda: byzfl.CenteredClipping(L=3, tau=2.0),
         lambda: aggregators.centered_clipping(clip_radius=2.0, num_iterations=3),
     ),
+    "Meamed": (lambda: byzfl.Meamed(f=3), lambda: aggregators.meamed(3)),
+    "MDA": (lambda: byzfl.MDA(f=3), lambda: aggregators.mda(3)),
+    "MoNNA": (lambda: byzfl.MoNNA(f=3, idx=2), lambda: aggregators.monna(trusted=2, assumed_malicious=3)),
 }
 
 

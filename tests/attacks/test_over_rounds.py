@@ -186,6 +186,15 @@ class TestLasaAttack:
         counts = sparse.times_small(rows, jnp.asarray([True, True, True, False]), 0.3)
         np.testing.assert_array_equal(counts["w"], [3, 3, 3, 3, 0, 0, 0, 0, 0, 0])
 
+    @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+    def test_counts_of_many_clients_are_exact(self, dtype):
+        """bfloat16 has no 257, float16 no 2049."""
+        rows = {"w": jnp.tile(jnp.asarray([[0, 3, 1, 2]], dtype), (2049, 1))}
+        for clients in (257, 2049):
+            counts = sparse.times_small(rows, jnp.arange(2049, dtype=jnp.int32) < clients, 0.5)
+            np.testing.assert_array_equal(counts["w"], [clients, 0, clients, 0])
+        assert sparse.times_small(rows, jnp.ones(2049, bool), 0.0)["w"].dtype == counts["w"].dtype == jnp.float32
+
 
 @pytest.mark.parametrize(
     ("make", "message"),

@@ -76,6 +76,27 @@ class TestEstimate:
 
 
 @pytest.mark.parametrize(
+    ("settings", "models"),
+    [
+        ({}, 0),
+        ({"aggregator.name": "fldetector", "aggregator.fldetector.window": 3}, 9),  # its pairs and three models
+        ({"aggregator.name": "fltrust"}, 1),  # which the server trains
+        ({"attack.name": "neurotoxin", "attack_ratio": 0.25}, 1),  # the last update
+    ],
+)
+def test_what_a_run_carries_counts(settings, models):
+    run = prepared(**settings)
+    state = jax.eval_shape(run.program.init, run.point)
+    carried, model = memory.carried(state, run.point), memory.footprint(run.program).model
+    assert models * model <= carried < (models + 0.1) * model
+    several = jax.tree.map(lambda x: jax.ShapeDtypeStruct((5, *x.shape), x.dtype), (state, run.point))
+    assert memory.carried(*several, 5) == carried
+    less, more = (memory.Footprint(model, 3 * model, 0, beside) for beside in (0, carried))
+    at = {"rows": 3, "examples": 1, "partition": 1, "at_once": 1}
+    assert more.of(**at, runs=5) - less.of(**at, runs=5) == 5 * 2 * carried
+
+
+@pytest.mark.parametrize(
     ("rows", "most", "group"), [(25, 10, 5), (30, 29, 15), (100, 99, 50), (23, 9, 8), (7, 9, 7), (5, 1, 1)]
 )
 def test_groups_of_like_size(rows, most, group):

@@ -2,11 +2,26 @@
 
 import pytest
 
+from lasa_jax import build, grid
 from lasa_jax import config as configs
-from lasa_jax import grid
+from lasa_jax.errors import InputError
 from lasa_jax.workdir import is_finished
 
 LIGHT = {"rounds": 1, "num_clients": 60, "clients_per_round": 30, "client.epochs": 1, "model": "mlp"}
+
+
+@pytest.mark.parametrize("attack", [{"attack.name": "dba"}, {"attack.name": "byzmean", "attack.byzmean.base": "dba"}])
+def test_a_backdoor_on_text_is_refused_before_data_is_read(attack, tmp_path):
+    base = configs.paper("shakespeare")
+    base.data_dir = str(tmp_path)
+    found = grid.points(grid.Grid(base, points=[attack]))
+    line = (
+        f"config.attack.name = {attack['attack.name']!r}: the trigger of dba is made of pixels, and shakespeare is text"
+    )
+    with pytest.raises(InputError, match=line):
+        build.prepare(found[0].config)
+    (shown,) = grid.plan(found, tmp_path).refused
+    assert shown.startswith(f"1 points, {line}")
 
 
 @pytest.mark.parametrize("first", ["mda", "fedavg"])

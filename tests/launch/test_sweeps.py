@@ -17,6 +17,7 @@ SWEEPS = sorted(path.stem for path in FOLDER.glob("[a-z]*.py"))
 PARTITIONS = ("", "iid", "alpha=0.5", "shards=2", "gamma=0.5", "quantity=1.0")
 PLANS = "points: "
 NATURAL = "has clients of its own"
+TEXT = "triggers are made of pixels, shakespeare is text; allowed are cifar10"
 # By dataset, what is said: prepared, without and with a partition; then the same where it is not prepared.
 TABLE = {
     "digits": (PLANS, PLANS, PLANS, PLANS),
@@ -109,7 +110,8 @@ def expect_of_each(name, dataset, expected, tmp_path, capsys):
     """What a sweep says without a partition, and with each."""
     for partition in PARTITIONS:
         argument = ",".join(filter(None, (f"{name}:{dataset}", partition, "seeds=1")))
-        assert expected[bool(partition)] in said(argument, tmp_path, capsys), argument
+        line = TEXT if (name, dataset) == ("backdoors", "shakespeare") else expected[bool(partition)]
+        assert line in said(argument, tmp_path, capsys), argument
 
 
 def test_the_table_has_every_dataset():
@@ -139,6 +141,15 @@ def test_the_words_of_a_sweep_reach_its_runs(name, partition, expected):
     assert values(declared, "seed") == [1, 2]
     assert "min_sum_stealthy" in [*values(declared, "attack.name"), declared.base.attack.name]
     assert grid.load(f"{name}:femnist,source=somewhere").base.source == "somewhere"
+
+
+def test_a_few_runs_of_the_sweep_against_lasa():
+    found = grid.points(grid.load("lasa_attack:mnist,few,clients=50,rounds=40,seeds=1"))
+    assert len(found) == 9
+    assert {point.config.aggregator.name for point in found} == {"lasa", "fedavg", "signguard"}
+    for point in found:
+        assert (point.config.clients_per_round, point.config.rounds, point.config.eval_every) == (50, 40, 5)
+    assert len(grid.points(grid.load("lasa_attack:digits"))) == 216
 
 
 def test_figure_1_is_not_iid_by_default():

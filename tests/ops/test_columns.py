@@ -137,6 +137,10 @@ class TestOverColumns:
         result = jax.jit(lambda x, w: ops.map_columns(lambda block, w: w @ block, x, shared=(w,)))(stack(), weights)
         for name, x in stack().items():
             np.testing.assert_allclose(result[name], np.tensordot(weights, x, 1), atol=1e-5)
+        ends = jax.jit(lambda x: ops.map_columns(lambda block: (block.min(axis=0), block.max(axis=0)), x))(stack())
+        for name, x in stack().items():
+            np.testing.assert_array_equal(ends[0][name], x.min(axis=0))
+            np.testing.assert_array_equal(ends[1][name], x.max(axis=0))
 
     def test_sum_columns(self):
         result = jax.jit(lambda x: ops.sum_columns(lambda block: jnp.sum(block, axis=1), x))(stack())
