@@ -258,7 +258,7 @@ def _of_one_example(group: Group, measure: str = "test_accuracy") -> str:
     counts = group.runs["test_labels"].dropna().unique()
     if len(counts) != 1 or measure != "test_accuracy":
         return ""
-    return f"\none test example: {100 / counts[0]:.2g}"
+    return f"\none test example: {100 / counts[0]:.2g} points"
 
 
 def _panels(

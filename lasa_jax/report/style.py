@@ -18,13 +18,13 @@ from matplotlib.lines import Line2D
 
 from lasa_jax.report.groups import Group
 
-# Okabe and Ito (2008) with grey for their black, which is for baselines; and Tol's olive, wine and indigo and a brown for their
-# yellow, which is too light for a line. One for each rule of the paper's tables, and Krum.
+# Okabe and Ito (2008), with grey for their black, which is for baselines. Their yellow is too light for a line: in its place
+# are Tol's olive, wine and indigo, and a brown. One for each rule of the paper's tables, and Krum.
 COLOURS = (
     *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"),
     *("#666666", "#999933", "#882255", "#332288", "#8C564B"),
 )
-_MARKERS = "osD^vPX*<>"
+_MARKERS = "osD^vPX*<>p"
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (3, 1, 1, 1, 1, 1)))
 _LASA = 1  # the colour that no other rule has
 
@@ -75,12 +75,14 @@ def of_rule(method: str, variant: int = 0, step: int = 0) -> dict[str, Any]:
     """
     if method in RULES:
         colour, dash = RULES[method]
+        marker = colour + 4 * [name for name, (of, _) in RULES.items() if of == colour].index(method)
     else:
         colour, dash = _FREE[(zlib.crc32(method.encode()) + step) % len(_FREE)]
+        marker = colour + 2 + dash
     shade, turn = _SHADES[variant % len(_SHADES)], variant + variant // len(_SHADES)
     return {
         "color": _shaded(COLOURS[colour], shade),
-        "marker": _MARKERS[(colour + 3 * dash + turn) % len(_MARKERS)],
+        "marker": _MARKERS[(marker + turn) % len(_MARKERS)],
         "linestyle": _DASHES[(dash + turn) % len(_DASHES)],
     }
 

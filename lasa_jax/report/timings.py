@@ -29,7 +29,8 @@ def by_rule(group: Group) -> Figure | str:
     looks = style.looks(group)
     size = (7.0, 1.7 + 0.38 * len(rules))
     figure = Figure(figsize=size, layout="constrained")
-    axes = figure.add_subplot(xlabel="seconds per round (bar: fastest run; points: all)")
+    pale = ", pale if all shared the machine" if (runs["alone"].map(lambda value: value is False)).any() else ""
+    axes = figure.add_subplot(xlabel=f"seconds per round (bar: fastest run{pale}; points: all)")
     for place, rule in enumerate(rules):
         own = runs[runs["rule"] == rule]
         fair = own[own["alone"] != False]  # noqa: E712  (None, where runs do not say, is no False)
@@ -77,9 +78,7 @@ def _shared(alone: pd.Series) -> str:
     shared, unknown = int((alone.map(lambda value: value is False)).sum()), int(alone.isna().sum())
     said = []
     if shared:
-        said.append(
-            f"{shared} of {len(alone)} runs shared the machine with others (hollow): their seconds do not compare"
-        )
+        said.append(f"{shared} of {len(alone)} runs shared the machine (hollow): their seconds do not compare")
     if unknown:
         said.append(f"{unknown} of {len(alone)} do not say whether they had the machine for themselves")
     return "; ".join(said)

@@ -78,8 +78,9 @@ def test_lines_that_cannot_be_told_apart_beside_others_are_enlarged(tmp_path):
 def test_curves_that_end_alike_are_enlarged(tmp_path):
     """Though no rule collapses: all of them begin at the bottom."""
     for rule, last in (("lasa", 0.97), ("signguard", 0.96)):
-        write_run(tmp_path, of(rule, "noise"), [0.1, 0.9, last])
+        write_run(tmp_path, of(rule, "noise"), [0.1, 0.9, last], summary={"test_labels": 360})
     _, enlarged = figures.curves(group_of(tmp_path)).axes
+    assert enlarged.get_ylabel() == "enlarged\none test example: 0.28 points"
     assert 95 < enlarged.get_ylim()[0] < 96
     assert 97 < enlarged.get_ylim()[1] < 98
 

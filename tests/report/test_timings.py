@@ -31,7 +31,7 @@ def test_runs_that_shared_the_machine_are_told(tmp_path):
     assert list(timings.alone(group.runs)).count(False) == 3
     figure = timings.by_rule(group)
     said = " ".join(figure.get_suptitle().split())
-    assert "3 of 5 runs shared the machine with others (hollow): their seconds do not compare" in said
+    assert "3 of 5 runs shared the machine (hollow): their seconds do not compare" in said
     assert "1 of 5 do not say" in said
     fedavg, lasa = figure.axes[0].patches
     assert (lasa.get_width(), lasa.get_alpha()) == (3.0, 0.8)  # the fastest of those that did not share
