@@ -17,6 +17,7 @@ from lasa_jax.inspection.rounds import Round
 
 CAUSES = ("kept", "norm", "sign", "norm and sign", "not finite")
 # Of Okabe and Ito, and light grey for what is kept; none is the blue or the orange of benign and malicious clients.
+_NOT_FINITE = CAUSES.index("not finite")
 COLOURS = ("#E8E8E8", "#E69F00", "#56B4E9", "#882255", "#222222")
 
 
@@ -43,7 +44,8 @@ def of(
 def of_recorded(recorded: pd.DataFrame, *, magnitude_radius: float = 1.0, direction_radius: float = 1.0) -> pd.Series:
     """The cause in each row of what a run of LASA recorded: places in `CAUSES`.
 
-    A client with an update that is not finite is dropped in all layers of a round, and no score of it is a number.
+    A client whose update is not finite is dropped in all layers, and its scores mean nothing: where a layer dropped it with
+    both scores below their radii, that is the cause in all layers of the round.
 
     Args:
       recorded: from `recorded.load`.
@@ -56,9 +58,10 @@ def of_recorded(recorded: pd.DataFrame, *, magnitude_radius: float = 1.0, direct
     if lacking:
         raise InputError(f"recorded: has no {lacking[0]}, allowed is what a run of lasa recorded")
     scores = [recorded[name].to_numpy(float) for name in ("magnitude_score", "direction_score")]
-    finite = ~(np.isnan(scores[0]) | np.isnan(scores[1]))
-    found = _causes(recorded["kept"].to_numpy(bool), *scores, magnitude_radius, direction_radius, finite)
-    return pd.Series(found, index=recorded.index, name="cause")
+    radii = (magnitude_radius, direction_radius)
+    found = pd.Series(_causes(recorded["kept"].to_numpy(bool), *scores, *radii, True), index=recorded.index)
+    bad = (found == _NOT_FINITE).groupby([recorded["round"], recorded["client"]]).transform("any")
+    return found.mask(bad, _NOT_FINITE).rename("cause")
 
 
 def _causes(
@@ -66,8 +69,8 @@ def _causes(
 ) -> Any:
     by_norm = ~(magnitude < magnitude_radius) & np.isfinite(magnitude_radius)
     by_sign = ~(direction < direction_radius) & np.isfinite(direction_radius)
-    cause = np.where(by_norm & by_sign, 3, np.where(by_sign, 2, np.where(by_norm, 1, 4)))
-    return np.where(kept, 0, np.where(finite, cause, 4))
+    cause = np.where(by_norm & by_sign, 3, np.where(by_sign, 2, np.where(by_norm, 1, _NOT_FINITE)))
+    return np.where(kept, 0, np.where(finite, cause, _NOT_FINITE))
 
 
 def counts(cause: np.ndarray, malicious: np.ndarray) -> pd.DataFrame:

@@ -13,7 +13,7 @@ from lasa_jax.inspection import causes, filtering, following, frames, outcomes, 
 from lasa_jax.inspection.rounds import Round
 from tests.inspection.made_rounds import N, two_outliers
 
-RADII = {"magnitude_radius": 2.0, "direction_radius": 1.5}
+RADII = {"magnitude_radius": 1.5, "direction_radius": 1.5}
 
 
 @pytest.fixture(scope="module")
@@ -33,10 +33,10 @@ def test_causes_are_those_of_the_rule(saved, info):
     cause = causes.of(info, saved, **RADII)
     assert [causes.CAUSES[at] for at in cause[:, 9]] == ["not finite"] * 2
     assert [causes.CAUSES[at] for at in cause[:, 3]] == ["sign"] * 2
-    assert [causes.CAUSES[at] for at in cause[:, 7]] == ["norm"] * 2
+    assert [causes.CAUSES[at] for at in cause[:, 7]] == ["kept", "norm"]
     np.testing.assert_array_equal(cause == 0, filtering.layer_rows(info.weight) != 0)
     counted = causes.counts(cause, saved.malicious)
-    assert counted.loc["sign", "malicious"] == counted.loc["norm", "malicious"] == 2
+    assert counted["malicious"].tolist() == [1, 1, 2, 0, 0]
     assert counted.to_numpy().sum() == 2 * N
 
 
@@ -48,8 +48,8 @@ def test_who_is_kept_because_nobody_would_be_left_is_kept():
 
 def test_sentences_have_the_numbers(saved, info):
     said = sentences.of_filtering(info, saved, **RADII)
-    assert said.startswith("100 % of the malicious cells (client and layer) were dropped (norm 50 %, sign 50 %); ")
-    assert said.endswith("No malicious client got through in any layer.")
+    assert said.startswith("75 % of the malicious cells (client and layer) were dropped (sign 67 %, norm 33 %); ")
+    assert said.endswith("Most malicious clients got through in dense/bias: 50 % of them.")
     open_ = {"magnitude_radius": np.inf, "direction_radius": np.inf}
     said = sentences.of_filtering(filtering.lasa(saved, **open_), saved, **open_)
     assert "0 % of the malicious cells" in said
@@ -57,7 +57,7 @@ def test_sentences_have_the_numbers(saved, info):
     assert "percentage points" in sentences.of_scores(info, saved, **RADII)
     frame = pd.DataFrame({"radius": [1.0, 2.0], "malicious_filtered": [1.0, 0.5], "benign_kept": [0.9, 1.0]})
     assert "best here is 1: 100 % of the malicious cells dropped, 90 % of the benign" in sentences.of_rates(frame)
-    assert sentences.of_weights({"lasa": info}, saved).endswith("lasa 0 %.")
+    assert sentences.of_weights({"lasa": info}, saved).endswith("lasa 6 %.")
     rules = pd.DataFrame({"rule": ["a", "lasa"], "accuracy": [0.9, 0.8], "error": [2.0, 1.0]})
     said = sentences.of_rules(rules)
     assert "best under a: 90.0 %. lasa is number 2 of 2 with 80.0 %." in said
@@ -66,7 +66,7 @@ def test_sentences_have_the_numbers(saved, info):
 
 def test_the_page_decides_as_the_rule_does(saved, info):
     """From its scores, as its script does; at every radius of the sliders."""
-    page = frames.page({"as it is": {1.0: saved}, "<b>": {0.5: saved}}, [0.3], **{**RADII, "magnitude_radius": 2.0})
+    page = frames.page({"as it is": {1.0: saved}, "<b>": {0.5: saved}}, [0.3], **RADII)
     assert page == frames.page({"as it is": {1.0: saved}, "<b>": {0.5: saved}}, [0.3], **RADII)
     assert "&lt;b&gt;" in page
     assert "<b>" not in page
@@ -97,21 +97,26 @@ def test_one_client_is_followed():
             (2, 0, "b", True),
             (4, 1, "a", False),
             (4, 1, "b", False),
+            (5, 1, "a", False),
+            (5, 1, "b", False),
         ]
     ]
     table = pd.DataFrame(rows)
     table["layer"] = pd.Categorical(table["layer"], categories=["b", "a"])
     with pytest.raises(InputError, match="allowed is what a run of lasa recorded"):
         following.follow(table, 1)
-    table["magnitude_score"] = [3.0, 0.0, 0.0, 0.0, 3.0, np.nan]
-    table["direction_score"] = [0.5, 0.5, 0.0, 0.0, 2.0, np.nan]
+    table["magnitude_score"] = [3.0, 0.0, 0.0, 0.0, 3.0, 2.0, 3.0, 0.1]
+    table["direction_score"] = [0.5, 0.5, 0.0, 0.0, 2.0, 0.0, 0.5, 0.1]
     followed = following.follow(table, following.often(table, malicious=True), magnitude_radius=2.0)
-    assert [causes.CAUSES[at] for at in followed["cause"]] == ["norm", "kept", "norm and sign", "not finite"]
+    assert [causes.CAUSES[at] for at in followed["cause"]] == [
+        *("norm", "kept", "norm and sign", "norm"),
+        *("not finite", "not finite"),  # the scores of layer "a" mean nothing then
+    ]
     picture = following.draw(followed).axes[0]
-    assert [label.get_text() for label in picture.get_xticklabels()] == ["1", "4"]
-    np.testing.assert_array_equal(picture.images[0].get_array(), [[0, 4], [1, 3]])
+    assert [label.get_text() for label in picture.get_xticklabels()] == ["1", "4", "5"]
+    np.testing.assert_array_equal(picture.images[0].get_array(), [[0, 1, 4], [1, 3, 4]])
     said = sentences.of_client(followed)
-    assert "Client 1 is malicious and took part in 2 rounds. It was dropped in 75 % of its cells" in said
+    assert "Client 1 is malicious and took part in 3 rounds. It was dropped in 83 % of its cells" in said
     assert said.endswith("most often in a: 100 % of its rounds.")
     with pytest.raises(InputError, match="client = 5: took part in no round"):
         following.follow(table, 5)

@@ -23,7 +23,7 @@ def test_heatmaps_put_the_malicious_on_top(saved):
     assert len(panels) == 5
     cause = np.asarray(panels[-1].images[0].get_array())
     assert cause.shape == (N, 2)
-    assert [causes.CAUSES[at] for at in cause[:2].ravel()] == ["sign", "sign", "norm", "norm"]  # clients 3 and 7
+    assert [causes.CAUSES[at] for at in cause[:2].ravel()] == ["sign", "sign", "sign", "norm"]  # clients 3 and 7
     assert [label.get_text() for label in panels[0].get_yticklabels()][:3] == ["3", "7", "0"]
     purity = np.asarray(panels[1].images[0].get_array())
     assert purity[0, 1] == info.purity["dense"]["kernel"][3]
