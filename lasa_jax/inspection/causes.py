@@ -57,9 +57,10 @@ def of_recorded(recorded: pd.DataFrame, *, magnitude_radius: float = 1.0, direct
     lacking = [name for name in ("magnitude_score", "direction_score") if name not in recorded]
     if lacking:
         raise InputError(f"recorded: has no {lacking[0]}, allowed is what a run of lasa recorded")
-    scores = [recorded[name].to_numpy(float) for name in ("magnitude_score", "direction_score")]
-    radii = (magnitude_radius, direction_radius)
-    found = pd.Series(_causes(recorded["kept"].to_numpy(bool), *scores, *radii, True), index=recorded.index)
+    magnitude, direction = (recorded[name].to_numpy(float) for name in ("magnitude_score", "direction_score"))
+    kept = recorded["kept"].to_numpy(bool)
+    cause = _causes(kept, magnitude, direction, magnitude_radius, direction_radius, True)
+    found = pd.Series(cause, index=recorded.index)
     bad = (found == _NOT_FINITE).groupby([recorded["round"], recorded["client"]]).transform("any")
     return found.mask(bad, _NOT_FINITE).rename("cause")
 

@@ -92,7 +92,8 @@ def _shaded(colour: str, shade: float) -> str:
     if shade == 0.0:
         return colour
     goal = 1.0 if shade > 0 else 0.0
-    return to_hex([(1 - abs(shade)) * part + abs(shade) * goal for part in to_rgb(colour)])
+    red, green, blue = ((1 - abs(shade)) * part + abs(shade) * goal for part in to_rgb(colour))
+    return to_hex((red, green, blue))
 
 
 def looks(*groups: Group) -> dict[str, dict[str, Any]]:
