@@ -95,7 +95,7 @@ def _rounded(score: Any, read: np.ndarray) -> np.ndarray:
 _PAGE = """
 <div id="@PLACE@" style="font-family:sans-serif;font-size:13px;max-width:760px">
 <p><label>attack <select data-at="0">@OPTIONS@</select></label></p>
-<table style="border:none"><tbody></tbody></table>
+<table style="border:none;font-size:13px"><tbody></tbody></table>
 <p data-legend style="line-height:1.8"></p>
 <p data-said style="min-height:3em"></p>
 <div style="overflow-x:auto"><canvas></canvas></div>
@@ -136,8 +136,8 @@ _PAGE = """
       const line = data.clients.map((_, c) => causeOf(magnitude[l][c], direction[l][c], rm, rd));
       return line.some(cause => cause === 0) ? line : line.map(cause => cause === 4 ? 4 : 0);  // nobody left: all are kept
     });
-    const size = 13, wide = 46, left = 120, top = 92, scale = window.devicePixelRatio || 1;
-    const width = left + wide * data.layers.length + 10, height = top + size * n + 16;
+    const size = 13, wide = 46, left = 92, top = 84, scale = window.devicePixelRatio || 1;
+    const width = left + wide * data.layers.length + 64, height = top + size * n + 16;
     canvas.width = width * scale; canvas.height = height * scale;
     canvas.style.width = `${width}px`; canvas.style.height = `${height}px`;
     const pen = canvas.getContext("2d");
@@ -162,7 +162,8 @@ _PAGE = """
         pen.fillText(word, 4, top + size * (first + last) / 2 + 6 * kind);
       }
     });
-    root.querySelector("[data-said]").textContent = `${data.attacks[+menu.value].name} ${+now[0][at[0]].toFixed(3)}: ` +
+    root.querySelector("[data-said]").textContent = data.attacks[+menu.value].name +
+      (now[0].length > 1 ? ` ${+now[0][at[0]].toFixed(3)}: ` : ": ") +
       `${percent(dropped[0], whole[0])} of the malicious cells (client and layer) are dropped, and ` +
       `${percent(dropped[1], whole[1])} of the benign ones.`;
   };
