@@ -29,7 +29,7 @@ def of_rules(before: Before, rules: Mapping[str, Aggregator]) -> pd.DataFrame:
     """The test accuracy that each rule would have had after the round, if the run had gone on with it for this one round.
 
     Clients are trained once. Every rule starts afresh and is given the server's own f. A rule that refuses the round, as
-    one that would walk over too many subsets, has no accuracy.
+    one that would walk over too many subsets or one that needs examples of the server, has no accuracy.
 
     Args:
       before: the run.
@@ -51,6 +51,7 @@ def of_rules(before: Before, rules: Mapping[str, Aggregator]) -> pd.DataFrame:
         row: dict[str, Any] = {"rule": name, "accuracy": np.nan, "error": np.nan}
         row |= {"malicious_filtered": np.nan, "benign_kept": np.nan, "refused": ""}
         try:
+            _check_known(before, rule)
             context = context_of(rule.needs, program, state, before.point, before.data, clients, index, key=keys.server)
             first = rule.init(jax.tree.map(lambda x: x[0], played.updates))
             known = {"num_malicious": before.point.assumed_malicious, **rule.knowing(context)}
@@ -72,6 +73,14 @@ def of_rules(before: Before, rules: Mapping[str, Aggregator]) -> pd.DataFrame:
         row |= {"malicious_filtered": _mean(~kept[:, played.malicious])}
         rows.append({**row, "benign_kept": _mean(kept[:, ~played.malicious])})
     return pd.DataFrame(rows)
+
+
+def _check_known(before: Before, rule: Aggregator) -> None:
+    """Raises InputError for a rule that needs what the run did not keep for its own."""
+    if "server_update" in rule.needs and len(before.point.root) == 0:
+        raise InputError("needs server_update, allowed are runs with config.root_examples above 0")
+    if "last_update" in rule.needs and not jax.tree.leaves(before.state.last_update):
+        raise InputError("needs last_update, allowed are runs of a rule or attack that needs it too")
 
 
 def _mean(mask: np.ndarray) -> float:
