@@ -15,7 +15,7 @@ from lasa_jax.errors import InputError
 from lasa_jax.inspection.filtering import layer_rows
 from lasa_jax.inspection.rounds import Round
 
-CAUSES = ("kept", "norm", "sign", "norm and sign", "not finite")
+CAUSES = ("kept", "norm", "sign", "both", "not finite")
 # Of Okabe and Ito, and light grey for what is kept; none is the blue or the orange of benign and malicious clients.
 _NOT_FINITE = CAUSES.index("not finite")
 COLOURS = ("#E8E8E8", "#E69F00", "#56B4E9", "#882255", "#222222")

@@ -204,8 +204,6 @@ def heatmaps(
         bar.ax.tick_params(labelsize=7)
         if heading == _CAUSE:
             bar.set_ticks(range(len(causes.CAUSES)), labels=causes.CAUSES)
-            if not stacked:
-                bar.ax.tick_params(rotation=90)
         if stacked and place < count - 1:
             ax.tick_params(labelbottom=False)
         else:

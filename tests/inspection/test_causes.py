@@ -109,7 +109,7 @@ def test_one_client_is_followed():
     table["direction_score"] = [0.5, 0.5, 0.0, 0.0, 2.0, 0.0, 0.5, 0.1]
     followed = following.follow(table, following.often(table, malicious=True), magnitude_radius=2.0)
     assert [causes.CAUSES[at] for at in followed["cause"]] == [
-        *("norm", "kept", "norm and sign", "norm"),
+        *("norm", "kept", "both", "norm"),
         *("not finite", "not finite"),  # the scores of layer "a" mean nothing then
     ]
     picture = following.draw(followed).axes[0]
