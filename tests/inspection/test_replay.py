@@ -214,6 +214,7 @@ def test_the_round_under_other_rules(config, before):
     assert np.isnan(found.loc["fltrust", "accuracy"])
 
 
+@pytest.mark.slow
 def test_what_clients_would_have_sent_without_the_attack(before):
     honest, sent = outcomes.honest(before), replay.play(before)
     benign = ~sent.malicious
