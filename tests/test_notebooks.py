@@ -49,8 +49,8 @@ def first_cell(path: Path) -> str:
 
 def installed_by(path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, *, there: bool) -> str | None:
     """What the first cell installs where the notebook lies in a folder, and the package is there or not."""
-    magic = '%pip install --quiet "{source[0]}[notebooks]"'
-    code = first_cell(path).replace(magic, "installed = source[0]").replace("%pip install --quiet ipywidgets", "pass")
+    magic = '%pip install --quiet "{source[0]}{extra}" {numpy}'
+    code = first_cell(path).replace(magic, "installed = source[0]")
     assert magic in first_cell(path)
     found = object() if there else None
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: found if name == "lasa_jax" else object())

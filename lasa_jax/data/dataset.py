@@ -90,6 +90,15 @@ class Dataset:
             counted if self.padding_label is None or self.counts_padding else counted & (labels != self.padding_label)
         )
 
+    def num_test_labels(self) -> int:
+        """How many labels the test accuracy is a share of."""
+        labels = np.asarray(self.test.labels)
+        return (
+            labels.size
+            if self.padding_label is None or self.counts_padding
+            else int((labels != self.padding_label).sum())
+        )
+
     def augment(self, key: jax.Array, inputs: jax.Array) -> jax.Array:
         """Random crop and flip of each image of a training batch, as stored; the identity where `crop` is None."""
         if self.crop is None:

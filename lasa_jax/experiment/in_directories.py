@@ -369,6 +369,7 @@ def _finish(one: _Member, variables: Variables, status: str, compile_seconds: fl
         config_id=configs.identity(one.built.config),
         compile_seconds=compile_seconds,
         total_seconds=time.perf_counter() - began,
+        test_labels=one.built.dataset.num_test_labels(),
     )
     one.workdir.write_summary(summary)
     return summary

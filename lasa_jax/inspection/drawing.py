@@ -14,11 +14,13 @@ import pandas as pd
 
 from lasa_jax.aggregators import FilterDiagnostics
 from lasa_jax.errors import check_choice
+from lasa_jax.inspection import causes
 from lasa_jax.inspection.filtering import layer_rows
 from lasa_jax.inspection.rendering import Figure
 from lasa_jax.inspection.rounds import Round, layers
 
 BENIGN, MALICIOUS = "#0072B2", "#D55E00"
+_CAUSE = "kept, or dropped by"
 _MOST_SIDE_BY_SIDE = 16  # layers, before the panels are stacked instead
 
 
@@ -30,10 +32,10 @@ def draw_filtering(
     direction_radius: float = 1.0,
     title: str = "",
 ) -> Figure:
-    """Heatmaps client x layer: norm, purity, both MZ-scores, and who was kept. Malicious clients are the rows on top.
+    """Heatmaps client x layer: norm, purity, both MZ-scores, and who was dropped by what. The malicious are the rows on top.
 
     The norm is shown relative to the layer's median. The scores change colour at their radius; one that is infinite (all
-    clients alike) is grey.
+    clients alike) is grey, and so is a client whose update is not finite.
 
     Args:
       info: from `filtering.lasa`.
@@ -43,13 +45,20 @@ def draw_filtering(
     """
     from matplotlib.colors import ListedColormap, TwoSlopeNorm
 
-    norm = layer_rows(info.norm)
-    middle = np.median(norm, axis=1, keepdims=True)
-    doubled = np.log2(np.maximum(norm, 1e-30) / np.maximum(middle, 1e-30))
-    scale = float(np.clip(np.abs(doubled).max(), 0.5, 4))
+    radii = {"magnitude_radius": magnitude_radius, "direction_radius": direction_radius}
+    cause = causes.of(info, saved, **radii)
+    read = cause != causes.CAUSES.index("not finite")  # of the others no number means anything
+    norm = np.ma.masked_where(~read, layer_rows(info.norm))
+    middle = np.ma.median(norm, axis=1, keepdims=True)
+    doubled = np.log2(np.maximum(norm, 1e-30) / np.maximum(middle, 1e-30)).filled(np.nan)
+    scale = float(np.clip(np.nanmax(np.abs(doubled), initial=0.0), 0.5, 4))
     panels: list[tuple[str, np.ndarray, dict[str, Any]]] = [
         ("norm / layer's median, log2", doubled, {"cmap": "PuOr_r", "vmin": -scale, "vmax": scale}),
-        ("purity", layer_rows(info.purity), {"cmap": "PuOr_r", "norm": TwoSlopeNorm(0.5, 0, 1)}),
+        (
+            "purity",
+            np.where(read, layer_rows(info.purity), np.nan),
+            {"cmap": "PuOr_r", "norm": TwoSlopeNorm(0.5, 0, 1)},
+        ),
     ]
     scores = (
         ("magnitude", info.magnitude_score, magnitude_radius),
@@ -57,14 +66,14 @@ def draw_filtering(
     )
     for name, values, radius in scores:
         score = layer_rows(values)
-        score = np.where(np.isfinite(score), score, np.nan)
+        score = np.where(np.isfinite(score) & read, score, np.nan)
         centre = radius if np.isfinite(radius) else max(1.0, float(np.nanmax(score, initial=1.0)))
         top = max(2 * centre, min(4 * centre, float(np.nanmax(score, initial=0.0))))
         panels.append(
             (f"{name} MZ-score, radius {radius:g}", score, {"cmap": "PuOr_r", "norm": TwoSlopeNorm(centre, 0, top)})
         )
-    kept = (layer_rows(info.weight) != 0).astype(float)
-    panels.append(("kept", kept, {"cmap": ListedColormap(["#222222", "#E8E8E8"]), "vmin": 0, "vmax": 1}))
+    last = len(causes.CAUSES) - 0.5
+    panels.append((_CAUSE, cause, {"cmap": ListedColormap(list(causes.COLOURS)), "vmin": -0.5, "vmax": last}))
     return heatmaps(panels, list(layers(info.weight)), saved.malicious, title, saved.names())
 
 
@@ -196,10 +205,10 @@ def heatmaps(
         ax.set_facecolor("#BBBBBB")  # of scores that are infinite
         image = ax.imshow(values.T[order], aspect="auto", interpolation="nearest", **how)
         bar = figure.colorbar(image, ax=ax, location="right" if stacked else "top", shrink=0.9, pad=0.01)
-        if heading == "kept":
-            bar.set_ticks([0.25, 0.75], labels=["dropped", "kept"])
         bar.set_label(heading, fontsize=9)
         bar.ax.tick_params(labelsize=7)
+        if heading == _CAUSE:
+            bar.set_ticks(range(len(causes.CAUSES)), labels=causes.CAUSES)
         if stacked and place < count - 1:
             ax.tick_params(labelbottom=False)
         else:

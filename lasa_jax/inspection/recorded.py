@@ -157,8 +157,8 @@ def draw_clients(recorded: pd.DataFrame, title: str = "") -> Figure:
         if f"{kind}_score" in table:
             table[f"{kind}_score"] = table[f"{kind}_score"].where(np.isfinite(table[f"{kind}_score"]))
             panels.append((f"{kind}_score", f"{kind} MZ-score", {"cmap": "cividis", "vmin": 0, "vmax": 4}))
-    table["kept"] = table["kept"].astype(float)
-    panels.append(("kept", "share of its rounds kept", {"cmap": "cividis", "vmin": 0, "vmax": 1}))
+    table["kept"] = 100 * table["kept"].astype(float)
+    panels.append(("kept", "kept in % of its rounds", {"cmap": "cividis", "vmin": 0, "vmax": 100}))
     means = table.groupby(["layer", "client"], observed=True)[[name for name, *_ in panels]].mean()
     malicious = table.groupby("client")["malicious"].first()
     names = list(recorded["layer"].cat.categories)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 from rich.console import Console
+from rich.console import Group as Lines
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -41,21 +42,20 @@ class Table:
 
 
 def show(table: Table) -> None:
-    """Prints a table to the terminal, or wide enough for a file."""
+    """Prints a table to the terminal, or wide enough for a file. Caption and notes have lines of their own."""
     console = Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH, highlight=False)
     console.print(as_rich(table))
 
 
-def as_rich(table: Table) -> RichTable:
-    """For the terminal."""
-    made = RichTable(
-        title=Text(table.caption), title_justify="left", caption=Text(" ".join(table.notes)), caption_justify="left"
-    )
+def as_rich(table: Table) -> Lines:
+    """For the terminal: caption and notes are as wide as the terminal, also where the table is narrow."""
+    made = RichTable()
     for index, heading in enumerate(table.headings):
         made.add_column(Text(heading), justify="left" if index < table.labels else "right")
     for row in table.rows:
         made.add_row(*(Text(cell.text, style=("", "bold", "underline")[cell.rank]) for cell in row))
-    return made
+    caption = [Text(table.caption, style="italic")] if table.caption else []
+    return Lines(*caption, made, *(Text(note) for note in table.notes))
 
 
 def as_markdown(table: Table) -> str:

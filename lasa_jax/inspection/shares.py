@@ -47,10 +47,10 @@ def draw(counts: np.ndarray, shares: Partition, title: str, path: str | Path) ->
     part = counts[shown] / np.maximum(counts[shown].sum(axis=1, keepdims=True), 1)
     figure = Figure(figsize=(8, 2 + 0.06 * len(shown)), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(4, 1), sharey=True)
-    image = left.imshow(part, aspect="auto", cmap="viridis", vmin=0, interpolation="nearest", origin="lower")
+    image = left.imshow(100 * part, aspect="auto", cmap="viridis", vmin=0, interpolation="nearest", origin="lower")
     note = "" if len(shown) == len(counts) else f" ({len(shown)} of {len(counts):,})"
     left.set(xlabel="class", ylabel=f"client{note}", title=title)
-    figure.colorbar(image, ax=left, label="share of the client's labels")
+    figure.colorbar(image, ax=left, label="labels of the client in %")
     right.barh(np.arange(len(shown)), shares.sizes[shown], height=1.0, color="tab:gray")
     right.set(xlabel="examples")
     try:

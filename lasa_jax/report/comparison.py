@@ -7,10 +7,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from lasa_jax.report import measures, style
+from lasa_jax.report import intervals, measures, style
 from lasa_jax.report.groups import Group
+from lasa_jax.report.tables import cells
 
-_LOST, _CLEAN = style.COLOURS[1], style.COLOURS[0]
+_GREY = "#666666"  # of the legend, where what is drawn has the colour of its rule
 _WIDTH = 2.6  # inches of 0 to 100 %, about
 
 
@@ -36,6 +37,8 @@ def of_rules(group: Group) -> Figure | str:
     size = (1.0 + 0.07 * max(map(len, names)) + sum(widths) + 0.4 * len(panels) + 1.2, 1.9 + 0.36 * len(names))
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(1, len(panels), sharey=True, squeeze=False, width_ratios=widths)[0]
+    looks = style.looks(group)
+    found["colour"] = [looks[rule]["color"] for rule in names]
     for axes, (_, draw) in zip(grid, panels, strict=True):
         draw(axes, found)
         axes.grid(axis="x", alpha=0.3)
@@ -44,13 +47,14 @@ def of_rules(group: Group) -> Figure | str:
     title = f"{group.title}, {100 * group.ratio:g} % malicious"
     if found["up_to"].notna().any():
         title += f"; breaks: {100 * group.lost:g} % of the accuracy lost"
+    title += intervals.said(cells(group)["seeds"], "bar beside the worst attack")
     figure.suptitle(style.wrapped(title, size[0]), fontsize="medium")
     style.legend(
         figure,
         [
-            Line2D([], [], color=_CLEAN, marker="o", linestyle="", markerfacecolor="white", label="no attack"),
+            Line2D([], [], color=_GREY, marker="o", linestyle="", markerfacecolor="white", label="no attack"),
             Line2D([], [], color="black", marker="|", linestyle="", markersize=9, label="mean over attacks"),
-            Line2D([], [], color=_LOST, marker="o", linestyle="", label="worst attack"),
+            Line2D([], [], color=_GREY, marker="o", linestyle="", label="worst attack"),
         ],
     )
     return figure
@@ -66,16 +70,12 @@ def _accuracies(axes: Axes, found: pd.DataFrame) -> None:
     right = 102 + 104 * _room(found) / _WIDTH
     axes.set(xlabel="best test accuracy in %", xlim=(-2, right), xticks=range(0, 101, 20))
     for place, row in enumerate(found.itertuples()):
-        axes.plot(
-            [row.worst, row.mean if math.isnan(row.without) else row.without],
-            [place, place],
-            color=_LOST,
-            linewidth=1.2,
-            zorder=2,
-        )
-        axes.plot(row.without, place, "o", color=_CLEAN, markerfacecolor="white", zorder=3)
+        best = row.mean if math.isnan(row.without) else row.without
+        axes.plot([row.worst, best], [place, place], color=row.colour, linewidth=1.2, zorder=2)
+        axes.plot([row.worst_low, row.worst_high], [place, place], color=row.colour, linewidth=5, alpha=0.35, zorder=2)
+        axes.plot(row.without, place, "o", color=row.colour, markerfacecolor="white", zorder=3)
         axes.plot(row.mean, place, "|", color="black", markersize=9, zorder=3)
-        axes.plot(row.worst, place, "o", color=_LOST, zorder=4)
+        axes.plot(row.worst, place, "o", color=row.colour, zorder=4)
         axes.text(102, place, f"{'' if row.complete else '≤ '}{row.worst_attack}", va="center", fontsize="small")
 
 
@@ -88,15 +88,15 @@ def _breaking(axes: Axes, found: pd.DataFrame) -> None:
             continue
         none = math.isnan(row.breaks_at)
         ends = 100 * (row.up_to if none else row.breaks_at)
-        axes.barh(place, ends, height=0.55, color=style.COLOURS[4 if none else 5], zorder=2)
+        axes.barh(place, ends, height=0.55, color=row.colour, alpha=0.4 if none else 1.0, zorder=2)
         axes.text(ends + 0.02 * high, place, "none" if none else f"{ends:g}", va="center", fontsize="small")
 
 
 def _success(axes: Axes, found: pd.DataFrame) -> None:
     axes.set(xlabel="success of a backdoor in %", xlim=(0, 105))
-    axes.barh(range(len(found)), found["success"].fillna(0.0), height=0.55, color=style.COLOURS[3], zorder=2)
+    axes.barh(range(len(found)), found["success"].fillna(0.0), height=0.55, color=found["colour"], zorder=2)
 
 
 def _clients(axes: Axes, found: pd.DataFrame) -> None:
     axes.set(xlabel="worst tenth of clients in %", xlim=(0, 105))
-    axes.barh(range(len(found)), found["worst_tenth"].fillna(0.0), height=0.55, color=style.COLOURS[2], zorder=2)
+    axes.barh(range(len(found)), found["worst_tenth"].fillna(0.0), height=0.55, color=found["colour"], zorder=2)

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from lasa_jax.report import comparison, measures, style, timings
+from lasa_jax.report import comparison, intervals, measures, style, timings
 from lasa_jax.report.groups import RULES, Group
 from lasa_jax.report.tables import NO_ATTACK, cells
 
@@ -25,7 +25,7 @@ _NEAR = 15.0  # percentage points below the best within which a line is enlarged
 
 def ratio(group: Group) -> Figure | str:
     """Best test accuracy against the attack ratio, a panel an attack and a line a rule, as Figure 1 of the paper."""
-    found = cells(group)
+    found = intervals.bounded(cells(group))
     attacked = found[found["attack"] != NO_ATTACK]
     attacks = [
         attack for attack in group.attacks if attacked.loc[attacked["attack"] == attack, "attack_ratio"].nunique() > 1
@@ -38,8 +38,10 @@ def ratio(group: Group) -> Figure | str:
     baseline = found[(found["attack"] == NO_ATTACK) & found["rule"].isin(plain)]["mean"].mean()
     parts = {key: part.sort_values("attack_ratio") for key, part in attacked.groupby(["attack", "rule"], sort=False)}
     enlarged = _enlarged(parts, parts)
-    title = f"{group.title}{_bands(group.runs)}"
-    figure, panels = _panels(attacks, title, "malicious clients in %", "best test accuracy in %", enlarged)
+    title = f"{group.title}{intervals.said(attacked['seeds'])}"
+    labels = "malicious clients in %", "best test accuracy in %"
+    figure, panels = _panels(attacks, title, *labels, enlarged, _of_one_example(group))
+    looks = style.looks(group)
     ratios = sorted(100 * attacked["attack_ratio"].unique())
     for axes, attack in ((axes, attack) for attack, both in zip(attacks, panels, strict=True) for axes in both):
         if not math.isnan(baseline):
@@ -48,9 +50,8 @@ def ratio(group: Group) -> Figure | str:
             axes.set_xticks(ratios, [f"{at:g}" for at in ratios])
         for rule in rules:
             if (line := parts.get((attack, rule))) is not None:
-                look = style.of_line(group.rules.index(rule))
-                _band(axes, 100 * line["attack_ratio"], line["mean"], line["min"], line["max"], look)
-    handles = style.handles(group, rules)
+                _band(axes, 100 * line["attack_ratio"], line["mean"], line["low"], line["high"], looks[rule])
+    handles = style.handles(looks, rules)
     if not math.isnan(baseline):
         handles.append(Line2D([], [], color="black", linestyle="--", label=f"{RULES[_BASELINE]}, no attack"))
     style.legend(figure, handles)
@@ -71,17 +72,21 @@ def _by_round(group: Group, measure: str, needs: str) -> Figure | str:
     """A share against the round. Args: measure: the column of `Results.lines`. needs: what is said without two rounds."""
     at = group.ratio
     runs = group.runs[group.runs["attack_ratio"] == at]
-    lines = group.results.lines.dropna(subset=measure).merge(runs[["run", "rule", "attack"]], on="run")
+    lines = group.results.lines.dropna(subset=measure).merge(runs[["run", "rule", "attack", "seed"]], on="run")
     if lines.empty or lines["round"].nunique() < 2:
         return needs
     lines["share"] = 100 * lines[measure]
     attacks = [attack for attack in group.attacks if attack in set(lines["attack"])]
     rules = [rule for rule in group.rules if rule in set(lines["rule"])]
-    by = lines.groupby(["attack", "rule", "round"], sort=False)["share"].agg(["mean", "min", "max"]).sort_index()
+    grouped = lines.groupby(["attack", "rule", "round"], sort=False)
+    by = grouped["share"].agg(["mean", "std", "min", "max"]).assign(seeds=grouped["seed"].nunique())
+    by = intervals.bounded(by).sort_index()
     parts = {key: part.droplevel(["attack", "rule"]) for key, part in by.groupby(["attack", "rule"], sort=False)}
     enlarged = _enlarged(parts, {key: part.iloc[-1:] for key, part in parts.items()})  # before the end all lines cross
-    title = f"{group.title}, {100 * at:g} % malicious{_bands(runs)}"
-    figure, panels = _panels(attacks, title, "round", f"{measure.replace('_', ' ')} in %", enlarged)
+    title = f"{group.title}, {100 * at:g} % malicious{intervals.said(by['seeds'])}"
+    labels = "round", f"{measure.replace('_', ' ')} in %"
+    figure, panels = _panels(attacks, title, *labels, enlarged, _of_one_example(group, measure))
+    looks = style.looks(group)
     panels[0][0].xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
     for axes, attack in ((axes, attack) for attack, both in zip(attacks, panels, strict=True) for axes in both):
         for rule in rules:
@@ -89,9 +94,9 @@ def _by_round(group: Group, measure: str, needs: str) -> Figure | str:
                 continue
             index = group.rules.index(rule)
             apart = max(1, len(by_round) // 6)  # rounds between markers
-            look = {**style.of_line(index), "markevery": (index % apart, apart)}
-            _band(axes, by_round.index, by_round["mean"], by_round["min"], by_round["max"], look)
-    style.legend(figure, style.handles(group, rules))
+            look = {**looks[rule], "markevery": (index % apart, apart)}
+            _band(axes, by_round.index, by_round["mean"], by_round["low"], by_round["high"], look)
+    style.legend(figure, style.handles(looks, rules))
     return figure
 
 
@@ -102,6 +107,7 @@ def worst_case(group: Group) -> Figure | str:
     run that diverged counts as 0, see `measures.by_rule`.
     """
     found = measures.by_rule(group)
+    seeds = cells(group)["seeds"]
     attacks = measures.by_attack(group).dropna(subset="accuracy")["attack"]
     count = attacks[attacks != NO_ATTACK].nunique()
     if count < 2:
@@ -113,14 +119,16 @@ def worst_case(group: Group) -> Figure | str:
     for row in found.itertuples():
         place = rules.index(row.rule), ratios.index(row.attack_ratio)
         values[place] = row.worst
-        texts[place] = f"{'' if row.complete else '≤ '}{row.worst:.1f}\n{row.worst_attack}"
+        half = f" ± {(row.worst_high - row.worst_low) / 2:.1f}" if row.worst_seeds >= intervals.FEWEST else ""
+        texts[place] = f"{'' if row.complete else '≤ '}{row.worst:.1f}{half}\n{row.worst_attack}"
     size = (2.6 + 1.15 * len(ratios) + 0.06 * max(map(len, rules)), 1.7 + 0.55 * len(rules))
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.add_subplot(xlabel="malicious clients in %")
     style.heatmap(
         figure, axes, values, texts, rules, [f"{100 * at:g}" for at in ratios], 1.15, "best test accuracy in %"
     )
-    figure.suptitle(style.wrapped(f"{group.title}: smallest over {count} attacks", size[0]), fontsize="medium")
+    title = f"{group.title}: smallest over {count} attacks{intervals.said(seeds, '±')}"
+    figure.suptitle(style.wrapped(title, size[0]), fontsize="medium")
     return figure
 
 
@@ -143,7 +151,8 @@ def detection(group: Group) -> Figure | str:
     names = list(dict.fromkeys(layers["layer"]))
     differ = layers.groupby(["rule", "run"])[["true", "false"]].nunique().max(axis=1).groupby("rule").max() > 1
     by_layer = [rule for rule in rules if differ[rule]]
-    lines = group.results.lines.merge(attacked[["run", "rule"]], on="run")
+    lines = group.results.lines.merge(attacked[["run", "rule", "seed"]], on="run")
+    looks = style.looks(group)
 
     kinds = {"true": "malicious filtered (true positives)", "false": "benign filtered (false positives)"}
     wide = max(len(attacks), 3)
@@ -151,7 +160,9 @@ def detection(group: Group) -> Figure | str:
     panel = max(0.75 * wide, 0.1 * max(len(f"{rule}, by layer") for rule in rules))  # inches, about; a title fits
     size = (4.2 + 2 * panel, sum(heights) + 2.2)
     figure = Figure(figsize=size, layout="constrained")
-    figure.suptitle(style.wrapped(f"{group.title}, {100 * at:g} % malicious", size[0]), fontsize="medium")
+    seeds = runs.groupby(["rule", "attack"])["seed"].nunique()
+    title = f"{group.title}, {100 * at:g} % malicious{intervals.said(seeds)}"
+    figure.suptitle(style.wrapped(title, size[0]), fontsize="medium")
     grid = figure.subplots(len(heights), 2, height_ratios=heights, sharey="row")
     for (kind, title), (by_attack, *of_layers, by_round) in zip(kinds.items(), grid.T, strict=True):
         last = kind == "false"
@@ -177,18 +188,26 @@ def detection(group: Group) -> Figure | str:
             axes.set_title(f"{rule}, by layer")
         who = "malicious" if kind == "true" else "benign"
         for rule in rules:
-            sums = lines[lines["rule"] == rule].groupby("round")[[who, f"{who}_filtered"]].sum()
-            sums = sums[sums[who] > 0].astype(float)
-            rate = 100 * sums[f"{who}_filtered"] / sums[who]
+            by = _over_seeds(lines[lines["rule"] == rule], who)
             index = group.rules.index(rule)
-            apart = max(1, len(rate) // 6)
-            by_round.plot(rate.index, rate, markersize=4, **style.of_line(index), markevery=(index % apart, apart))
+            apart = max(1, len(by) // 6)
+            look = {**looks[rule], "markevery": (index % apart, apart)}
+            _band(by_round, by.index, by["mean"], by["low"], by["high"], look)
         by_round.set(xlabel="round", ylim=(-3, 103), title="by round, all attacks together")
         by_round.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
         by_round.grid(alpha=0.3)
     grid[-1, 0].set_ylabel("rate in %")
-    style.legend(figure, style.handles(group, rules))
+    style.legend(figure, style.handles(looks, rules))
     return figure
+
+
+def _over_seeds(lines: pd.DataFrame, who: str) -> pd.DataFrame:
+    """The rate at which a rule filtered `who` in each round, over its seeds: within a seed all pairs count together."""
+    sums = lines.groupby(["round", "seed"])[[who, f"{who}_filtered"]].sum()
+    sums = sums[sums[who] > 0].astype(float)
+    rates = (100 * sums[f"{who}_filtered"] / sums[who]).rename("rate").reset_index()
+    by = rates.groupby("round")["rate"].agg(["mean", "std", "min", "max", "count"])
+    return intervals.bounded(by.rename(columns={"count": "seeds"}))
 
 
 OF_A_GROUP: Mapping[str, Callable[[Group], Figure | str]] = {
@@ -221,23 +240,35 @@ def _enlarged(
     """The range of the lines that end near the best, None if they can be told apart as they are.
 
     Args:
-      lines: `mean`, `min` and `max` along each, by panel and rule.
+      lines: `mean`, `low` and `high` along each, by panel and rule.
       telling: the part of each line that tells rules apart.
     """
     top = max(line["mean"].iloc[-1] for line in telling.values())
     near = {key: line for key, line in telling.items() if line["mean"].iloc[-1] >= top - _NEAR}
-    low, high = min(line["min"].min() for line in near.values()), max(line["max"].max() for line in near.values())
-    whole = max(line["max"].max() for line in lines.values()) - min(line["min"].min() for line in lines.values())
+    low, high = min(line["low"].min() for line in near.values()), max(line["high"].max() for line in near.values())
+    whole = max(line["high"].max() for line in lines.values()) - min(line["low"].min() for line in lines.values())
     panels = [panel for panel, _ in near]
     if max(map(panels.count, panels)) < 2 or whole < 3 * (high - low):
         return None
     return low - 0.08 * (high - low) - 0.1, high + 0.08 * (high - low) + 0.1
 
 
+def _of_one_example(group: Group, measure: str = "test_accuracy") -> str:
+    """What one example (in a text, one character) of the test set is worth, as a line; empty where runs do not say it."""
+    counts = group.runs["test_labels"].dropna().unique()
+    if len(counts) != 1 or measure != "test_accuracy":
+        return ""
+    return f"\none test example: {100 / counts[0]:.2g} points"
+
+
 def _panels(
-    names: Sequence[str], title: str, x: str, y: str, enlarged: tuple[float, float] | None
+    names: Sequence[str], title: str, x: str, y: str, enlarged: tuple[float, float] | None, worth: str = ""
 ) -> tuple[Figure, list[list[Axes]]]:
-    """A panel a name, at most five in a row, and below each a second one that shows the range `enlarged` if there is one."""
+    """A panel a name, at most five in a row, and below each a second one that shows the range `enlarged` if there is one.
+
+    Args:
+      worth: a line beside the enlarged ones.
+    """
     rows = math.ceil(len(names) / 5)
     columns = math.ceil(len(names) / rows)
     kinds = 1 if enlarged is None else 2
@@ -258,7 +289,7 @@ def _panels(
                 axes.sharey(panels[0][kind])
             axes.tick_params(labelleft=place[1] == 0)
             if place[1] == 0:
-                axes.set_ylabel(y if kind == 0 else "enlarged")
+                axes.set_ylabel(y if kind == 0 else f"enlarged{worth}")
         if index + columns >= len(names):
             both[-1].set_xlabel(x)
             both[-1].tick_params(labelbottom=True)
@@ -267,11 +298,6 @@ def _panels(
         panels[0][1].set_ylim(*enlarged)
     figure.suptitle(style.wrapped(title, size[0]), fontsize="medium")
     return figure, panels
-
-
-def _bands(runs: pd.DataFrame) -> str:
-    """What the lines and bands are, where there are several seeds."""
-    return "\nline: mean over seeds, band: smallest to largest" if runs["seed"].nunique() > 1 else ""
 
 
 def _band(axes: Axes, x: Any, mean: Any, low: Any, high: Any, look: Mapping[str, Any]) -> None:

@@ -6,10 +6,12 @@ from typing import Any
 import pandas as pd
 
 from lasa_jax.inspection.rendering import Cell, Table
+from lasa_jax.report import intervals
 from lasa_jax.report.groups import Group
 from lasa_jax.report.tables import NO_ATTACK, cells, refused_note
 
 _KEY = ["rule", "attack", "attack_ratio"]
+_LAST = ["worst_tenth", "low", "high", "seeds"]
 
 
 def by_attack(group: Group) -> pd.DataFrame:
@@ -24,6 +26,7 @@ def by_attack(group: Group) -> pd.DataFrame:
       impact: `without` less `accuracy`.
       success: of a backdoor.
       worst_tenth: accuracy of the tenth of the benign clients that are served worst; 0 of a run that diverged, too.
+      low, high, seeds: the interval of `accuracy`, see `intervals.bounded`, and how many seeds it has.
     """
     diverged, tenths = group.runs["status"] == "diverged", 100 * group.runs["worst_tenth_accuracy"]
     runs = group.runs.assign(
@@ -36,6 +39,8 @@ def by_attack(group: Group) -> pd.DataFrame:
     by = runs.groupby(_KEY, sort=False)
     found = by[["accuracy", "final", "success", "worst_tenth"]].mean()
     found["diverged"] = by["diverged"].sum()
+    spread = by["accuracy"].agg(["mean", "std", "min", "max", "size"]).rename(columns={"size": "seeds"})
+    found = found.join(intervals.bounded(spread)[["low", "high", "seeds"]])
     found = cells(group)[_KEY].merge(found.reset_index(), on=_KEY, sort=False)  # in the order of the tables
     clean = found[(found["attack"] == NO_ATTACK) & found["accuracy"].notna()]
 
@@ -47,7 +52,7 @@ def by_attack(group: Group) -> pd.DataFrame:
 
     found["without"] = [without(row) for _, row in found.iterrows()]
     found["impact"] = found["without"] - found["accuracy"]
-    return found[[*_KEY, "accuracy", "final", "diverged", "without", "impact", "success", "worst_tenth"]]
+    return found[[*_KEY, "accuracy", "final", "diverged", "without", "impact", "success", *_LAST]]
 
 
 def breaking_points(group: Group) -> pd.DataFrame:
@@ -90,6 +95,7 @@ def by_rule(group: Group) -> pd.DataFrame:
       success, success_attack: the largest over backdoors, and which.
       worst_tenth: the smallest over attacks and without.
       breaks_at, up_to: the smallest over attacks, see `breaking_points`.
+      worst_low, worst_high, worst_seeds: the interval of `worst`, and how many seeds it has.
     """
     every = by_attack(group)
     found = every[(every["attack"] != NO_ATTACK) & every["accuracy"].notna()]
@@ -113,10 +119,12 @@ def by_rule(group: Group) -> pd.DataFrame:
             whole = every[(every["rule"] == rule) & (every["attack_ratio"] == ratio)]
             own = breaking[breaking["rule"] == rule]
             row |= {"worst_tenth": whole["worst_tenth"].min(), "breaks_at": own["breaks_at"].min()}
+            row |= {f"worst_{name}": worst[name] for name in ("low", "high", "seeds")}
             rows.append({**row, "up_to": own["up_to"].max()})
     columns = ["rule", "attack_ratio", "attacks", "without", "worst", "worst_attack", "complete", "diverged", "mean"]
     columns += ["impact", "mean_impact"]
-    return pd.DataFrame(rows, columns=[*columns, "success", "success_attack", "worst_tenth", "breaks_at", "up_to"])
+    columns += ["success", "success_attack", "worst_tenth", "breaks_at", "up_to"]
+    return pd.DataFrame(rows, columns=[*columns, "worst_low", "worst_high", "worst_seeds"])
 
 
 def has_something_to_compare(found: pd.DataFrame) -> bool:

@@ -37,7 +37,8 @@ class Results:
       `best_test_accuracy_with_padding` and `best_test_accuracy_without_padding` (NaN where a dataset has no padding),
       `final_test_accuracy`, `final_attack_success` (NaN
       under an attack without a trigger), `last_round`, `seconds_per_round`, `device`, `malicious_filtered`, `benign_kept`
-      and, where it is known, `num_parameters`. Shares are in [0, 1].
+      and, where it is known, `num_parameters`, `test_labels` (how many the accuracy is a share of), `machine`, and `began`
+      and `ended` (seconds of that machine's clock). Shares are in [0, 1].
     lines: a row a run and evaluated round: `run`, `round`, `test_accuracy`, `attack_success`, `test_loss`,
       `train_loss`, `seconds_per_round`, and since the line before, counted in pairs of a client and a layer: `malicious`,
       `benign`, `malicious_filtered`, `benign_filtered`.
@@ -112,7 +113,8 @@ def load(directory: str | os.PathLike[str]) -> Results:
         raise InputError(f"{root}: has no finished run, which is a directory with config.json and summary.json{why}")
     frame = pd.DataFrame(runs, dtype=object)
     numbers = [*_BEST, *_FINAL, "worst_tenth_accuracy", "seconds_per_round", "malicious_filtered", "benign_kept"]
-    frame = frame.astype(dict.fromkeys([*numbers, "num_parameters", "attack_ratio"], float))
+    numbers += ["num_parameters", "attack_ratio", "test_labels", "began", "ended"]
+    frame = frame.astype(dict.fromkeys(numbers, float))
     line_columns = ["run", "round", *_LINE_NUMBERS, *_COUNTS]
     return Results(
         runs=frame,
@@ -192,7 +194,11 @@ def _read_run(path: Path, name: str) -> tuple[dict[str, Any], dict[str, Any], li
         "last_round": int(_number(summary, "rounds", high=_LARGEST_COUNT, whole=True)),
         "seconds_per_round": _number(summary, "seconds_per_round", optional=True),
         "num_parameters": _number(summary, "num_parameters", high=_LARGEST_COUNT, optional=True),
+        "test_labels": _number(summary, "test_labels", high=_LARGEST_COUNT, optional=True) or math.nan,
         "device": one_line(device),
+        "machine": one_line(str(summary.get("machine", ""))),
+        "began": _number(summary, "ended", optional=True) - _number(summary, "total_seconds", optional=True),
+        "ended": _number(summary, "ended", optional=True),
         "malicious_filtered": _share(detection, "malicious_filtered"),
         "benign_kept": _share(detection, "benign_kept"),
         "worst_tenth_accuracy": _share(summary, "worst_tenth_accuracy"),

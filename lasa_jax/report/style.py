@@ -1,40 +1,121 @@
-"""How the figures of a report look: a rule has one colour, marker and dash in all of them.
+"""How the figures of a report look: a rule has one colour, marker and dash in all of them, and in all reports.
 
 Colours are those of Okabe and Ito, told apart by colour-blind readers too, and lines differ in marker and dash besides.
 """
 
 import math
 import textwrap
-from collections.abc import Sequence
+import zlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from lasa_jax.report.groups import Group
 
-# Okabe and Ito (2008) with grey for their black, which is for baselines, and Tol's olive and wine for their yellow, which is
-# too light for a line: nine, as many as the paper has rules.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#666666", "#999933", "#882255")
-_MARKERS = "osD^vPX*<>"
+# Okabe and Ito (2008), with grey for their black, which is for baselines. Their yellow is too light for a line: in its place
+# are Tol's olive, wine and indigo, and a brown. One for each rule of the paper's tables, and Krum.
+COLOURS = (
+    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"),
+    *("#666666", "#999933", "#882255", "#332288", "#8C564B"),
+)
+_MARKERS = "osD^vPX*<>p"
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (3, 1, 1, 1, 1, 1)))
+_LASA = 1  # the colour that no other rule has
+
+# Colour and dash of each built-in rule by their places in COLOURS and _DASHES. Rules that are usually compared have a colour
+# of their own; the others share that of a relative and differ in dash and marker. A new rule takes any free place.
+RULES: Mapping[str, tuple[int, int]] = {
+    "lasa": (_LASA, 0),
+    "fedavg": (6, 0),
+    "trimmed_mean": (5, 1),
+    "median": (7, 2),
+    "geometric_median": (2, 0),
+    "krum": (9, 3),
+    "multi_krum": (4, 1),
+    "bulyan": (3, 2),
+    "dnc": (0, 0),
+    "signguard": (8, 1),
+    "sparsefed": (10, 2),
+    "alignins": (8, 3),
+    "caf": (0, 1),
+    "centered_clipping": (2, 1),
+    "cge": (5, 0),
+    "flame": (3, 0),
+    "fldetector": (9, 1),
+    "fltrust": (4, 3),
+    "foolsgold": (10, 0),
+    "mda": (3, 3),
+    "meamed": (7, 0),
+    "monna": (5, 2),
+    "multi_metric": (0, 3),
+    "norm_clipped_mean": (6, 1),
+    "robust_learning_rate": (10, 3),
+    "signguard_sim": (8, 0),
+    "smea": (2, 3),
+}
+_FREE = tuple(
+    place for place in np.ndindex(len(COLOURS), len(_DASHES)) if place not in RULES.values() and place[0] != _LASA
+)
+_SHADES = (0.0, 0.5, -0.45, 0.25, -0.25, 0.7)  # towards white, and below 0 towards black
 
 
-def of_line(index: int) -> dict[str, Any]:
-    """Of line number `index`; the first 45 differ in colour or dash, and neighbours in colour, marker and dash."""
+def of_rule(method: str, variant: int = 0, step: int = 0) -> dict[str, Any]:
+    """Colour, marker and dash of a rule, the same in every report.
+
+    Args:
+      method: its name in a config. Of one that is not built in, a hash chooses among the looks that no built-in rule has.
+      variant: 0 has the rule's own colour; others are shades of it with another dash and marker.
+      step: how many looks further one that is not built in goes, where two would look alike.
+    """
+    if method in RULES:
+        colour, dash = RULES[method]
+        marker = colour + 4 * [name for name, (of, _) in RULES.items() if of == colour].index(method)
+    else:
+        colour, dash = _FREE[(zlib.crc32(method.encode()) + step) % len(_FREE)]
+        marker = colour + 2 + dash
+    shade, turn = _SHADES[variant % len(_SHADES)], variant + variant // len(_SHADES)
     return {
-        "color": COLOURS[index % len(COLOURS)],
-        "marker": _MARKERS[index % len(_MARKERS)],
-        "linestyle": _DASHES[(index + 2 * (index // len(COLOURS))) % len(_DASHES)],
+        "color": _shaded(COLOURS[colour], shade),
+        "marker": _MARKERS[(marker + turn) % len(_MARKERS)],
+        "linestyle": _DASHES[(dash + turn) % len(_DASHES)],
     }
 
 
-def handles(group: Group, rules: Sequence[str]) -> list[Any]:
-    """Of the legend: a rule looks the same in all figures of a group."""
-    return [Line2D([], [], label=rule, markersize=4, **of_line(group.rules.index(rule))) for rule in rules]
+def _shaded(colour: str, shade: float) -> str:
+    """The colour mixed with white, or with black where `shade` is below 0."""
+    if shade == 0.0:
+        return colour
+    goal = 1.0 if shade > 0 else 0.0
+    red, green, blue = ((1 - abs(shade)) * part + abs(shade) * goal for part in to_rgb(colour))
+    return to_hex((red, green, blue))
+
+
+def looks(*groups: Group) -> dict[str, dict[str, Any]]:
+    """How each rule of one or several groups is drawn, by the name that tables show."""
+    labels = {label: variant for group in groups for label, variant in group.variants.items()}
+    steps: dict[str, int] = {}
+    taken: set[str] = set()
+    for method in sorted({method for method, _ in labels.values()} - set(RULES)):
+        free = (step for step in range(len(_FREE)) if str(of_rule(method, step=step)) not in taken)
+        steps[method] = next(free, 0)
+        taken.add(str(of_rule(method, step=steps[method])))
+    found: dict[str, dict[str, Any]] = {}
+    for method in dict.fromkeys(method for method, _ in labels.values()):
+        own = [label for label, (of, _) in labels.items() if of == method]
+        own.sort(key=lambda label: bool(labels[label][1]))  # the central variant, which differs in nothing, is first
+        found |= {label: of_rule(method, place, steps.get(method, 0)) for place, label in enumerate(own)}
+    return found
+
+
+def handles(look: Mapping[str, Mapping[str, Any]], rules: Sequence[str]) -> list[Any]:
+    """Of the legend, for rules whose looks are known."""
+    return [Line2D([], [], label=rule, markersize=4, **look[rule]) for rule in rules]
 
 
 def legend(figure: Figure, handles: list[Any]) -> None:

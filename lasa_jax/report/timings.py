@@ -8,40 +8,84 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from lasa_jax.report import style
 from lasa_jax.report.groups import Group
 
 
 def by_rule(group: Group) -> Figure | str:
-    """Seconds a round of every rule, a point a run and a bar at the fastest, which whatever else ran has slowed least."""
+    """Seconds per round of every rule: a point for each run and a bar at the fastest, which was slowed least.
+
+    Runs that shared the machine, see `alone`, are hollow points, and the bar is at the fastest of the others. Where a rule
+    has no other, its bar is pale. A line below the title says how many shared it.
+    """
     runs = group.runs.dropna(subset="seconds_per_round")
     if runs.empty:
         return "cost.png needs runs that were timed"
     device = _device(runs)
     runs = runs[runs["device"] == device]
+    runs = runs.assign(alone=alone(runs))
     rules = [rule for rule in group.rules if rule in set(runs["rule"])]
-    size = (7.0, 1.5 + 0.38 * len(rules))
+    looks = style.looks(group)
+    size = (7.0, 1.7 + 0.38 * len(rules))
     figure = Figure(figsize=size, layout="constrained")
-    axes = figure.add_subplot(xlabel="seconds a round (bar: fastest run; points: all)")
+    pale = ", pale if all shared the machine" if (runs["alone"].map(lambda value: value is False)).any() else ""
+    axes = figure.add_subplot(xlabel=f"seconds per round (bar: fastest run{pale}; points: all)")
     for place, rule in enumerate(rules):
-        seconds = runs.loc[runs["rule"] == rule, "seconds_per_round"].to_numpy(float)
-        axes.barh(place, np.min(seconds), height=0.7, color=style.COLOURS[4], zorder=2)
-        spread = np.linspace(-0.22, 0.22, len(seconds)) if len(seconds) > 1 else [0.0]
-        axes.plot(seconds, place + np.asarray(spread), "o", color="black", markersize=2.5, alpha=0.6, zorder=3)
+        own = runs[runs["rule"] == rule]
+        fair = own[own["alone"] != False]  # noqa: E712  (None, where runs do not say, is no False)
+        seconds = own["seconds_per_round"].to_numpy(float)
+        fastest = (own if fair.empty else fair)["seconds_per_round"].min()
+        colour = looks[rule]["color"]
+        axes.barh(place, fastest, height=0.7, color=colour, alpha=0.3 if fair.empty else 0.8, zorder=2)
+        spread = np.linspace(-0.22, 0.22, len(seconds)) if len(seconds) > 1 else np.zeros(1)
+        faces = ["none" if value is False else "black" for value in own["alone"]]
+        axes.scatter(seconds, place + spread, s=9, facecolors=faces, edgecolors="black", linewidths=0.7, zorder=3)
     axes.set_yticks(range(len(rules)), rules)
     axes.invert_yaxis()
     axes.set_xlim(left=0)
     axes.grid(axis="x", alpha=0.3)
     first = runs.iloc[0]
-    title = f"{group.title}, {first['clients_per_round']} clients a round, {device}"
-    figure.suptitle(style.wrapped(title, size[0]), fontsize="medium")
+    title = f"{group.title}, {first['clients_per_round']} clients per round, {device}\n{_shared(runs['alone'])}"
+    figure.suptitle(style.wrapped(title.strip(), size[0]), fontsize="medium")
     return figure
 
 
+def alone(runs: pd.DataFrame) -> pd.Series:
+    """Whether each run had its machine for itself, among these runs: True, False, or None where it does not say when it ran.
+
+    A run goes from `began` to `ended`, compiling included. Two of the same machine that overlap shared it: side by side in
+    one program, in two threads, or in two processes.
+
+    Args:
+      runs: with `machine`, `began` and `ended`, as in `Results.runs`.
+    """
+    found = pd.Series(True, index=runs.index, dtype=object)
+    for _, part in runs.groupby("machine"):
+        ordered = part.dropna(subset=["began", "ended"]).sort_values(["began", "ended"])
+        latest, last = -np.inf, None
+        for index, began, ended in zip(ordered.index, ordered["began"], ordered["ended"], strict=True):
+            if began < latest:
+                found[index] = found[last] = False
+            if ended > latest:
+                latest, last = ended, index
+    found[runs["ended"].isna() | runs["began"].isna()] = None
+    return found
+
+
+def _shared(alone: pd.Series) -> str:
+    """What a figure says of runs that shared their machine; empty where none did."""
+    shared, unknown = int((alone.map(lambda value: value is False)).sum()), int(alone.isna().sum())
+    said = []
+    if shared:
+        said.append(f"{shared} of {len(alone)} runs shared the machine (hollow): their seconds do not compare")
+    if unknown:
+        said.append(f"{unknown} of {len(alone)} do not say whether they had the machine for themselves")
+    return "; ".join(said)
+
+
 def by_size(groups: Sequence[Group]) -> Figure | str:
-    """Seconds a round against the clients of a round n and against the parameters of the model d, a line a rule.
+    """Seconds per round against the clients per round n and the parameters of the model d, a line for each rule.
 
     Each panel takes the runs that are alike in the other size, the largest such part if there are several. Dataset and
     model, on which the cost of training depends, vary with d.
@@ -50,10 +94,11 @@ def by_size(groups: Sequence[Group]) -> Figure | str:
     if runs.empty:
         return "cost.png needs runs that were timed"
     device = _device(runs)
-    runs = runs[runs["device"] == device]
+    runs = runs[runs["device"] == device].reset_index(drop=True)
+    runs = runs.assign(alone=alone(runs))
     drawn: list[tuple[str, str, pd.DataFrame]] = []
     for size, label, fixed in (
-        ("clients_per_round", "clients a round n", ["dataset", "model"]),
+        ("clients_per_round", "clients per round n", ["dataset", "model"]),
         ("num_parameters", "parameters d", ["clients_per_round"]),
     ):
         known = runs.dropna(subset=[size])
@@ -67,21 +112,22 @@ def by_size(groups: Sequence[Group]) -> Figure | str:
     rules = [
         rule for rule in dict.fromkeys(rule for group in groups for rule in group.rules) if rule in set(runs["rule"])
     ]
+    looks = style.looks(*groups)
     figure = Figure(figsize=(4.6 * len(drawn) + 0.6, 4.6), layout="constrained")
     for number, (size, label, part) in enumerate(drawn, 1):
         axes = figure.add_subplot(
-            1, len(drawn), number, xlabel=label, ylabel="seconds a round", xscale="log", yscale="log"
+            1, len(drawn), number, xlabel=label, ylabel="seconds per round", xscale="log", yscale="log"
         )
-        for index, rule in enumerate(rules):
+        for rule in rules:
             fastest = part[part["rule"] == rule].astype({size: float}).groupby(size)["seconds_per_round"].min()
-            axes.plot(fastest.index, fastest, **style.of_line(index))
+            axes.plot(fastest.index, fastest, **looks[rule])
         places = sorted(part[size].astype(float).unique())
         axes.set_xticks(places, [f"{place:,.0f}" for place in places])
         axes.minorticks_off()
         axes.grid(alpha=0.3)
-    figure.suptitle(f"fastest of the runs, {device}", fontsize="medium")
-    handles = [Line2D([], [], label=rule, **style.of_line(index)) for index, rule in enumerate(rules)]
-    style.legend(figure, handles)
+    title = f"fastest of the runs, {device}\n{_shared(runs['alone']).replace(' (hollow)', '')}".strip()
+    figure.suptitle(style.wrapped(title, figure.get_figwidth()), fontsize="medium")
+    style.legend(figure, style.handles(looks, rules))
     return figure
 
 

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import platform
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -253,6 +254,7 @@ def summary(
     config_id: str,
     compile_seconds: float,
     total_seconds: float,
+    test_labels: int | None = None,
 ) -> dict[str, Any]:
     """What summary.json holds.
 
@@ -264,6 +266,7 @@ def summary(
       config_id: of the run.
       compile_seconds: of the process that finished.
       total_seconds: of the process that finished.
+      test_labels: how many labels the test accuracy is a share of; None if nobody counted.
     """
 
     def highest(field: str) -> float | None:
@@ -292,6 +295,9 @@ def summary(
         "num_parameters": sum(leaf.size for leaf in jax.tree.leaves(variables)),  # entries of an update, d
         "compile_seconds": compile_seconds,
         "total_seconds": total_seconds,
+        "ended": time.time(),  # with the machine and the seconds it says which runs shared one
+        "machine": platform.node(),
+        "test_labels": test_labels,
         "parameters_sha256": parameters_sha256(variables),
         "config_id": config_id,
         "device": device(),

@@ -5,7 +5,7 @@ import pytest
 
 from lasa_jax import aggregators
 from lasa_jax.errors import InputError
-from lasa_jax.inspection import drawing, filtering
+from lasa_jax.inspection import causes, drawing, filtering
 from lasa_jax.inspection.rounds import Round
 from tests.inspection.made_rounds import N, two_outliers
 
@@ -21,9 +21,9 @@ def test_heatmaps_put_the_malicious_on_top(saved):
     figure.draw_without_rendering()
     panels = [ax for ax in figure.axes if ax.images]
     assert len(panels) == 5
-    kept = np.asarray(panels[-1].images[0].get_array())
-    assert kept.shape == (N, 2)
-    assert (kept[:2] == 0).all()  # both malicious clients, dropped in both layers
+    cause = np.asarray(panels[-1].images[0].get_array())
+    assert cause.shape == (N, 2)
+    assert [causes.CAUSES[at] for at in cause[:2].ravel()] == ["sign", "sign", "sign", "norm"]  # clients 3 and 7
     assert [label.get_text() for label in panels[0].get_yticklabels()][:3] == ["3", "7", "0"]
     purity = np.asarray(panels[1].images[0].get_array())
     assert purity[0, 1] == info.purity["dense"]["kernel"][3]

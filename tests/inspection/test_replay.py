@@ -14,7 +14,8 @@ from lasa_jax import aggregators, experiment, grid
 from lasa_jax import config as configs
 from lasa_jax.errors import InputError
 from lasa_jax.federated import make_mesh, one_round
-from lasa_jax.inspection import filtering, recorded, replay, rounds
+from lasa_jax.federated.evaluation import evaluate
+from lasa_jax.inspection import filtering, outcomes, recorded, replay, rounds
 from lasa_jax.inspection.__main__ import main
 from lasa_jax.workdir import Workdir
 
@@ -194,3 +195,32 @@ def test_rounds_that_are_not_in_the_run(config):
     for wrong in (0, 3, 1.5):
         with pytest.raises(InputError, match="round_index"):
             replay.before_round(config, wrong)
+
+
+def test_the_round_under_other_rules(config, before):
+    """The run's own rule leads to the accuracy after the round; rules that know sizes and the global model are tried too."""
+    own = before.program.make_aggregator(before.point.aggregator)
+    rules = {"own": own, "sizes": aggregators.fedavg(weighting="size"), "fltrust": aggregators.fltrust()}
+    found = outcomes.of_rules(before, rules).set_index("rule")
+    after, _ = jax.jit(functools.partial(one_round, before.program))(
+        before.state, before.point, before.data, jnp.int32(2)
+    )
+    expected = evaluate(before.program, after, before.data.test).reported.accuracy
+    assert found.loc["own", "accuracy"] == pytest.approx(float(expected), abs=0.005)
+    assert found.loc["sizes", "accuracy"] > 0
+    assert found.loc["sizes", "benign_kept"] == 1
+    assert (found["error"].drop("fltrust") >= 0).all()
+    assert found.loc["fltrust", "refused"].startswith("needs server_update")
+    assert np.isnan(found.loc["fltrust", "accuracy"])
+
+
+@pytest.mark.slow
+def test_what_clients_would_have_sent_without_the_attack(before):
+    honest, sent = outcomes.honest(before), replay.play(before)
+    benign = ~sent.malicious
+    kernel = ("params", "dense1", "kernel")
+    one, other = (
+        functools.reduce(lambda tree, name: tree[name], kernel, tree) for tree in (honest.updates, sent.updates)
+    )
+    np.testing.assert_allclose(one[benign], other[benign], rtol=1e-4, atol=1e-6)
+    assert not np.allclose(one[~benign], other[~benign], rtol=1e-2)

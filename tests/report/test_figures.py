@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from lasa_jax import aggregators
 from lasa_jax.inspection import rendering
 from lasa_jax.report import figures, style
 from tests.report.runs import LAYERS, of, write_run
@@ -77,8 +78,9 @@ def test_lines_that_cannot_be_told_apart_beside_others_are_enlarged(tmp_path):
 def test_curves_that_end_alike_are_enlarged(tmp_path):
     """Though no rule collapses: all of them begin at the bottom."""
     for rule, last in (("lasa", 0.97), ("signguard", 0.96)):
-        write_run(tmp_path, of(rule, "noise"), [0.1, 0.9, last])
+        write_run(tmp_path, of(rule, "noise"), [0.1, 0.9, last], summary={"test_labels": 360})
     _, enlarged = figures.curves(group_of(tmp_path)).axes
+    assert enlarged.get_ylabel() == "enlarged\none test example: 0.28 points"
     assert 95 < enlarged.get_ylim()[0] < 96
     assert 97 < enlarged.get_ylim()[1] < 98
 
@@ -168,11 +170,46 @@ def test_what_has_no_data_says_why(tmp_path):
     }
 
 
-def test_a_rule_looks_the_same_everywhere_and_unlike_the_others(whole):
-    styles = [(look["color"], str(look["linestyle"])) for look in map(style.of_line, range(45))]
-    assert len(set(styles)) == 45
+def test_a_rule_looks_the_same_in_all_reports_and_unlike_the_others(whole, tmp_path):
+    """All built-in rules, and two of a user's own."""
+    names = [*aggregators.names(), "mine:gate", "mine:other"]
+    seen = {(look["color"], str(look["linestyle"])) for look in map(style.of_rule, names)}
+    assert len(seen) == len(names)
+    usual = ["fedavg", "trimmed_mean", "median", "geometric_median", "krum", "multi_krum", "bulyan", "dnc", "signguard"]
+    assert len({style.of_rule(name)["color"] for name in [*usual, "sparsefed", "lasa"]}) == 11
+    assert set(style.RULES) == set(aggregators.names())
+    write_run(tmp_path, of("lasa", "lie"), [0.5, 0.6])
+    alone = figures.curves(group_of(tmp_path)).axes[0].lines[0]
     (lasa,) = (line for line in figures.detection(whole).axes[2].lines)
-    assert lasa.get_color() == figures.ratio(whole).axes[0].lines[2].get_color()
+    colours = {lasa.get_color(), figures.ratio(whole).axes[0].lines[2].get_color(), alone.get_color()}
+    assert colours == {style.of_rule("lasa")["color"]}
+
+
+def test_variants_of_a_rule_are_shades_of_its_colour(tmp_path):
+    for level in (0.1, 0.3, 0.5):
+        write_run(tmp_path, of("lasa", "lie", lasa__sparsity_level=level), [0.5])
+    looks = style.looks(group_of(tmp_path))
+    assert len({look["color"] for look in looks.values()}) == len({look["marker"] for look in looks.values()}) == 3
+    assert style.of_rule("lasa") in looks.values()
+
+
+def test_intervals_where_there_are_three_seeds_and_a_warning_where_there_are_fewer(tmp_path):
+    for seed, accuracy in enumerate((0.5, 0.6, 0.7), 1):
+        for attack in ("lie", "noise"):
+            write_run(tmp_path, of("lasa", attack, seed), [accuracy, accuracy], summary={"test_labels": 360})
+    group = group_of(tmp_path)
+    figure = figures.curves(group)
+    assert "mean over 3 seeds, band: its 95 % interval" in figure.get_suptitle()
+    band = figure.axes[0].collections[0].get_paths()[0].vertices[:, 1]
+    half = 4.302653 * 10 / np.sqrt(3)  # Student's t, two degrees of freedom
+    np.testing.assert_allclose([band.min(), band.max()], [60 - half, 60 + half], rtol=1e-6)
+    assert cells_of(figures.worst_case(group).axes[0]) == [f"60.0 ± {half:.1f}\nNoise"]
+    write_run(tmp_path, of("fedavg", "lie"), [0.5, 0.6])
+    said = " ".join(figures.curves(group_of(tmp_path)).get_suptitle().split())
+    assert "or smallest to largest where there are fewer than three and differences may be chance" in said
+    (tmp_path / "one").mkdir()
+    write_run(tmp_path / "one", of("fedavg", "lie"), [0.5, 0.6])
+    assert "one seed: differences may be chance" in figures.curves(group_of(tmp_path / "one")).get_suptitle()
 
 
 @pytest.mark.parametrize("name", figures.OF_A_GROUP)
