@@ -28,7 +28,7 @@ COMPILED_FAST = (
     "--xla_cpu_use_fusion_emitters=false",
     "--xla_cpu_parallel_codegen_split_count=1",
 )
-KNOWN_TO = ((0, 8), (0, 11))  # the JAX versions whose XLA has these flags; one that has not stops at once
+KNOWN = (0, 8) <= jax.__version_info__[:2] <= (0, 11)  # whose XLA has these flags: one that has not would stop at once
 
 # Beginnings of the ids of thorough tests, as regular expressions.
 THOROUGH = (
@@ -121,8 +121,7 @@ def only_a_cpu() -> bool:
 def pytest_configure(config: pytest.Config) -> None:
     """Lets the quick tests compile fast, unless the caller has said how to compile."""
     given = os.environ["XLA_FLAGS"]
-    known = KNOWN_TO[0] <= jax.__version_info__[:2] <= KNOWN_TO[1]
-    if config.option.markexpr == QUICK and known and only_a_cpu() and "optimization_level" not in given:
+    if config.option.markexpr == QUICK and KNOWN and only_a_cpu() and "optimization_level" not in given:
         os.environ["XLA_FLAGS"] = f"{given} {' '.join(COMPILED_FAST)}"
 
 
