@@ -288,7 +288,7 @@ def test_an_nvidia_device_that_is_not_used(sign, tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
     monkeypatch.setattr(main, "run", lambda *_, **__: None)
     monkeypatch.setattr(commandline, "_NVIDIA_DRIVER", tmp_path / "version")
-    commands = {"run": ["digits"], "sweep": ["figure1:digits", f"--workdir={tmp_path / 'out'}", "--dry_run"]}
+    commands = {"run": ["digits"], "sweep": ["table3:digits", f"--workdir={tmp_path / 'out'}", "--dry_run"]}
 
     def told(command: str) -> list[str]:
         assert doors.main([command, *commands[command]]) == 0
