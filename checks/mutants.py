@@ -162,6 +162,7 @@ MUTANTS = [
 TESTS = (
     "tests/aggregators/test_battery.py",
     "tests/attacks/test_battery.py",
+    "tests/attacks/test_properties.py",
     "tests/attacks/test_mimic.py",
     "tests/attacks/test_searches.py",
     "tests/attacks/test_backdoors.py",

@@ -3,8 +3,14 @@
 Quick tests are what `python -m pytest` runs by itself: golden files, one battery of each method in float32, trained runs,
 configs, data, basics of the command lines. A table names what is thorough. What takes minutes is marked slow where it
 stands, and further cases and settings by another table: they are run by hand, `python -m pytest -m slow`.
+
+Most of a test's time is XLA's compiler. On a CPU the programs of the quick tests are compiled without LLVM's optimisations,
+in a third of the time. `XLA_FLAGS=--xla_backend_optimization_level=3 python -m pytest` compiles as users do; so does
+.ci/run.
 """
 
+import importlib.metadata
+import importlib.util
 import os
 import re
 from pathlib import Path
@@ -15,6 +21,14 @@ import jax
 import pytest
 
 ROOT = Path(__file__).parents[1]
+QUICK = "not thorough and not slow"  # what pyproject.toml selects by itself
+COMPILED_FAST = (
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+    "--xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_parallel_codegen_split_count=1",
+)
+KNOWN = (0, 8) <= jax.__version_info__[:2] <= (0, 11)  # whose XLA has these flags: one that has not would stop at once
 
 # Beginnings of the ids of thorough tests, as regular expressions.
 THOROUGH = (
@@ -35,7 +49,8 @@ THOROUGH = (
     r"tests/aggregators/test_preaggregators.py::test_(a_link_may_come|ablations|distances_of|eight_devices|granularity)",
     r"tests/aggregators/test_preaggregators.py::test_(mixing_before|numbers_of|rules_on_mixed)",
     r"tests/aggregators/test_rules",  # what is particular to a rule; its definition is in the battery
-    r"tests/attacks/test_battery.py::test_(adaptive|law\[(devices|vmap|keeps_dtypes)|one_trace)",
+    r"tests/attacks/test_battery.py::test_(law\[(devices|vmap|keeps_dtypes)|one_trace)",
+    r"tests/attacks/test_properties.py::test_adaptive",
     r"tests/benchmarks/test_card.py::test_(a_round_needs|golden)",
     r"tests/benchmarks/test_peers.py::test_pip_is_asked",
     r"tests/checks/test_(causes|faults|forms.py::test_(models|no_form)|fuzz)",
@@ -44,8 +59,7 @@ THOROUGH = (
     r"tests/federated/test_by_client.py::test_(eight_devices|runs_side|a_run_goes_on|rules_by_size)",
     r"tests/federated/test_client.py::test_(every_model|clients_of_different|.*precision)",
     r"tests/golden/.*\[(a[234]_|a5_n8_f[23]|[12]-)",  # what is left has every method
-    r"tests/grid/test_grid.py::test_(a_(batch|failed|damaged|point_alone|worker)|divergence|killed|metrics_are|one_bad|only_missing|outcomes)",
-    r"tests/grid/test_grid.py::test_(plan_counts|programs_that|runs_of|the_(papers|time_of)|threads)",
+    r"tests/grid/test_(command.py::test_(killed|threads)|cost.py::test_a_batch|grid.py::test_the_papers|runs)",
     r"tests/inspection/test_(coefficient|command|recorded|replay|variances)",
     r"tests/launch/test_(cluster|outside|sweeps.py::test_every_sweep.*\[(?!table3))",
     r"tests/federated/test_client.py::test_(an_accelerator|clients_of_different|every_model|orders_differ|the_form|tf32|.*precision)",
@@ -64,7 +78,7 @@ THOROUGH = (
     r"tests/report/test_command.py::test_(a_true_run|report_knows)",
     r"tests/report/test_figures.py::test_nothing_overlaps",
     r"tests/test_(build|distributed|forms_of_a_gpu|notebooks)",
-    r"tests/test_commandline.py::test_the_command_in_an_empty",
+    r"tests/test_doors.py::test_the_command_in_an_empty",
     r"tests/test_docs.py::(TestSkeletons|test_the_(guides|sweep))",
     r"tests/test_errors.py::test_outside_of_a_terminal",
     r"tests/test_experiment.py::test_(a_checkpoint|a_deterministic|damaged|divergence|goes_on|metrics_cover)",
@@ -84,13 +98,13 @@ SLOW = (
     r"tests/aggregators/test_informed.py::TestSizes::test_law",
     r"tests/attacks/test_searches.py::.*(unit_vec|along_every|\[sign\b|\[optimal_ipm|first_group\[(?!.*-5\])|\[all-)",
     r"tests/attacks/test_backdoors.py::test_a_backdoor_gets",
-    r"tests/attacks/test_battery.py::test_adaptive_works_with_every_rule",
+    r"tests/attacks/test_properties.py::test_adaptive_works_with_every_rule",
     r"tests/attacks/test_peers.py::test_with_nobody_malicious",
     r"tests/inspection/test_replay.py::test_a_round_of_a_run_from",
     r"tests/inspection/test_theorem.py::test_both_sides_for_a_run",
     r"tests/checks/test_fuzz.py::test_what_is_no_stack",  # a law of the batteries too
     r"tests/golden/test_golden.py::(.*\[a[34]_|test_crafted_rows\[a6_)",
-    r"tests/grid/test_grid.py::test_(threads_change|one_bad_directory|killed_and_started_again\[8\])",
+    r"tests/grid/test_(command.py::test_(threads_change|killed_and_started_again\[8\])|runs.py::test_one_bad_directory)",
     r"tests/launch/test_cluster.py::test_a_lost_node",
     r"tests/test_forms_of_a_gpu.py::test_golden_files\[(?!lasa)",
     r"tests/testing/test_settings.py::test_every_preaggregator_with.*\[float",
@@ -98,6 +112,19 @@ SLOW = (
     r"tests/golden/test_peers_.*(n7_|n25_)",  # the other case has every method
     r"tests/launch/test_sweeps.py::test_every_sweep.*-(fashion_mnist|cifar|mnist)",
 )
+
+
+def only_a_cpu() -> bool:
+    """Whether JAX can use nothing else. It must not be asked itself: it would read XLA_FLAGS."""
+    plugins = importlib.metadata.entry_points(group="jax_plugins")
+    return os.environ.get("JAX_PLATFORMS") == "cpu" or not (plugins or importlib.util.find_spec("libtpu"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Lets the quick tests compile fast, unless the caller has said how to compile."""
+    given = os.environ["XLA_FLAGS"]
+    if config.option.markexpr == QUICK and KNOWN and only_a_cpu() and "optimization_level" not in given:
+        os.environ["XLA_FLAGS"] = f"{given} {' '.join(COMPILED_FAST)}"
 
 
 @pytest.hookimpl(tryfirst=True)

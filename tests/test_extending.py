@@ -14,7 +14,7 @@ from lasa_jax.errors import InputError
 from lasa_jax.federated import Executables, Simulation, make_mesh
 from lasa_jax.launch import sweep
 from lasa_jax.workdir import Workdir, records, write_batch_sizes
-from tests.grid.test_grid import SWEEP_FILE, base, results
+from tests.grid.sweeps import SWEEP_FILE, base, results
 from tests.test_experiment import small
 
 SHORT, LONG = 6, 10

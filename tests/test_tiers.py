@@ -1,13 +1,15 @@
 """The three tiers of tests: what is quick has every method, and the table of what is thorough names nothing that is gone."""
 
+import os
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from lasa_jax import aggregators, attacks
-from tests.conftest import ROOT, THOROUGH
+from tests.conftest import COMPILED_FAST, KNOWN, QUICK, ROOT, THOROUGH, pytest_configure
 
 
 def collected(marks: str) -> str:
@@ -18,7 +20,7 @@ def collected(marks: str) -> str:
 
 @pytest.fixture(scope="module")
 def quick() -> str:
-    return collected("not thorough and not slow")
+    return collected(QUICK)
 
 
 def test_every_rule_and_attack_is_tried_by_the_quick_tests(quick):
@@ -33,3 +35,18 @@ def test_every_line_of_the_table_names_tests(quick):
     for line in THOROUGH:
         assert re.search(f"^{line}", thorough, re.MULTILINE), line
         assert not re.search(f"^{line}", quick, re.MULTILINE), line
+
+
+@pytest.mark.parametrize(
+    ("marks", "given", "fast"),
+    [(QUICK, "", True), ("thorough", "", False), (QUICK, "--xla_backend_optimization_level=3", False)],
+)
+def test_only_quick_tests_compile_fast_and_not_if_told(marks, given, fast, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", given)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    pytest_configure(SimpleNamespace(option=SimpleNamespace(markexpr=marks)))
+    assert (COMPILED_FAST[0] in os.environ["XLA_FLAGS"]) is (fast and KNOWN)
+
+
+def test_quick_tests_are_those_that_run_by_themselves():
+    assert f"-m '{QUICK}'" in (ROOT / "pyproject.toml").read_text()

@@ -9,7 +9,8 @@ from lasa_jax.aggregators import Rows
 from lasa_jax.federated import make_mesh
 from lasa_jax.testing import NUM_CLIENTS as N
 from lasa_jax.testing import SHAPES, as_layers, assert_close, flat_rows, honest
-from tests.aggregators.test_battery import KEY, lasa_by_definition
+from tests.aggregators import definitions
+from tests.aggregators.test_battery import KEY
 
 PREAGGREGATORS = {
     "reject_nonfinite": aggregators.reject_nonfinite(),
@@ -232,7 +233,7 @@ SETTINGS = {
 def test_ablations_are_chains(name):
     before = (aggregators.reject_nonfinite(), aggregators.clip_to_median_norm())
     update, _ = chained(*before, *ABLATIONS[name]())
-    assert_close(update, lasa_by_definition(honest(), **SETTINGS[name]), atol=2e-6)
+    assert_close(update, definitions.lasa(honest(), **SETTINGS[name]), atol=2e-6)
 
 
 @pytest.mark.parametrize("granularity", ["layer", "model", "coordinate"])

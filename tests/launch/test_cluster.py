@@ -10,7 +10,7 @@ from lasa_jax import grid
 from lasa_jax.errors import InputError
 from lasa_jax.launch import ray_cluster, slurm
 from lasa_jax.report import standing
-from tests.grid.test_grid import SWEEP_FILE, command, results
+from tests.grid.sweeps import SWEEP_FILE, command, results
 
 cluster_utils = pytest.importorskip("ray.cluster_utils", reason="pip install 'lasa_jax[cluster]'")
 pytestmark = pytest.mark.filterwarnings("ignore")  # of Ray's and submitit's own
