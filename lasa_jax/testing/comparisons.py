@@ -167,7 +167,11 @@ def another_f(
       told: of another f what the function gave, what our method gives, and the scale, for each input.
       least: the smallest f.
     """
+
+    def agrees(g: int) -> bool:
+        return all(trial.agrees(found, wanted, scale) for found, wanted, scale in told(g))
+
     for g in (f - 1, f + 1):
-        if g >= least and all(trial.agrees(found, wanted, scale) for found, wanted, scale in told(g)):
+        if g >= least and agrees(g) and not agrees(f):
             return f"with num_malicious = {g} in place of {f} our method gives what the function gives on drawn rows"
     return ""
