@@ -31,7 +31,7 @@ _ALIKE = 1e-4
 BLANCHARD = "Blanchard et al., NeurIPS 2017"
 MHAMDI = "El Mhamdi, Guerraoui and Rouault, ICML 2018"
 YIN = "Yin et al., ICML 2018"
-CHEN = "Chen, Su and Xu, 2017"
+WEISZFELD = "Weiszfeld, 1937"
 
 
 def krum_order(rows: Rows, f: int) -> list[int]:
@@ -52,7 +52,7 @@ def multi_krum(rows: Rows, f: int) -> Rows:
 
 
 def bulyan(rows: Rows, f: int) -> Rows:
-    """n - 2f clients, each the best by Krum of those left; in each coordinate the mean of the n - 4f nearest their median."""
+    """n - 2f clients, each the best by Krum of those left; then in each coordinate the n - 4f nearest their median."""
     left, chosen = list(range(len(rows))), []
     while len(chosen) < len(rows) - 2 * f:
         chosen.append(left.pop(krum_order(rows[left], f)[0]))
@@ -187,7 +187,7 @@ CASES = (
     Case(
         "byzfl",
         "GeometricMedian()",
-        CHEN,
+        WEISZFELD,
         "the point with the smallest sum of distances",
         "three steps towards it from zero, by default; `T` is the number of steps",
         geometric_median,

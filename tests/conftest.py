@@ -38,7 +38,7 @@ THOROUGH = (
     r"tests/attacks/test_battery.py::test_(adaptive|law\[(devices|vmap|keeps_dtypes)|one_trace)",
     r"tests/benchmarks/test_card.py::test_(a_round_needs|golden)",
     r"tests/benchmarks/test_peers.py::test_pip_is_asked",
-    r"tests/checks/test_(causes|faults|forms.py::test_(models|no_form)|fuzz)",
+    r"tests/checks/test_(causes|definitions.py::test_ours|faults|forms.py::test_(models|no_form)|fuzz)",
     r"tests/data/test_by_client.py::TestRealFiles",
     r"tests/federated/test_(ragged|simulation)",
     r"tests/federated/test_by_client.py::test_(eight_devices|runs_side|a_run_goes_on|rules_by_size)",
@@ -71,7 +71,7 @@ THOROUGH = (
     r"tests/test_main.py::test_(stopped|tensorboard)",
     r"tests/test_methods.py::TestRuns",
     r"tests/test_tiers",
-    r"tests/testing/",
+    r"tests/testing/(?!test_conformance.py::test_a_mean)",
 )
 
 
