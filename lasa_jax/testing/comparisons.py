@@ -92,7 +92,7 @@ def edges(trial: Trial, theirs: Theirs, ours: Ours, inputs: Sequence[np.ndarray]
 def laws_of_order(trial: Trial, theirs: Theirs, ours: Ours, inputs: Sequence[np.ndarray], name: str = "rows") -> None:
     """Rows in another order, drawn ones and such as tie, where our own method gives the same."""
     n = len(inputs[0])
-    steps = np.arange(n, dtype=np.float32)[:, None] * np.float32([1, 0])
+    steps = np.arange(n, dtype=np.float32)[:, None] * np.array([1, 0], np.float32)
     longer = steps.copy()
     longer[-1] = 4 * n
     tied = [steps, longer, steps + 1, np.round(inputs[0]), np.round(inputs[0] / 2), np.round(inputs[2])]
