@@ -91,6 +91,7 @@ SLOW = (
     r"tests/grid/test_grid.py::test_(threads_change|one_bad_directory|killed_and_started_again\[8\])",
     r"tests/launch/test_cluster.py::test_a_lost_node",
     r"tests/test_forms_of_a_gpu.py::test_golden_files\[(?!lasa)",
+    r"tests/testing/test_conformance.py::test_our_rules_pass.*(bulyan|geometric)",
     r"tests/testing/test_settings.py::test_every_preaggregator_with.*\[float",
     r"tests/attacks/test_battery.py::test_law\[(devices|vmap|keeps_dtypes).*, ",
     r"tests/golden/test_peers_.*(n7_|n25_)",  # the other case has every method
