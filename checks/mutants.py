@@ -26,6 +26,7 @@ MUTANTS = [
     ("aggregators/krum.py", "rows.count - f - 2 - fewer)", "rows.count - f - 1 - fewer)", "one neighbour more"),
     ("aggregators/krum.py", "center - ordered > after - center", "center - ordered < after - center", "wrong side"),
     ("aggregators/krum.py", "jnp.isfinite(score) & (place <", "(place <", "missing guard"),
+    ("testing/findings.py", "check, beyond <= 0, inputs", "check, beyond > 0, inputs", "differs for holds"),
     ("aggregators/geometric_median.py", "a / jnp.maximum(distances", "a * jnp.maximum(distances", "inverse weights"),
     (
         "aggregators/dnc.py",
@@ -174,6 +175,7 @@ TESTS = (
     "tests/golden/test_peers_informed.py",
     "tests/aggregators/test_preaggregators.py",
     "tests/aggregators/test_rules.py",
+    "tests/testing/test_conformance.py",
     "tests/aggregators/test_informed.py",
 )
 

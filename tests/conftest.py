@@ -53,7 +53,7 @@ THOROUGH = (
     r"tests/attacks/test_properties.py::test_adaptive",
     r"tests/benchmarks/test_card.py::test_(a_round_needs|golden)",
     r"tests/benchmarks/test_peers.py::test_pip_is_asked",
-    r"tests/checks/test_(causes|faults|forms.py::test_(models|no_form)|fuzz)",
+    r"tests/checks/test_(causes|definitions.py::test_ours|faults|forms.py::test_(models|no_form)|fuzz)",
     r"tests/data/test_by_client.py::TestRealFiles",
     r"tests/federated/test_(ragged|simulation)",
     r"tests/federated/test_by_client.py::test_(eight_devices|runs_side|a_run_goes_on|rules_by_size)",
@@ -88,6 +88,8 @@ THOROUGH = (
     r"tests/test_methods.py::TestRuns",
     r"tests/test_(site|tiers)",
     r"tests/testing/",
+    r"tests/test_tiers",
+    r"tests/testing/(?!test_conformance.py::test_a_mean)",
 )
 
 
@@ -107,6 +109,7 @@ SLOW = (
     r"tests/grid/test_(command.py::test_(threads_change|killed_and_started_again\[8\])|runs.py::test_one_bad_directory)",
     r"tests/launch/test_cluster.py::test_a_lost_node",
     r"tests/test_forms_of_a_gpu.py::test_golden_files\[(?!lasa)",
+    r"tests/testing/test_conformance.py::test_our_rules_pass.*(bulyan|geometric)",
     r"tests/testing/test_settings.py::test_every_preaggregator_with.*\[float",
     r"tests/attacks/test_battery.py::test_law\[(devices|vmap|keeps_dtypes).*, ",
     r"tests/golden/test_peers_.*(n7_|n25_)",  # the other case has every method
