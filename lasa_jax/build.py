@@ -345,6 +345,7 @@ def _point(
     of_steps = {methods.settings_name(name): of("preaggregator", name) for name in configs.steps(config)}
     base = configs.base_of(config)
     of_base = {} if base is None else {"base": of("attack", base)}
+    of_rule = {} if aggregator is not None else of("aggregator", config.aggregator.name)
     client = config.client
     numbers: Any = Point(
         key=jax.random.key(config.seed),
@@ -352,18 +353,12 @@ def _point(
         assumed_malicious=jnp.asarray(_assumed(config)),
         sgd=SGD(client.learning_rate, client.momentum, client.learning_rate_decay, client.clip_norm),
         attack={} if attack is not None else {**of("attack", config.attack.name), **of_base},
-        aggregator={
-            "steps": of_steps,
-            "rule": {} if aggregator is not None else of("aggregator", config.aggregator.name),
-        },
+        aggregator={"steps": of_steps, "rule": of_rule},
         participating=(of_a_round if malicious.any() else 0) if config.participation == "fixed" else (),
     )
 
-    def placed(x: Any) -> jax.Array:
-        kinds = {float: jnp.float32, int: jnp.int32}  # whether or not JAX is told to use 64 bits
-        return jnp.asarray(x, kinds.get(type(x)))
-
-    return jax.tree.map(placed, numbers)
+    kinds = {float: jnp.float32, int: jnp.int32}  # whether or not JAX is told to use 64 bits
+    return jax.tree.map(lambda x: jnp.asarray(x, kinds.get(type(x))), numbers)
 
 
 def _root(config: ConfigDict, dataset: Dataset) -> jax.Array:

@@ -23,8 +23,8 @@ from lasa_jax.grid import work
 from lasa_jax.grid.work import Work
 
 # A rule and an attack are not traced, which takes seconds for each of them; these are LASA's and ByzMean's on an H100.
-_READINGS = 10  # of the stack of updates
-_LAUNCHES = 160
+_READINGS = 15  # of the stack of updates
+_LAUNCHES = 100
 _HIDDEN = 2  # a batch grows until its work takes so many times as long as launching its kernels
 _CPU_CALL = 1e-5  # seconds of a small operation on a CPU, from rounds of the digits
 _COMPILING = {"cpu": 10.0, "gpu": 90.0, "tpu": 90.0}  # seconds of a program, as long as none was measured

@@ -86,11 +86,11 @@ def test_a_base_of_ones_own(tmp_path, monkeypatch):
     assert configs.from_json(configs.as_json(config)) == config
     run = build.prepare(config)
     assert float(run.point.attack["base"]["times"]) == 3
-    assert not cost._has_trigger(config)  # a sweep estimates its cost before it runs
+    assert not cost._attack(config).trigger  # a sweep estimates its cost before it runs
 
 
 def test_a_backdoor_as_a_base_is_evaluated_with_its_trigger():
-    assert cost._has_trigger(resolved(**{"attack.name": "byzmean", "attack.byzmean.base": "badnets"}))
+    assert cost._attack(resolved(**{"attack.name": "byzmean", "attack.byzmean.base": "badnets"})).trigger
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ class TestFitting:
         assert 8 < self.fitting() < 200
 
     def test_runs_with_work_enough_go_alone(self):
-        assert self.fitting(model="cnn", num_clients=100, clients_per_round=100, **{"client.epochs": 5}) == 1
+        assert self.fitting(model="cnn", num_clients=200, clients_per_round=200, **{"client.epochs": 5}) == 1
 
     def test_no_more_than_the_memory_holds(self):
         config = configs.resolve(base())
