@@ -7,13 +7,13 @@ from lasa_jax import ops
 from lasa_jax.aggregators.base import Aggregator, Context, Count, Diagnostics, PyTree, Rows, scale
 from lasa_jax.aggregators.preaggregators import clip_factors
 from lasa_jax.aggregators.remembering import check_num_clients, ids_of, named_layers, population
-from lasa_jax.errors import InputError
+from lasa_jax.errors import InputError, check_choice
 
 _NEEDS = frozenset({"ids"})
 _SMALL = 1e-5  # e of the authors' code
 
 
-def foolsgold(num_clients: int | None = None, features: str = "all") -> Aggregator:
+def foolsgold(num_clients: int | None = None, features: str = "all", combine: str = "sum") -> Aggregator:
     """The sum of the updates, of those clients whose histories are like nobody else's.
 
         u_i  = x_i / max(1, |x_i|),    H_i <- H_i + u_i                         H_i by client, this round included
@@ -23,7 +23,9 @@ def foolsgold(num_clients: int | None = None, features: str = "all") -> Aggregat
         a_i  <- clip(ln(a_i / (1 - a_i) + e) + 0.5, 0, 1),    F(Delta) = sum over i of a_i u_i
 
     e and the bound of 1 on an update are those of the authors' code. The sum is not divided by anything: with many honest
-    clients it is that many steps, so the server's step grows with n. Made against several clients that want the same. One
+    clients it is that many steps, so the server's step grows with n, and where clients send whole local trainings and not
+    one gradient, as in all runs here, that is too long (digits end at chance). `combine="mean"` divides it by the sum of
+    the a_i, as later comparisons do. Made against several clients that want the same. One
     alone passes, and clients that are alike for another reason, as on IID data, lose their weight: where all are the same
     the result is zero (the authors' code gives NaN). A client moves the result by 1 at most. No bound is known otherwise.
 
@@ -36,13 +38,16 @@ def foolsgold(num_clients: int | None = None, features: str = "all") -> Aggregat
         names among those with a matrix, as in the paper, which looks at the output layer; or how the names of layers begin,
         "params/dense2".
 
+      combine: "sum", or "mean": divided by the sum of the a_i, zero where that is.
+
     Raises:
-      InputError: for a number out of range; in `init` without `num_clients` and for features that the model has not; in
+      InputError: for a number out of range or another word; in `init` without `num_clients` and for features that the model has not; in
         `aggregate` behind a pre-aggregator that mixes rows.
 
-    `weight` is a_i, that of the capped update u_i.
+    `weight` is a_i, that of the capped update u_i, or its share.
     """
     check_num_clients(num_clients)
+    check_choice("combine", combine, ("sum", "mean"))
 
     def init(params: PyTree) -> PyTree:
         count = population(num_clients, "foolsgold")
@@ -70,6 +75,9 @@ def foolsgold(num_clients: int | None = None, features: str = "all") -> Aggregat
         histories = capped.remembering(grown, state, ids, usable)  # the one stack that it writes
         state = ops.put_clients(state, ids, usable, histories)
         trust = _trust(_distances(histories, usable), usable)
+        if combine == "mean":
+            total = jnp.sum(trust)
+            trust = trust / jnp.where(total > 0, total, 1.0)
         weight = jax.tree.map(lambda _: trust, rows.stack)
         return capped.weighted_sum(trust), state, Diagnostics(weight)
 

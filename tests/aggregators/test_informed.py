@@ -162,11 +162,19 @@ class TestFoolsGold:
         _, info = rules.run(rule, updates)
         assert np.asarray(info.weight["bias"])[:4].max() < 0.1
         assert np.asarray(info.weight["bias"])[4:].min() > 0.5
+        # Divided, the same weights add up to 1; the sum makes as many steps as there are clients.
+        _, divided = rules.run(aggregators.foolsgold(num_clients=N, combine="mean"), updates)
+        total = np.asarray(info.weight["bias"]).sum()
+        assert total > 5
+        np.testing.assert_allclose(divided.weight["bias"], np.asarray(info.weight["bias"]) / total, rtol=1e-6)
+        np.testing.assert_allclose(np.asarray(divided.weight["bias"]).sum(), 1, rtol=1e-6)
 
     def test_refuses(self):
         params = jax.tree.map(lambda x: x[0], honest())
         with pytest.raises(InputError, match=r"foolsgold: num_clients = None, allowed is the size of the population"):
             aggregators.foolsgold().init(params)
+        with pytest.raises(InputError, match="combine = 'max': allowed are sum, mean"):
+            aggregators.foolsgold(num_clients=4, combine="max")
         with pytest.raises(InputError, match="features = 'dense9': allowed are all, last_layer or how a layer begins"):
             aggregators.foolsgold(num_clients=4, features="dense9").init(params)
         with pytest.raises(InputError, match="num_clients = 0: allowed is 1 <= num_clients"):
