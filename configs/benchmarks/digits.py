@@ -27,7 +27,7 @@ SEARCHES = ("adaptive", "optimal_alie", "optimal_ipm")
 # Sixty clients with ten digits each, the default, are out of reach of Dirichlet(0.1).
 PARTITIONS: dict[str, dict[str, Any]] = {
     "IID": {"partition.name": "iid"},
-    "Dirichlet alpha 0.1": {"partition.name": "dirichlet", "partition.alpha": 0.1, "partition.min_samples": 2},
+    "Dirichlet alpha 0.1": {"partition.name": "dirichlet", "partition.alpha": 0.1},
 }
 SEEDS = (1, 2, 3)
 FEW_CLIENTS = {"mda": 15, "smea": 15}  # a round, as in configs/sweeps/pairs.py

@@ -300,3 +300,12 @@ def test_the_settings_as_flags_make_the_same_run():
     assert "aggregator.krum.variant" not in flags
     again = configs.resolve(configs.updated(configs.default(), flags))
     assert configs.identity(again) == configs.identity(resolved)
+
+
+def test_digits_can_be_divided_as_unevenly_as_the_supplement_divides():
+    config = configs.paper("digits")
+    configs.set_partition(config, "alpha=0.1")
+    labels = np.arange(1437) % 10
+    shares = partition.divide(configs.resolve(config).partition, labels, None, num_clients=60, seed=1)
+    assert shares.sizes.min() >= 2
+    assert shares.sizes.max() > 60
