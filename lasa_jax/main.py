@@ -12,6 +12,7 @@ finished run is given more rounds. --dry_run prints every setting of the run and
 import contextlib
 import os
 import re
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -66,9 +67,17 @@ def default_workdir(config: ConfigDict) -> Path:
 
 
 def print_settings(config: ConfigDict, path: Path) -> None:
-    """What `--dry_run` prints: what the run would take for every setting, its methods' own included, and its directory."""
+    """What `--dry_run` prints: what the run would take for every setting, its methods' own included, and its directory.
+
+    Raises:
+      InputError: for what the config alone tells that the run would refuse.
+    """
+    from lasa_jax import build
+
+    build.check_subsets(config)
+    build.check_pixels(config)
     for name, value in configs.as_flags(config).items():
-        print(f"--config.{name}={value}")
+        print(f"--config.{name}={shlex.quote(str(value))}")
     print(f"work directory: {path}")
 
 
@@ -222,8 +231,16 @@ def _run(argv: Sequence[str] | None) -> None:
     cache.keep_compiled_programs()  # before anything is compiled
     config = commandline.read_config(given.config, given.settings)
     commandline.tell_user_functions(configs.user_functions(config))
+    path, extends = given.workdir, None
+    if given.extend is not None:
+        from lasa_jax import experiment
+
+        old, config = config, commandline.read_config(given.config, {**given.settings, "rounds": str(given.extend)})
+        experiment.check_extends(old, config)
+        extends = default_workdir(old) if path is None else path
+        path = None if path is None else longer_workdir(path, given.extend)
     if given.dry_run:
-        print_settings(config, default_workdir(config) if given.workdir is None else given.workdir)
+        print_settings(config, default_workdir(config) if path is None else path)
         return
     if given.distributed is not None:
         join(given.distributed)
@@ -231,16 +248,7 @@ def _run(argv: Sequence[str] | None) -> None:
         use_all_cores(config.clients_per_round)
     if jax.process_index() == 0:
         commandline.tell_of_idle_gpu()
-    if given.extend is None:
-        run(config, given.workdir, with_tensorboard=given.tensorboard)
-        return
-    from lasa_jax import experiment
-
-    longer = commandline.read_config(given.config, {**given.settings, "rounds": str(given.extend)})
-    experiment.check_extends(config, longer)
-    extends = default_workdir(config) if given.workdir is None else given.workdir
-    path = None if given.workdir is None else longer_workdir(given.workdir, given.extend)
-    run(longer, path, extends=extends, with_tensorboard=given.tensorboard)
+    run(config, path, extends=extends, with_tensorboard=given.tensorboard)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -41,8 +41,8 @@ def foolsgold(num_clients: int | None = None, features: str = "all", combine: st
       combine: "sum", or "mean": divided by the sum of the a_i, zero where that is.
 
     Raises:
-      InputError: for a number out of range or another word; in `init` without `num_clients` and for features that the model has not; in
-        `aggregate` behind a pre-aggregator that mixes rows.
+      InputError: for a number out of range or another word; in `init` without `num_clients` and for features that the
+        model has not; in `aggregate` behind a pre-aggregator that mixes rows.
 
     `weight` is a_i, that of the capped update u_i, or its share.
     """

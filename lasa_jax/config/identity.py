@@ -64,16 +64,19 @@ def without_source(stored: Mapping[str, Any]) -> dict[str, Any]:
 def as_flags(config: ConfigDict) -> dict[str, Any]:
     """The settings of a resolved config by the names that flags have: `{"aggregator.lasa.sparsity_level": 0.3}`.
 
-    Those of methods that are not selected, and those without a value, are left out. Given to `--config.NAME=VALUE` beside
-    the same config file they make the same run.
+    Those of methods that are not selected are left out. Given to `--config.NAME=VALUE` beside the same config file they
+    make the same run.
     """
     selected, fields = chosen(config), dict(flatten(config.to_dict()))
+    known = all_settings(selected)
     for kind, names in selected.items():
         for name in names:
-            own = parameters(config, kind, name)
-            fields |= {f"{GROUPS[kind]}.{methods.settings_name(name)}.{key}": value for key, value in own.items()}
-    known = all_settings(selected)
-    return {name: value for name, value in sorted(fields.items()) if name in known and value not in (None, "")}
+            group, own = f"{GROUPS[kind]}.{methods.settings_name(name)}.", parameters(config, kind, name)
+            fields |= {field: own.get(field.removeprefix(group)) for field in known if field.startswith(group)}
+    if fields["client.clip_norm"] is None:
+        fields["client.clip_norm"] = math.inf  # as a setting None leaves it to the fidelity
+    found = {name: value for name, value in sorted(fields.items()) if name in known and value != ""}
+    return {name: value for name, value in found.items() if value is not None or known[name].optional}
 
 
 def program_key(config: ConfigDict) -> str:

@@ -135,7 +135,7 @@ def context_of(
     """
 
     def server_update() -> Variables:
-        # As many of its examples as a client of the round has: as many steps, so that its update is about as long as theirs.
+        # At most as many of its examples as a client of the round has: with more steps its update is longer than theirs.
         width = min(len(point.root), data.partition.indices.shape[-1])
         order_key, training_key = jax.random.split(key)
         sizes = _sizes(clients, data).astype(jnp.float32)

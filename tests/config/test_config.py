@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from lasa_jax import aggregators, attacks, grid
+from lasa_jax import aggregators, attacks, commandline, grid
 from lasa_jax import config as configs
 from lasa_jax.data import partition
 from lasa_jax.errors import InputError, check_number
@@ -282,24 +282,36 @@ def test_a_config_file_may_use_numpy(field):
     assert table[last] == expected
 
 
-def test_the_settings_as_flags_make_the_same_run():
-    config = configs.paper("digits")
-    config.fidelity = "official"
-    overrides = {
-        "attack.name": "byzmean",
-        "attack.byzmean.base": "min_max",
-        "attack.min_max.direction": "sign",
-        "preaggregators.names": "clip_to_norm",
-        "preaggregators.clip_to_norm.clip_norm": 2.0,
-    }
-    resolved = configs.resolve(configs.updated(config, overrides))
-    flags = configs.as_flags(resolved)
-    assert flags["attack.min_max.direction"] == "sign"
-    assert flags["preaggregators.clip_to_norm.clip_norm"] == 2.0
-    assert flags["aggregator.lasa.magnitude_radius"] == 2.0  # what official fidelity makes of it
-    assert "aggregator.krum.variant" not in flags
-    again = configs.resolve(configs.updated(configs.default(), flags))
-    assert configs.identity(again) == configs.identity(resolved)
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        (
+            "digits",
+            {
+                "attack.name": "byzmean",
+                "attack.byzmean.base": "min_max",
+                "attack.min_max.direction": "sign",
+                "preaggregators.names": "clip_to_norm",
+                "preaggregators.clip_to_norm.clip_norm": 2.0,
+            },
+        ),
+        ("mnist", {"aggregator.name": "fedavg", "client.clip_norm": float("inf")}),  # official: 1.0
+        (
+            "cifar10",
+            {"aggregator.name": "geometric_median", "aggregator.geometric_median.refinements": None},
+        ),  # there: 0
+        ("femnist", {}),
+    ],
+)
+def test_the_settings_as_flags_make_the_same_run(name, settings):
+    base = configs.paper(name)
+    base.fidelity = "official"
+    run = configs.resolve(configs.updated(base, settings))
+    words = [f"{field}={value}" for field, value in configs.as_flags(run).items()]
+    given = dict(word.split("=", 1) for word in words)
+    again = commandline.read_config(name, given)
+    assert configs.identity(again) == configs.identity(run)
+    assert "aggregator.krum.variant" not in given
 
 
 def test_digits_can_be_divided_as_unevenly_as_the_supplement_divides():
