@@ -17,10 +17,10 @@ def fltrust() -> Aggregator:
         t_i = max(0, cos(x_i, g)),    F(Delta) = sum_i t_i * (|g| / |x_i|) * x_i / sum_i t_i
 
     g is the update that the server trained on its own examples, `context.server_update`; in a run these are
-    `config.root_examples` of the training examples, the paper's 100 by default, of which it takes in a round at most as many as
-    the median client has: with more local steps than theirs its update would be longer than theirs. Does not use `num_malicious`, and stands
-    any number of malicious clients as far as g is good: the result is no longer than g and not farther than 90 degrees from
-    it. More is not known of it without assumptions on the loss.
+    `config.root_examples` of the training examples, the paper's 100 by default. In a round it takes at most as many of them
+    as the median client has: with more local steps than theirs its update would be longer than theirs. Does not use
+    `num_malicious`, and stands any number of malicious clients as far as g is good: the result is no longer than g and not
+    farther than 90 degrees from it. More is not known of it without assumptions on the loss.
 
     A client that is zero or not finite has no direction and weight 0. Where nobody is trusted, or g is zero or not finite,
     the result is zero; the paper's formula is 0/0 there. `weight` is t_i / sum of t, that of the rescaled update.
