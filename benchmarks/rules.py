@@ -184,7 +184,7 @@ def beside_byzfl(pairs: Pairs, stack: Any, f: int, clock: Callable[[], float]) -
     size = sum(x.nbytes for x in jax.tree.leaves(stack))
     print(f"\n{n} updates of {flat.shape[1]:,} entries, {size / 1e6:.0f} MB; PyTorch {torch.__version__}\n")
     unit = "CPU s" if clock is time.process_time else "s"
-    print(f"| rule | lasa_jax, {unit} | ByzFL, {unit} | times faster | our memory beside the stack, stacks |")
+    print(f"| rule | lasa_jax, {unit} | ByzFL, {unit} | times faster | our extra memory, in multiples of the stack |")
     print("| --- | --- | --- | --- | --- |")
     for name, (theirs, ours) in pairs.items():
         executable, state, _ = compiled(ours(), stack, f)
