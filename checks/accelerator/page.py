@@ -12,6 +12,7 @@ from checks.accelerator.targets import TARGETS, Target
 PAGE = ROOT / "docs" / "results" / "accelerator.md"
 _INTRODUCTION = Path(__file__).parent / "introduction.md"
 _TRIED = Path(__file__).parent / "tried.md"  # by program, what was tried to make its largest kernels smaller
+_TRIPS = "A trip is one pass through the body of a loop, counted on a CPU in the forms of a GPU."
 
 
 def _ms(seconds: float | None) -> str:
@@ -51,7 +52,7 @@ def text(table: Mapping[str, Mapping[str, Row]]) -> str:
         if now := {program: table[name][program] for program in order if program in table.get(name, {})}:
             parts += [f"## {target.title}", _made_with(now), *_target(now, table.get(f"{name} before", {}), target)]
     if trips := table.get("trips"):
-        parts += ["## Loops of unknown length", _trips(trips)]
+        parts += ["## Loops of unknown length", _TRIPS, _trips(trips)]
     parts.append("## Largest kernels, H100")
     for section in _TRIED.read_text().split("\n## ")[1:]:
         name, tried = (part.strip() for part in section.split("\n", 1))

@@ -54,12 +54,12 @@ class Plan:
             f"points: {self.points}",
             f"finished: {self.finished}",
             f"programs: {self.programs}",
-            f"runs a program: {between(*self.runs_a_program)}",
+            f"runs in a program: {between(*self.runs_a_program)}",
             *(f"compiled in: {name}: annotate it as Scalar to share a program" for name in self.compiled_in),
             *(f"cannot be run: {reason}" for reason in self.refused),
         ] + here * [
             f"runs in a batch: {between(*self.runs_in_a_batch)}",
-            f"memory a program: {self.bytes_a_program / 2**20:,.0f} MiB",
+            f"memory of a program: {self.bytes_a_program / 2**20:,.0f} MiB",
             f"estimated time: {commandline.duration(self.seconds)}, compiling included",
         ]
 
