@@ -30,13 +30,13 @@ _CONFIGS = Path(__file__).parent / "configs"  # of the package
 _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
 # For what a file must define, what such a file is called and the command that takes it.
-_COMMAND_OF = {"get_config": ("config file", "lasa-jax run"), "get_grid": ("sweep", "lasa-jax sweep")}
-_COMMAND_OF["get_benchmark"] = ("benchmark", "lasa-jax benchmark")
-_FOLDER_OF = {
-    "get_config": "",
-    "get_grid": "sweeps",
-    "get_benchmark": "benchmarks",
-}  # of the package's, below `configs`
+_COMMAND_OF = {
+    "get_config": ("config file", "lasa-jax run"),
+    "get_grid": ("sweep", "lasa-jax sweep"),
+    "get_benchmark": ("benchmark", "lasa-jax benchmark"),
+}
+# And the folder of the package's, below `configs`.
+_FOLDER_OF = {"get_config": "", "get_grid": "sweeps", "get_benchmark": "benchmarks"}
 
 _ALLOWED = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
 

@@ -55,6 +55,11 @@ def _run(argv: Sequence[str] | None) -> int:
     given = _parser().read(argv)
     if given.workdir is None and not given.page:
         raise InputError("--workdir: is missing; allowed is a directory for the runs")
+    idle = {"--rule": given.rule, "--threads": given.threads, "--dry_run": given.dry_run} if given.page else {}
+    if said := [flag for flag, value in idle.items() if value]:
+        raise InputError(
+            f"{said[0]}: has no effect with --page, which runs nothing; allowed are --quick, --workdir, --beside, --output"
+        )
     if given.output is None:
         if given.workdir is None:
             raise InputError("--output: is missing; --page makes the page of the CSVs that are there")
@@ -72,19 +77,20 @@ def _benchmark(given: argparse.Namespace) -> int:
     name, colon, edition = given.config.partition(":")
     if given.quick and colon and edition != "quick":
         raise InputError(f"--quick: is an edition, and --config={given.config} names another")
-    declared = declare.load(f"{name}:quick" if given.quick else given.config)
+    config = f"{name}:quick" if given.quick else given.config
+    declared = declare.load(config)
     settings = declare.settings_id(declared)
     folders = [path / declared.name for path in (given.beside, given.output) if path is not None]
     if given.beside is not None and not folders[0].is_dir():
         raise InputError(f"--beside={given.beside}: has no folder {declared.name}, which CSVs of this benchmark lie in")
     known = rows.read(*folders, settings=settings)
     if given.page:
-        return _write(given.output, declared, known)
+        return _write(given.output, declared, config, known)
     if given.rule:
         declared = declare.of_rules(declared, given.rule)
     commandline.tell_of_idle_gpu()
     cache.keep_compiled_programs()  # before anything is compiled
-    chosen = _chosen(declared, given)
+    chosen, failed = _chosen(declared, given)
     found = declare.entries(declared, chosen, baseline=not _has_baseline(declared, known))
     points = [entry.point for entry in found]
     commandline.tell_user_functions(path for one in points for path in configs.user_functions(one.config))
@@ -92,8 +98,12 @@ def _benchmark(given: argparse.Namespace) -> int:
     if given.dry_run:
         return 0
     made = _Rows(declared, found, known, given.output, settings)
-    failed = _points(points, given.workdir, given.threads, made.add)
-    return max(_write(given.output, declared, made.all()), int(failed))
+    failed |= _points(points, given.workdir, given.threads, made.add)
+    ended = made.all()
+    if failed and ended.empty:  # each has said why
+        print("no run has a result, so that there is no page", file=sys.stderr)
+        return 1
+    return max(_write(given.output, declared, config, ended), int(failed))
 
 
 def _has_baseline(declared: "Benchmark", known: Any) -> bool:
@@ -106,23 +116,23 @@ def _has_baseline(declared: "Benchmark", known: Any) -> bool:
     return there >= {(n, p, seed) for n in clients for p in declared.partitions for seed in declared.seeds}
 
 
-def _chosen(declared: "Benchmark", given: argparse.Namespace) -> "Chosen":
-    """Parameters of the rules, where they are chosen first; prints those that are not the defaults."""
+def _chosen(declared: "Benchmark", given: argparse.Namespace) -> "tuple[Chosen, bool]":
+    """Parameters of the rules, where they are chosen first, and whether a run failed; prints those that are no defaults."""
     from lasa_jax import grid
     from lasa_jax.leaderboard import declare, tuning
 
     if declared.validation is None:
-        return {}
+        return {}, False
     trials = declare.on_validation(declared)
     points = list({entry.point.name: entry.point for entry in trials}.values())
     if not points:
-        return {}
+        return {}, False
     place = given.workdir / "validation"
     print(
         "\n".join(["on held-out training examples:", *grid.plan(points, place, threads=given.threads).lines(), "then:"])
     )
     if given.dry_run:
-        return {}
+        return {}, False
     accuracies: dict[str, float] = {}
 
     def add(outcome: "grid.Outcome") -> None:
@@ -130,11 +140,11 @@ def _chosen(declared: "Benchmark", given: argparse.Namespace) -> "Chosen":
             diverged = outcome.summary["status"] == "diverged"
             accuracies[outcome.point.name] = 0.0 if diverged else outcome.summary["final_test_accuracy"]
 
-    _points(points, place, given.threads, add)
+    failed = _points(points, place, given.threads, add)
     chosen = tuning.choose(trials, accuracies)
     for (rule, partition), parameters in chosen.items():
         print(f"chosen: {rule}, {partition}: {declare.shown(parameters)}")
-    return chosen
+    return chosen, failed
 
 
 def _points(
@@ -194,14 +204,19 @@ class _Rows:
         """Those that were known, without those of rules that were run now, and those that ended, as they were declared."""
         import pandas as pd
 
+        from lasa_jax.leaderboard import rows
+
         ended = [self._ended[name] for name in self._entries if name in self._ended]
         names, now = {row["run"] for row in ended}, {row["rule"] for row in ended} & self._own
-        kept = self._known[~self._known["rule"].isin(now) & ~self._known["run"].isin(names)]
+        situations = {tuple(row[name] for name in rows.SITUATION) for row in ended}
+        there = zip(*(self._known[name] for name in rows.SITUATION), strict=True)
+        again = pd.Series([one in situations for one in there], self._known.index, bool)
+        kept = self._known[~self._known["rule"].isin(now) & ~self._known["run"].isin(names) & ~again]
         return pd.DataFrame([*kept.to_dict("records"), *ended], columns=list(self._known.columns))
 
 
-def _write(output: Path, declared: "Benchmark", found: Any) -> int:
-    """Writes CSVs and page; returns the exit code."""
+def _write(output: Path, declared: "Benchmark", config: str, found: Any) -> int:
+    """Writes CSVs and page, which has the command with `config`; returns the exit code."""
     from lasa_jax.inspection import rendering
     from lasa_jax.leaderboard import page, rows
 
@@ -210,7 +225,7 @@ def _write(output: Path, declared: "Benchmark", found: Any) -> int:
     csvs = rows.files(found.to_dict("records"))
     rendering.write(output / declared.name, csvs)
     # Read again: the page is made of what the CSVs say, whoever makes it.
-    made, missing = page.files(rows.read(output / declared.name), declared.name)
+    made, missing = page.files(rows.read(output / declared.name), declared.name, config)
     rendering.write(output, made)
     for line in missing:
         print(line, file=sys.stderr)

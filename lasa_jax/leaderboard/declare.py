@@ -1,6 +1,7 @@
 """What a benchmark is: rules by attacks by partitions by seeds, declared in a file, and the points that it makes."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -145,17 +146,31 @@ def on_validation(benchmark: Benchmark) -> list[Entry]:
     Raises:
       GridError, InputError: as `entries`.
     """
-    base = ConfigDict(benchmark.base.to_dict())
-    base.dataset = benchmark.validation
-    there = dataclasses.replace(benchmark, base=base, seeds=(benchmark.validation_seed,))
     made: list[Entry] = []
     for rule in benchmark.rules:
         candidates = benchmark.candidates.get(rule, ())
-        alone = dataclasses.replace(there, rules=(rule,))
-        for parameters in [{}, *candidates] if candidates else []:  # a rule without any keeps its defaults
-            chosen = {(rule, partition): parameters for partition in benchmark.partitions}
-            made += [one for one in entries(alone, chosen, baseline=False) if one.attack != NO_ATTACK]
+        for partition in benchmark.partitions if candidates else ():  # a rule without any keeps its defaults
+            there = _held_out(benchmark, rule, partition)
+            for parameters in ({}, *candidates):
+                found = entries(there, {(rule, partition): parameters}, baseline=False)
+                made += [one for one in found if one.attack != NO_ATTACK]
     return made
+
+
+def _held_out(benchmark: Benchmark, rule: str, partition: str) -> Benchmark:
+    """The benchmark of one rule and partition on the validation set, all else being as on the dataset itself.
+
+    What `fidelity` decides by the dataset's name (and the rule's) is decided before the name changes.
+    """
+    alone = dataclasses.replace(benchmark, rules=(rule,), partitions={partition: benchmark.partitions[partition]})
+    client = entries(dataclasses.replace(alone, attacks=()), baseline=False)[0].point.config.client
+    settings = {
+        "dataset": benchmark.validation,
+        "client.learning_rate_decay": client.learning_rate_decay,
+        "client.clip_norm": math.inf if client.clip_norm is None else client.clip_norm,  # None would leave it open
+    }
+    base = configs.updated(benchmark.base, settings)
+    return dataclasses.replace(alone, base=base, seeds=(benchmark.validation_seed,))
 
 
 def of_rules(benchmark: Benchmark, rules: Sequence[str]) -> Benchmark:

@@ -1,6 +1,7 @@
 """The page of a benchmark, made of its CSVs alone: a table for each partition, the ranks, and what it does not show."""
 
 import math
+import shlex
 import textwrap
 from collections.abc import Sequence
 from typing import Any
@@ -26,12 +27,13 @@ _READING = (
 )
 
 
-def files(rows: pd.DataFrame, name: str) -> tuple[dict[str, str | bytes], list[str]]:
+def files(rows: pd.DataFrame, name: str, config: str) -> tuple[dict[str, str | bytes], list[str]]:
     """`{"NAME.md": ..., "NAME_ranks.png": ...}`, and a line for each picture that has no data.
 
     Args:
       rows: all of the benchmark, see `leaderboard.rows.read`.
       name: of the benchmark.
+      config: what the command is given for it, `FILE.py:EDITION` or a name of the package's.
     """
     tables = dict(list(rows.groupby("partition", sort=False)))
     together = pd.concat({key: standing.accuracies(part) for key, part in tables.items()}, axis=1)
@@ -57,7 +59,7 @@ def files(rows: pd.DataFrame, name: str) -> tuple[dict[str, str | bytes], list[s
             "## Your own rule",
             "",
             _wrapped(
-                f"One command adds a row, and runs nothing but that rule: `lasa-jax benchmark {name.replace('_', ':')} "
+                f"One command adds a row, and runs nothing but that rule: `lasa-jax benchmark {shlex.quote(config)} "
                 "--rule=my_rules:norm_gate --workdir=DIR --beside=FOLDER`, where FOLDER is the one that this page is in. "
                 f"The CSVs in `{name}/` hold every run; `--page` makes the page of them again."
             ),

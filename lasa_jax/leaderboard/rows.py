@@ -3,7 +3,6 @@
 import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ _RULE = re.compile(r"[\w.]{1,200}(:\w{1,200})?")  # which is the name of a file,
 _TEXTS = ("settings", "dataset", "rule", "parameters", "attack", "partition", "status", "device", "version", "run")
 _SHARES = ("attack_ratio", "accuracy", "malicious_filtered", "benign_kept")
 _COUNTS = ("clients_per_round", "seed", "rounds")
+SITUATION = ("rule", "attack", "partition", "seed", "clients_per_round")  # what a row is alone with
 COLUMNS = (
     *("settings", "dataset", "rule", "parameters", "attack", "attack_ratio", "partition", "clients_per_round", "seed"),
     *(
@@ -66,7 +66,7 @@ def of(entry: Entry, summary: Mapping[str, Any], settings: str) -> dict[str, Any
         "benign_kept": summary["detection"]["benign_kept"],
         "seconds_per_round": summary["seconds_per_round"],
         "device": _plain(str(summary.get("device", "unknown"))),
-        "version": metadata.version("lasa_jax"),
+        "version": _plain(str((summary.get("versions") or {}).get("lasa_jax", "unknown"))),  # that ran it, not this one
         "run": entry.point.name,
     }
 
@@ -126,13 +126,18 @@ def _read(path: Path) -> pd.DataFrame:
     for name in _TEXTS:
         able = [bool(_RULE.fullmatch(x)) if name == "rule" else declare.is_name(x) for x in frame[name]]
         _check(path, name, frame[name], able, "a name")
+    own = [methods.label(rule) == path.stem for rule in frame["rule"]]
+    _check(path, "rule", frame["rule"], own, f"{path.stem}, after which the file is named")
     for name in (*_SHARES, *_COUNTS, "seconds_per_round"):
         numbers = pd.to_numeric(frame[name].where(frame[name] != "", "nan"), errors="coerce")
         high = 1.0 if name in _SHARES else 2.0**53
-        inside = numbers.between(0, high) | ((frame[name] == "") & (name not in _COUNTS))
+        inside = numbers.between(0, high) | ((frame[name] == "") & (name not in (*_COUNTS, "accuracy")))
         whole = (numbers % 1 == 0) | (name not in _COUNTS)
         _check(path, name, frame[name], list(inside & whole), "a share" if name in _SHARES else "a number from 0")
         frame[name] = numbers.astype(int) if name in _COUNTS else numbers
+    if (again := frame.duplicated(list(SITUATION))).any():
+        said = ", ".join(f"{name} = {frame[again].iloc[0][name]}" for name in SITUATION)
+        raise InputError(f"{path}: {said}: is there twice; allowed is one row")
     return frame
 
 

@@ -23,8 +23,9 @@ def choose(found: Sequence[Entry], accuracies: Mapping[str, float]) -> Chosen:
         accuracy = accuracies.get(one.point.name, math.nan)
         candidates = worst.setdefault((one.rule, one.partition), {})
         before, _ = candidates.get(str(one.parameters), (math.inf, one.parameters))
-        # A comparison with NaN is false: it stays once it is there.
-        candidates[str(one.parameters)] = (accuracy if not accuracy >= before else before, one.parameters)
+        # `min` alone would drop a NaN, or keep it, by where it stands.
+        least = math.nan if math.isnan(before) or math.isnan(accuracy) else min(before, accuracy)
+        candidates[str(one.parameters)] = (least, one.parameters)
     best: dict[tuple[str, str], Parameters] = {}
     for key, candidates in worst.items():
         able = [(accuracy, parameters) for accuracy, parameters in candidates.values() if not math.isnan(accuracy)]

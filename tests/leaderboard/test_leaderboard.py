@@ -8,7 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from lasa_jax import config as configs
 from lasa_jax import grid, methods
+from lasa_jax.config.settings import flatten
 from lasa_jax.errors import InputError
 from lasa_jax.inspection import rendering
 from lasa_jax.leaderboard import __main__ as command
@@ -88,7 +90,7 @@ def test_a_rule_with_a_gap_is_marked_and_has_no_rank(tmp_path):
     found = standing.by_rule(read(tmp_path, made)).set_index("rule")
     assert math.isnan(found.loc["krum", "rank"])
     assert not found.loc["krum", "complete"]
-    assert "≤ 71.00" in page.files(rows.read(tmp_path), "digits")[0]["digits.md"]
+    assert "≤ 71.00" in page.files(rows.read(tmp_path), "digits", "digits")[0]["digits.md"]
 
 
 def test_the_critical_difference_is_that_of_the_published_table():
@@ -101,25 +103,28 @@ def test_the_critical_difference_is_that_of_the_published_table():
 
 def test_the_page_is_made_of_csvs_alone(tmp_path, capsys):
     rendering.write(tmp_path / "digits", rows.files(known()))
-    made, missing = page.files(rows.read(tmp_path / "digits"), "digits")
+    made, missing = page.files(rows.read(tmp_path / "digits"), "digits", "digits:all")
     assert not missing
     assert set(made) == {"digits.md", "digits_ranks.png", "digits_ranks.svg"}
     text = str(made["digits.md"])
     assert "| krum | 83.00 | -9.00 ± 12.71 | 71.00 | lie | -21.00 ± 12.71 | 12.00 | 1.3 | 50 | 88 | 0.100 |" in text
     assert "| mda (15 clients) |" in text
     assert "## What this does not show" in text
+    assert "`lasa-jax benchmark digits:all --rule" in " ".join(text.split())
     assert all(len(line) <= 120 for line in text.splitlines() if not line.startswith("|"))
     rendering.write(tmp_path / "again", rows.files(rows.read(tmp_path / "digits").to_dict("records")))
-    assert page.files(rows.read(tmp_path / "again"), "digits")[0] == made
+    assert page.files(rows.read(tmp_path / "again"), "digits", "digits:all")[0] == made
 
 
 @pytest.mark.parametrize(
     ("column", "value", "message"),
     [
         ("accuracy", 1.5, "accuracy = '1.5': allowed is a share"),
+        ("accuracy", None, "accuracy = '': allowed is a share"),
         ("seed", "one", "seed = 'one': allowed is a number from 0"),
         ("attack", "<b>", "attack = '<b>': allowed is a name"),
         ("rule", "../krum", "rule = '../krum': allowed is a name"),
+        ("rule", "median", "rule = 'median': allowed is krum, after which the file is named"),
         ("settings", "xyz", "its runs have other settings (xyz) than the benchmark (abc)"),
     ],
 )
@@ -128,6 +133,25 @@ def test_a_csv_is_checked(column, value, message, tmp_path):
     with pytest.raises(InputError) as error:
         rows.read(tmp_path, settings="abc")
     assert str(error.value).endswith(f".csv: {message}")
+
+
+def test_a_run_is_there_once(tmp_path):
+    made = [row("krum", "lie", 1, 0.5), row("krum", "lie", 1, 0.5, clients_per_round=15), row("krum", "lie", 2, 0.5)]
+    assert len(read(tmp_path, made)) == 3
+    with pytest.raises(InputError) as error:
+        read(tmp_path, [*made, row("krum", "lie", 2, 0.75)])
+    said = "krum.csv: rule = krum, attack = lie, partition = IID, seed = 2, clients_per_round = 30: is there twice"
+    assert f"{said}; allowed is one row" in str(error.value)
+
+
+def test_the_version_is_that_of_the_run():
+    """Of a run that was made by another version, or by a package that is not installed."""
+    config = configs.resolve(configs.default())
+    entry = declare.Entry("fedavg", "none", "IID", 1, {}, grid.Point(config, "", ""))
+    summary = {"status": "finished", "final_test_accuracy": 0.5, "seconds_per_round": 0.25}
+    summary |= {"detection": {"malicious_filtered": None, "benign_kept": 1.0}}
+    assert rows.of(entry, summary | {"versions": {"lasa_jax": "0.0.1"}}, "abc")["version"] == "0.0.1"
+    assert rows.of(entry, summary, "abc")["version"] == "unknown"
 
 
 def test_parameters_are_chosen_by_their_worst_attack():
@@ -144,6 +168,35 @@ def test_parameters_are_chosen_by_their_worst_attack():
     assert tuning.choose(found[:2], accuracies) == {}  # the defaults
 
 
+@pytest.mark.parametrize("missing", [0, 1, 2])
+def test_a_candidate_with_a_missing_run_is_not_chosen(missing):
+    found = [
+        declare.Entry("krum", attack, "IID", 0, {"a": a} if a else {}, grid.Point(None, f"{a} {attack}", ""))
+        for a in (0, 1)
+        for attack in ("lie", "inf", "noise")
+    ]
+    accuracies = {one.point.name: 0.9 if one.parameters else 0.2 for one in found}
+    assert tuning.choose(found, accuracies) == {("krum", "IID"): {"a": 1}}
+    del accuracies[found[3 + missing].point.name]
+    assert tuning.choose(found, accuracies) == {}
+
+
+@pytest.mark.parametrize(
+    ("dataset", "rule", "decay", "clip"), [("digits", "dnc", 1.0, None), ("mnist", "sparsefed", 0.999, 1.0)]
+)
+def test_parameters_are_chosen_with_the_settings_of_the_benchmark(dataset, rule, decay, clip):
+    tuned = declare.load(f"{dataset}:tuned")
+    parameters, iid = tuned.candidates[rule][0], {"IID": tuned.partitions["IID"]}
+    tuned = dataclasses.replace(tuned, rules=(rule,), attacks=("lie",), partitions=iid, candidates={rule: [parameters]})
+    run = dict(flatten(declare.entries(tuned, baseline=False)[-1].point.config.to_dict()))
+    assert (run["client.learning_rate_decay"], run["client.clip_norm"]) == (decay, clip)
+    for entry, given in zip(declare.on_validation(tuned), ({}, parameters), strict=True):
+        trial = dict(flatten(entry.point.config.to_dict()))
+        differ = {name for name in run.keys() | trial.keys() if run.get(name, "") != trial.get(name, "")}
+        of_the_path = {name for name in trial if name.startswith("sources.")}
+        assert differ == {"dataset", "seed", *of_the_path, *(f"aggregator.parameters.{name}" for name in given)}
+
+
 def test_no_test_example_is_there_to_choose_by():
     whole, made = methods.dataset("digits"), validation.digits()
     train = {image.tobytes() for image in made["train"][0]}
@@ -152,6 +205,7 @@ def test_no_test_example_is_there_to_choose_by():
     assert train | held <= {image.tobytes() for image in whole.train.inputs}
     assert not train & held
     assert np.bincount(made["test"][1]).min() >= 27  # of each class a fifth
+    assert (made["mean"], made["std"]) == (whole.train.inputs.mean(), whole.train.inputs.std())
 
 
 def test_editions_of_the_digits():
@@ -190,7 +244,13 @@ def place(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def made_up(monkeypatch) -> list[str]:
+def fails() -> set[str]:
+    """The names of the folders whose runs fail."""
+    return set()
+
+
+@pytest.fixture
+def made_up(monkeypatch, fails) -> list[str]:
     """Runs, plans and pictures take no time, and runs are told: clipping at 0.5 is best."""
     told: list[str] = []
 
@@ -198,6 +258,9 @@ def made_up(monkeypatch) -> list[str]:
         for point in points:
             config = point.config
             told.append(f"{config.aggregator.name} {config.attack.name} {config.seed}")
+            if Path(workdir).name in fails:
+                on_outcome(grid.Outcome(point, Path(workdir) / point.name, None, "no memory"))
+                continue
             tuned = config.aggregator.parameters.to_dict().get("clip_norm") == 0.5
             summary = {"status": "finished", "final_test_accuracy": 0.75 if tuned else 0.5, "seconds_per_round": 0.25}
             summary |= {"detection": {"malicious_filtered": None, "benign_kept": 1.0}, "device": "cpu (x)"}
@@ -241,12 +304,44 @@ def test_the_tuned_edition_chooses_first(made_up, capsys):
     assert "| norm\\_clipped\\_mean (clip\\_norm=0.5) | 75.00 |" in Path("runs/benchmark/mine.md").read_text()
 
 
+@pytest.mark.usefixtures("place", "made_up")
+def test_a_run_that_failed_is_told_by_the_exit_code(fails, capsys):
+    arguments = ["mine.py:tuned", "--rule=norm_clipped_mean", "--workdir=runs"]
+    fails.add("validation")
+    assert command.main(arguments) == 1
+    page_of = Path("runs/benchmark/mine.md")
+    assert "| norm\\_clipped\\_mean | 50.00 |" in page_of.read_text()  # with its defaults
+    assert "lasa-jax benchmark mine.py:tuned --rule" in " ".join(page_of.read_text().split())
+    fails.add("runs")
+    capsys.readouterr()
+    assert command.main([*arguments, "--output=none"]) == 1
+    *told, last = capsys.readouterr().err.splitlines()
+    assert len(told) == 2 + 3 * 2  # on validation, then with and without attack and FedAvg without, with two seeds
+    assert all(line.endswith(": failed: no memory") for line in told)
+    assert last == "no run has a result, so that there is no page"
+    assert not Path("none").exists()
+
+
+@pytest.mark.usefixtures("place", "made_up")
+def test_a_run_takes_the_place_of_one_of_the_same_situation():
+    """FedAvg of another file, where it lacks a seed and was declared otherwise."""
+    settings = declare.settings_id(declare.load("mine.py"))
+    there = row("fedavg", "none", 1, 0.25, settings=settings, clients_per_round=4)
+    rendering.write(Path("others/mine"), rows.files([there]))
+    assert command.main(["mine.py", "--rule=norm_clipped_mean", "--workdir=runs", "--beside=others"]) == 0
+    fedavg = rows.read(Path("runs/benchmark/mine")).query("rule == 'fedavg'")
+    assert list(zip(fedavg["seed"], fedavg["accuracy"], strict=True)) == [(1, 0.5), (2, 0.5)]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["mine.py"], "--workdir: is missing; allowed is a directory for the runs"),
         (["mine.py", "--page"], "--output: is missing; --page makes the page of the CSVs that are there"),
         (["mine.py", "--page", "--output=none"], "none/mine: has no row of a run yet"),
+        (["mine.py", "--page", "--output=x", "--rule=krum"], "--rule: has no effect with --page, which runs nothing"),
+        (["mine.py", "--page", "--output=x", "--threads=2"], "--threads: has no effect with --page"),
+        (["mine.py", "--page", "--output=x", "--dry_run"], "--dry_run: has no effect with --page"),
         (
             ["mine.py:tuned", "--quick", "--workdir=x"],
             "--quick: is an edition, and --config=mine.py:tuned names another",
