@@ -25,10 +25,10 @@ QUICK = "not thorough and not slow"  # what pyproject.toml selects by itself
 COMPILED_FAST = (
     "--xla_backend_optimization_level=0",
     "--xla_llvm_disable_expensive_passes=true",
-    "--xla_cpu_use_fusion_emitters=false",
     "--xla_cpu_parallel_codegen_split_count=1",
+    *(("--xla_cpu_use_fusion_emitters=false",) if jax.__version_info__ < (0, 12) else ()),  # gone in 0.12
 )
-KNOWN = (0, 8) <= jax.__version_info__[:2] <= (0, 11)  # whose XLA has these flags: one that has not would stop at once
+KNOWN = (0, 8) <= jax.__version_info__[:2] <= (0, 12)  # whose XLA has these flags: one that has not would stop at once
 
 # Beginnings of the ids of thorough tests, as regular expressions.
 THOROUGH = (
