@@ -1,6 +1,7 @@
 """The checks of `testing.conformance`: what a function and one of our methods are both given, and must agree on.
 
-`theirs` and `ours` are functions of rows `(n, entries)`. `theirs` gives an array in float64, or one line about what it raised.
+`theirs` and `ours` are functions of rows `(n, entries)`. `theirs` gives an array in float64, or one line about what it
+raised.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
