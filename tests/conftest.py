@@ -56,14 +56,12 @@ THOROUGH = (
     r"tests/checks/test_(causes|definitions.py::test_ours|faults|forms.py::test_(models|no_form)|fuzz)",
     r"tests/data/test_by_client.py::TestRealFiles",
     r"tests/federated/test_(ragged|simulation)",
-    r"tests/federated/test_by_client.py::test_(eight_devices|runs_side|a_run_goes_on|rules_by_size)",
-    r"tests/federated/test_client.py::test_(every_model|clients_of_different|.*precision)",
+    r"tests/federated/test_client.py::test_(an_accelerator|clients_of_different|every_model|orders_differ|the_form|tf32|.*precision)",
+    r"tests/federated/test_evaluation.py::test_(a_cpu_keeps|runs_of_a_batch)",
     r"tests/golden/.*\[(a[234]_|a5_n8_f[23]|[12]-)",  # what is left has every method
     r"tests/grid/test_(command.py::test_(killed|threads)|cost.py::test_a_batch|grid.py::test_the_papers|runs)",
     r"tests/inspection/test_(coefficient|command|recorded|replay|variances)",
     r"tests/launch/test_(cluster|outside|sweeps.py::test_every_sweep.*\[(?!table3))",
-    r"tests/federated/test_client.py::test_(an_accelerator|clients_of_different|every_model|orders_differ|the_form|tf32|.*precision)",
-    r"tests/federated/test_evaluation.py::test_(a_cpu_keeps|runs_of_a_batch)",
     r"tests/golden/test_golden.py::test_crafted_rows\[a[56]_",
     r"tests/models/test_lstm",
     r"tests/models/test_models.py::(TestLSTM|test_(batch_norm|dropout|initialisation))",
@@ -87,8 +85,6 @@ THOROUGH = (
     r"tests/test_main.py::test_(stopped|tensorboard)",
     r"tests/test_methods.py::TestRuns",
     r"tests/test_(site|tiers)",
-    r"tests/testing/",
-    r"tests/test_tiers",
     r"tests/testing/(?!test_conformance.py::test_a_mean)",
 )
 

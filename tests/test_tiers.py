@@ -37,6 +37,10 @@ def test_every_line_of_the_table_names_tests(quick):
         assert not re.search(f"^{line}", quick, re.MULTILINE), line
 
 
+def test_one_comparison_with_a_function_of_anybodys_is_quick(quick):
+    assert "tests/testing/test_conformance.py::test_a_mean" in quick
+
+
 @pytest.mark.parametrize(
     ("marks", "given", "fast"),
     [(QUICK, "", True), ("thorough", "", False), (QUICK, "--xla_backend_optimization_level=3", False)],

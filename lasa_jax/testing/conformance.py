@@ -11,7 +11,7 @@ results are compared only where our method's own one does not hang by a hair.
 
 import functools
 import itertools
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -28,13 +28,13 @@ from lasa_jax.testing.comparisons import (
     DRAWN,
     ROWS,
     SHAPE,
-    SIZE,
     Ours,
     Theirs,
     absent_rows,
     another_f,
     drawn_rows,
     edges,
+    entries_of,
     first_of_all,
     is_stable,
     laws_of_order,
@@ -46,6 +46,15 @@ from lasa_jax.testing.foreign import foreign
 from lasa_jax.testing.stacks import initial
 
 _PRESENT = ("present", "mask")
+_MOST_KEPT = 32  # methods and programs; a session that tries many does not keep them all
+_AS_DEFINED = ("none", "zero")  # attacks that send what is honest, or the same always
+# What these methods are told to draw nothing.
+_DRAWS_NOTHING = {
+    "dnc": "num_coordinates = None or coordinates",
+    "fang_trmean": "variant = official",
+    "signguard": "coordinate_fraction = 1, or variant = official with window_start",
+    "signguard_sim": "coordinate_fraction = 1, or variant = official with window_start",
+}
 
 
 def check_rule(
@@ -63,7 +72,8 @@ def check_rule(
 
     The function is called as `fn(rows)`: rows `(n, d)` in float32, the updates of n clients, to one update `(d,)`. If it
     has a parameter `present` or `mask` it is also given a mask, bool `(n,)`, of the rows that count. Whatever else it
-    needs, as f, it must know already. Our rule sees the rows as one layer, a matrix, in its first round.
+    needs, as f, it must know already. Our rule sees the rows as one layer, a matrix, in its first round. Rows have two
+    entries; five for rules that take a share of them (`comparisons.ENTRIES`) and for an `Aggregator`.
 
     Args:
       fn: the function; or an `Aggregator`.
@@ -75,14 +85,15 @@ def check_rule(
       without: names of checks, of `CHECKS`, that are left out, for what your function does not promise.
       tolerance: what may differ, in units of the input's scale.
       quiet: print nothing.
-      **parameters: of our rule.
+      **parameters: of our rule; none for an `Aggregator`, which has its own.
 
     Returns:
       A report. Its `failures` is empty where everything holds.
 
     Raises:
-      InputError: for a rule that is not known or needs more than the updates, for a parameter or a check that is not
-        known, and for a library that is not installed.
+      InputError: for a rule that is not known or needs more than the updates, for one that draws or whose result is the
+        same on all inputs, with which nothing can be compared, for a parameter or a check that is not known, and for a
+        library that is not installed.
 
     Examples:
       >>> from lasa_jax import testing
@@ -93,16 +104,19 @@ def check_rule(
       20
     """
     f, trial = _checked(num_malicious, tolerance, without)
-    rule = like if isinstance(like, Aggregator) else _built(aggregators.create, like, parameters)
-    _needs_nothing(rule, like)
+    rule = _built(aggregators.create, like, Aggregator, parameters)
+    _needs_nothing("like", rule, like)
+    _needs_nothing("fn", fn)
+    entries = entries_of(like)
     n = 4 * f + 6 if like == "bulyan" or isinstance(like, Aggregator) else 2 * f + 4
-    ours = functools.partial(_rule_of_rows(rule, n + 1), f=f)
+    ours = functools.partial(_rule_of_rows(rule, n + 1, entries), f=f)
     if isinstance(fn, Aggregator):
-        theirs_rule = functools.partial(_rule_of_rows(fn, n + 1), f=f)
+        theirs_rule = functools.partial(_rule_of_rows(fn, n + 1, entries), f=f)
         fn, arrays = (lambda rows, present: theirs_rule(rows, present)), "numpy"
-    inputs = list(itertools.islice(drawn_rows(n, f), DRAWN))
+    inputs = list(itertools.islice(drawn_rows(n, f, entries), DRAWN))
     sample = {"rows": inputs[0], "present": np.ones(n, bool)}
     theirs = foreign(fn, sample, {"present": _PRESENT}, arrays)
+    _tells(like, [[ours(x, seed=seed) for x in inputs] for seed in range(4)])
 
     def call(rows: np.ndarray, present: np.ndarray | None = None) -> np.ndarray | str:
         return theirs(rows, present=np.ones(len(rows), bool) if present is None else present)
@@ -110,9 +124,7 @@ def check_rule(
     changes = theirs.changes(inputs[0], present=sample["present"])
     first_of_all(trial, call, ours, changes, {"rows": inputs[0]})
     hint = ""
-    if any(not _same(ours(x), ours(x, seed=seed)) for x in inputs[:4] for seed in range(1, 4)):
-        trial.not_asked["everything else"] = "our rule draws"
-    elif SHAPE not in trial.failures:
+    if SHAPE not in trial.failures:
         stable = [x for x in inputs if is_stable(ours, x)]
         for x in stable:
             trial.compare(ROWS, {"rows": x}, call(x), ours(x))
@@ -147,7 +159,8 @@ def check_attack(
 
     The function is called as `fn(benign)`: the rows `(m, d)` in float32 of the m benign clients, to one row `(d,)` that all
     malicious clients send, or to `(f, d)`, a row for each of them. If it has a parameter `own` it is also given, `(f, d)`,
-    what the malicious clients would have sent honestly.
+    what the malicious clients would have sent honestly. Rows have two entries; 100 for `lasa_attack`, which takes shares of
+    them, and five for an `Attack`.
 
     Args:
       fn: the function; or an `Attack`.
@@ -155,28 +168,33 @@ def check_attack(
       num_malicious: f, the number of malicious clients, at least 1. There are f + 3 benign ones, at least 4, and one more.
       against: the server's rule, which attacks that adapt to it are given; the trimmed mean of f if None.
       arrays, without, tolerance, quiet: see `check_rule`.
-      **parameters: of our attack.
+      **parameters: of our attack; none for an `Attack`, which has its own.
 
     Returns:
       A report. Its `failures` is empty where everything holds.
 
     Raises:
-      InputError: as `check_rule`; and where our attack reads what the malicious clients would have sent, and the function
-        has no parameter `own`.
+      InputError: as `check_rule`; for an attack on the training, as "label_flip", which leaves the updates as they are; and
+        where our attack reads what the malicious clients would have sent, and the function has no parameter `own`.
     """
     f, trial = _checked(num_malicious, tolerance, without, least=1)
-    attack = like if isinstance(like, Attack) else _built(attacks.create, like, parameters)
-    _needs_nothing(attack, like)
-    m = max(4, f + 3)
-    against = _built(aggregators.create, "trimmed_mean", {}) if against is None else against
-    ours_of = _attack_of_rows(attack, f + 1, m + 1, against)
+    attack = _built(attacks.create, like, Attack, parameters)
+    against = _built(aggregators.create, "trimmed_mean", Aggregator, {}) if against is None else against
+    if not isinstance(against, Aggregator):
+        raise InputError(f"against = {against!r}: allowed is an Aggregator, as aggregators.krum() makes it")
+    _needs_nothing("like", attack, like)
+    _needs_nothing("fn", fn)
+    _needs_nothing("against", against)
+    m, entries = max(4, f + 3), entries_of(like)
+    ours_of = _attack_of_rows(attack, f + 1, m + 1, against, entries)
     if isinstance(fn, Attack):
-        theirs_of = _attack_of_rows(fn, f + 1, m + 1, against)
+        theirs_of = _attack_of_rows(fn, f + 1, m + 1, against, entries)
         fn, arrays = (lambda benign, own: theirs_of(benign, own)), "numpy"
-    inputs = list(itertools.islice(drawn_rows(m + f, 0), DRAWN))
+    inputs = list(itertools.islice(drawn_rows(m + f, 0, entries), DRAWN))
     pairs = [(rows[f:], rows[:f]) for rows in inputs]
     benign, own = pairs[0]
     theirs = foreign(fn, {"benign": benign, "own": own}, {"own": ("own",)}, arrays)
+    _tells(like, [[ours_of(b, o, seed=seed) for b, o in pairs] for seed in range(4)], [o for _, o in pairs])
     if "own" not in theirs.takes and any(not _same(ours_of(b, o), ours_of(b, 3 - 2 * o)) for b, o in pairs[:4]):
         raise InputError(
             f"like = {like if isinstance(like, str) else 'an attack'}: it reads what the malicious clients would have sent; "
@@ -188,14 +206,12 @@ def check_attack(
 
     def call(rows: np.ndarray, own: np.ndarray = own) -> np.ndarray | str:
         found = theirs(rows, own=own)
-        is_one = isinstance(found, np.ndarray) and found.shape == (SIZE,)
+        is_one = isinstance(found, np.ndarray) and found.shape == (entries,)
         return np.repeat(np.asarray(found)[None], len(own), axis=0) if is_one else found
 
     first_of_all(trial, call, ours, theirs.changes(benign, own=own), {"benign": benign, "own": own})
     hint = ""
-    if any(not _same(ours_of(b, o), ours_of(b, o, seed=seed)) for b, o in pairs[:4] for seed in range(1, 4)):
-        trial.not_asked["everything else"] = "our attack draws"
-    elif SHAPE not in trial.failures:
+    if SHAPE not in trial.failures:
         stable = [(b, o) for b, o in pairs if is_stable(functools.partial(ours_of, own=o), b)]
         for b, o in stable:
             trial.compare(ROWS, {"benign": b, "own": o}, call(b, o), ours_of(b, o))
@@ -226,18 +242,47 @@ def _checked(num_malicious: int, tolerance: float, without: Collection[str], lea
     return int(num_malicious), Trial(tolerance, without)
 
 
-def _needs_nothing(method: Aggregator | Attack, like: object) -> None:
-    if method.needs:
-        name = like if isinstance(like, str) else "a method"
+def _needs_nothing(argument: str, method: object, like: object = None) -> None:
+    """InputError for a method that reads more than the updates; a function of anybody's is none."""
+    if isinstance(method, Aggregator | Attack) and method.needs:
+        needs = ", ".join(sorted(method.needs))
+        raise InputError(f"{argument} = {_name_of(like)}: it needs {needs}; allowed is what reads the updates only")
+
+
+def _tells(like: object, results: Sequence[Sequence[np.ndarray]], honest: Sequence[np.ndarray] | None = None) -> None:
+    """InputError where results tell nothing about a function: they are drawn, always the same, or what is honest.
+
+    Args:
+      like: the method of ours.
+      results: of our method on each input, for several keys.
+      honest: of an attack, what the malicious clients would have sent.
+    """
+    first, *others = results
+    name = _name_of(like)
+    if any(not _same(a, b) for other in others for a, b in zip(first, other, strict=True)):
+        told = _DRAWS_NOTHING.get(like) if isinstance(like, str) else None
+        allowed = f"told {told} it draws nothing" if told else "allowed is what draws nothing"
+        raise InputError(f"like = {name}: it draws, so no function can be compared with it; {allowed}")
+    if like in _AS_DEFINED:
+        return
+    if all(_same(x, y) for x, y in itertools.pairwise(first)):
         raise InputError(
-            f"like = {name}: it needs {', '.join(sorted(method.needs))}; allowed is what reads the updates only"
+            f"like = {name}: its result is {np.ravel(first[0])[0]:g} on all drawn inputs, rows of "
+            f"{first[0].shape[-1]} entries; allowed are parameters with which it differs"
         )
+    if honest is not None and all(_same(x, own) for x, own in zip(first, honest, strict=True)):
+        raise InputError(
+            f"like = {name}: it sends what is honest, its training differs; allowed are attacks on updates"
+        )
+
+
+def _name_of(like: object) -> str:
+    return like if isinstance(like, str) else "a method of yours"
 
 
 def _text_of(like: object, f: int, parameters: dict[str, Any]) -> str:
     told = {"num_malicious": f, **parameters}
-    name = like if isinstance(like, str) else "a method of yours"
-    return ", ".join([name, *(f"{key} = {value}" for key, value in told.items())])
+    return ", ".join([_name_of(like), *(f"{key} = {value}" for key, value in told.items())])
 
 
 def _said(report: Report, quiet: bool) -> Report:
@@ -246,25 +291,31 @@ def _said(report: Report, quiet: bool) -> Report:
     return report
 
 
-def _built(create: Callable[..., Any], name: str, parameters: Mapping[str, Any]) -> Any:
+def _built(create: Callable[..., Any], like: Any, kind: type, parameters: Mapping[str, Any]) -> Any:
     """The method; the same one for the same numbers, so that it is compiled once."""
+    if isinstance(like, kind):
+        if parameters:
+            raise InputError(
+                f"{', '.join(sorted(parameters))}: like is an {kind.__name__} with parameters of its own; allowed are none"
+            )
+        return like
     try:
-        return _cached(create, name, tuple(sorted(parameters.items())))
+        return _cached(create, like, **dict(sorted(parameters.items())))
     except TypeError:  # an array cannot be a key
-        return create(name, **parameters)
+        return create(like, **parameters)
 
 
-@functools.cache
-def _cached(create: Callable[..., Any], name: str, parameters: tuple[tuple[str, Any], ...]) -> Any:
-    return create(name, **dict(parameters))
+@functools.lru_cache(_MOST_KEPT, typed=True)  # 1, 1.0 and True are equal but not the same parameter
+def _cached(create: Callable[..., Any], like: str, /, **parameters: Any) -> Any:
+    return create(like, **parameters)
 
 
 def _same(a: np.ndarray, b: np.ndarray) -> bool:
     return np.array_equal(a, b, equal_nan=True)
 
 
-@functools.cache
-def _rule_of_rows(rule: Aggregator, most: int) -> Callable[..., np.ndarray]:
+@functools.lru_cache(_MOST_KEPT)
+def _rule_of_rows(rule: Aggregator, most: int, entries: int) -> Callable[..., np.ndarray]:
     """The rule's first round as a function of at most so many rows: one program, in which the others are absent."""
 
     @jax.jit
@@ -274,12 +325,12 @@ def _rule_of_rows(rule: Aggregator, most: int) -> Callable[..., np.ndarray]:
         given = {"key": jax.random.key(seed), "num_malicious": f, "present": present}
         return rule.aggregate(updates, state, **given)[0]["w"][0]
 
-    known: dict[tuple[bytes, ...], np.ndarray] = {}
+    known: dict[tuple[bytes, ...], np.ndarray] = {}  # inputs are always the same ones, so it does not grow
 
     def of_rows(rows: np.ndarray, present: np.ndarray | None = None, f: int = 0, seed: int = 0) -> np.ndarray:
         present = np.ones(len(rows), bool) if present is None else present
         missing = most - len(rows)
-        padded = np.concatenate([rows.astype(np.float32), np.zeros((missing, SIZE), np.float32)])
+        padded = np.concatenate([rows.astype(np.float32), np.zeros((missing, entries), np.float32)])
         there = np.concatenate([present, np.zeros(missing, bool)])
         asked = (padded.tobytes(), there.tobytes(), bytes([f, seed]))
         if asked not in known:
@@ -289,8 +340,10 @@ def _rule_of_rows(rule: Aggregator, most: int) -> Callable[..., np.ndarray]:
     return of_rows
 
 
-@functools.cache
-def _attack_of_rows(attack: Attack, most: int, most_benign: int, against: Aggregator) -> Callable[..., np.ndarray]:
+@functools.lru_cache(_MOST_KEPT)
+def _attack_of_rows(
+    attack: Attack, most: int, most_benign: int, against: Aggregator, entries: int
+) -> Callable[..., np.ndarray]:
     """The rows `(f, d)` that an attack sends in its first round, of at most so many malicious and benign ones."""
     malicious = np.arange(most + most_benign) < most
 
@@ -306,10 +359,10 @@ def _attack_of_rows(attack: Attack, most: int, most_benign: int, against: Aggreg
         state = attack.init(initial(updates))
         return attack.craft(updates, state, jnp.asarray(malicious), key=key, present=present, aggregate=server)[0]["w"]
 
-    known: dict[tuple[bytes, ...], np.ndarray] = {}
+    known: dict[tuple[bytes, ...], np.ndarray] = {}  # inputs are always the same ones, so it does not grow
 
     def of_rows(benign: np.ndarray, own: np.ndarray, seed: int = 0) -> np.ndarray:
-        rows = np.zeros((most + most_benign, SIZE), np.float32)
+        rows = np.zeros((most + most_benign, entries), np.float32)
         rows[: len(own)], rows[most : most + len(benign)] = own, benign
         places = np.arange(len(rows))
         present = (places < len(own)) | ((places >= most) & (places < most + len(benign)))

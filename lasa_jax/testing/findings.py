@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+MOST_SHOWN = 20
+
 
 class Finding(NamedTuple):
     """A check that does not hold.
@@ -149,11 +151,12 @@ def typical_norm(rows: np.ndarray) -> float:
 
 
 def _text(value: np.ndarray | str) -> str:
-    """Numbers with six digits, rows in one line."""
+    """Numbers with six digits, rows in one line, the first `MOST_SHOWN` of each."""
     if isinstance(value, str):
         return value
     if value.dtype == bool or value.ndim == 0:
         return str(value.tolist())
     if value.ndim == 1:
-        return "[" + ", ".join(f"{x:.6g}" for x in value.tolist()) + "]"
+        more = f", and {value.size - MOST_SHOWN} more" if value.size > MOST_SHOWN else ""
+        return "[" + ", ".join(f"{x:.6g}" for x in value[:MOST_SHOWN].tolist()) + more + "]"
     return "[" + ", ".join(_text(row) for row in value) + "]"

@@ -41,14 +41,15 @@ class Foreign(NamedTuple):
             return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
     def changes(self, first: np.ndarray, **others: np.ndarray) -> bool:
-        """Whether a call changes the array that it is given."""
+        """Whether a call changes an array that it is given, its first or another."""
         given = to_library(first, self.library)
         taken = {self.takes[name]: to_library(x, self.library) for name, x in others.items() if name in self.takes}
         try:
             _quietly(self.function, given, taken)
         except _RAISED:
             return False
-        return not np.array_equal(to_numpy(given), np.asarray(first, np.float64), equal_nan=True)
+        pairs = [(given, first), *((taken[self.takes[name]], x) for name, x in others.items() if name in self.takes)]
+        return any(not np.array_equal(to_numpy(y), np.asarray(x, np.float64), equal_nan=True) for y, x in pairs)
 
 
 def foreign(
@@ -114,11 +115,15 @@ def _quietly(function: Callable[..., Any], first: Any, taken: Mapping[str, Any])
 
 
 def _parameter(function: Callable[..., Any], called: Collection[str]) -> str | None:
+    """Its name for an argument, of those allowed. The first parameter is the rows, whatever it is called."""
     try:
-        parameters = inspect.signature(function).parameters
+        parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):  # a function of C
         return None
-    return next((name for name in called if name in parameters), None)
+    if parameters and parameters[0].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD:
+        parameters = parameters[1:]
+    by_name = {x.name for x in parameters if x.kind in (x.POSITIONAL_OR_KEYWORD, x.KEYWORD_ONLY)}
+    return next((name for name in called if name in by_name), None)
 
 
 @functools.cache

@@ -12,7 +12,7 @@ import pytest
 
 from lasa_jax import aggregators, attacks
 from lasa_jax.errors import InputError
-from lasa_jax.testing import CHECKS, check_attack, check_rule
+from lasa_jax.testing import CHECKS, check_attack, check_rule, conformance
 from lasa_jax.testing import comparisons as checks
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
@@ -72,6 +72,20 @@ def clipped(xp, rows, guarded=True):
     return (xp.where(good, moved, 0.0) if guarded else xp.where(xp.isfinite(rows), moved, 0.0)).mean(0)
 
 
+def lasa(xp, rows, survive=2):
+    rows = rows[xp.isfinite(rows).all(1)]
+    norms = (rows**2).sum(1) ** 0.5
+    factor = xp.sort(norms, axis=0)[(len(rows) - 1) // 2] / norms
+    rows = rows * xp.where(factor < 1, factor, 1.0)[:, None]
+    rows = rows * (abs(rows) > xp.sort(abs(rows), axis=1)[:, -1 - survive][:, None])  # k = 3, strictly above the third
+    plus, minus = (rows > 0).sum(1) * 1.0, (rows < 0).sum(1) * 1.0
+    purity = (plus - minus) / xp.where(plus + minus > 0, plus + minus, 1.0)
+    kept = purity == purity
+    for x in ((rows**2).sum(1) ** 0.5, purity):
+        kept = kept & (abs(x - median(xp, x)) / ((x - x.mean()) ** 2).mean() ** 0.5 < 1)
+    return (rows[kept] if kept.any() else rows).mean(0)
+
+
 def lie(benign, fewer=1):
     return benign.mean(0) - 0.5 * (((benign - benign.mean(0)) ** 2).sum(0) / (len(benign) - fewer)) ** 0.5
 
@@ -116,6 +130,7 @@ FAULTS = {
         checks.ZEROS,
         {"clip_norm": 2.0},
     ),
+    "one magnitude too many": Planted("lasa", lasa, lambda xp, rows: lasa(xp, rows, survive=3), checks.ROWS),
     "NaN counted": Planted("median", median, lambda xp, rows: median(xp, xp.nan_to_num(rows)), checks.NAN),
     "f off by one": Planted("trimmed_mean", trimmed, lambda xp, rows: trimmed(xp, rows, F - 1, F - 1), checks.ROWS),
 }
@@ -209,9 +224,51 @@ def test_checks_can_be_left_out():
     assert report.not_asked[checks.NAN] == "as told"
 
 
-def test_an_attack_that_draws_is_asked_little():
-    report = check_attack(lambda benign, own: own, like="noise", quiet=True)
-    assert report.not_asked["everything else"] == "our attack draws"
+def test_rows_have_entries_of_which_a_share_can_be_taken():
+    assert checks.ROWS in {x.check for x in check_rule(lambda rows: 0 * rows[0], like="lasa", quiet=True).failures}
+    for other in (attacks.lasa_attack(sparsity_level=0.6), attacks.lasa_attack(large_share=0.0)):
+        report = check_attack(other, like="lasa_attack", quiet=True)
+        assert checks.ROWS in {finding.check for finding in report.failures}
+    assert "and 80 more]" in str(report)
+
+
+def test_a_mask_or_the_malicious_rows_changed_is_found():
+    def rule(rows, mask):
+        mean = rows[mask].mean(0)
+        mask[0] = False
+        return mean
+
+    def attack(benign, own):
+        own *= -1
+        return own.copy()
+
+    for report in (check_rule(rule, like="fedavg", quiet=True), check_attack(attack, like="sign_flip", quiet=True)):
+        assert [finding.check for finding in report.failures] == [checks.INPUT], str(report)
+
+
+def test_the_first_parameter_is_the_rows_whatever_its_name():
+    def rule(mask):
+        return mask.mean(0)
+
+    def masked(present, mask):
+        return present[mask].mean(0)
+
+    assert checks.ABSENT in check_rule(rule, like="fedavg", without=STRANGERS, quiet=True).not_asked
+    assert checks.ABSENT in check_rule(masked, like="fedavg", without=STRANGERS, quiet=True).held
+
+
+def test_equal_parameters_of_another_type_are_not_the_same():
+    def built(value):
+        told = {"clip_norm": value}
+        return conformance._built(aggregators.create, "norm_clipped_mean", aggregators.Aggregator, told)
+
+    assert built(1) is built(1)
+    assert len({built(value) for value in (1, 1.0, True)}) == 3
+
+
+def test_kept_programs_are_bounded():
+    for kept in (conformance._cached, conformance._rule_of_rows, conformance._attack_of_rows):
+        assert kept.cache_parameters()["maxsize"] is not None
 
 
 @pytest.mark.parametrize(
@@ -226,6 +283,22 @@ def test_an_attack_that_draws_is_asked_little():
         (lambda f: check_attack(lambda benign: f(benign), like="sign_flip"), "functions with a parameter own"),
         (lambda f: check_attack(f, like="mpaf"), "it needs params"),
         (lambda f: check_attack(f, like="lie", num_malicious=0), "num_malicious = 0"),
+        (
+            lambda f: check_rule(f, like=aggregators.krum(), trim=1),
+            "trim: like is an Aggregator with parameters of its own",
+        ),
+        (lambda f: check_attack(f, like=attacks.lie(), z=1.0), "z: like is an Attack with parameters of its own"),
+        (lambda f: check_rule(f, like="lasa", sparsity_level=0.9), "its result is 0 on all drawn inputs, rows of 5"),
+        (lambda f: check_rule(f, like="signguard"), "it draws, .*; told coordinate_fraction = 1"),
+        (
+            lambda f: check_attack(lambda benign, own: own, like="noise"),
+            "like = noise: it draws, .*; allowed is what draws nothing",
+        ),
+        (lambda f: check_attack(lambda benign, own: own, like="label_flip"), "it sends what is honest"),
+        (lambda f: check_rule(aggregators.fltrust(), like="krum"), "fn = a method of yours: it needs server_update"),
+        (lambda f: check_attack(attacks.mpaf(), like="lie"), "fn = a method of yours: it needs params"),
+        (lambda f: check_attack(f, like="lie", against=aggregators.fltrust()), "against = .*: it needs server_update"),
+        (lambda f: check_attack(f, like="lie", against="krum"), "against = 'krum': allowed is an Aggregator"),
     ],
 )
 def test_refuses(call, line):
@@ -238,14 +311,16 @@ def test_the_names_of_the_checks_are_one_table():
     assert named == set(CHECKS)
 
 
-@pytest.mark.parametrize("name", ["krum", "bulyan", "geometric_median", "cge", "norm_clipped_mean", "trimmed_mean"])
+@pytest.mark.parametrize(
+    "name", ["krum", "bulyan", "geometric_median", "cge", "lasa", "norm_clipped_mean", "trimmed_mean"]
+)
 def test_our_rules_pass(name):
     report = check_rule(aggregators.create(name), like=name, num_malicious=F, quiet=True)
     assert not report.failures, str(report)
     assert len(report.held) >= 12
 
 
-@pytest.mark.parametrize("name", ["lie", "min_max", "tailored_trmean", "sign_flip", "byzmean"])
+@pytest.mark.parametrize("name", ["lie", "min_max", "tailored_trmean", "sign_flip", "byzmean", "lasa_attack"])
 def test_our_attacks_pass(name):
     report = check_attack(attacks.create(name), like=name, num_malicious=F, quiet=True)
     assert not report.failures, str(report)
