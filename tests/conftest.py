@@ -65,6 +65,7 @@ THOROUGH = (
     r"tests/federated/test_client.py::test_(an_accelerator|clients_of_different|every_model|orders_differ|the_form|tf32|.*precision)",
     r"tests/federated/test_evaluation.py::test_(a_cpu_keeps|runs_of_a_batch)",
     r"tests/golden/test_golden.py::test_crafted_rows\[a[56]_",
+    r"tests/inspection/test_outcomes",
     r"tests/models/test_lstm",
     r"tests/models/test_models.py::(TestLSTM|test_(batch_norm|dropout|initialisation))",
     r"tests/models/test_own.py::.*(vmap_over|trains_as|built_in_models|tokens_and_labels|a_module_a_model)",
