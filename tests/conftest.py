@@ -63,6 +63,7 @@ THOROUGH = (
     r"tests/inspection/test_(coefficient|command|recorded|replay|variances)",
     r"tests/launch/test_(cluster|outside|sweeps.py::test_every_sweep.*\[(?!table3))",
     r"tests/golden/test_golden.py::test_crafted_rows\[a[56]_",
+    r"tests/inspection/test_outcomes",
     r"tests/models/test_lstm",
     r"tests/models/test_models.py::(TestLSTM|test_(batch_norm|dropout|initialisation))",
     r"tests/models/test_own.py::.*(vmap_over|trains_as|built_in_models|tokens_and_labels|a_module_a_model)",

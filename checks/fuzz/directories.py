@@ -81,7 +81,7 @@ def fuzz(count: int, seed: int = 0) -> tuple[int, Failures]:
             def use(path: Path = path) -> str:
                 summary = experiment.run(config, path, **quiet)
                 report.accuracy_curve(path)
-                main.print_summary(summary, path, Console(file=io.StringIO()))
+                main.print_summary(summary, config, path, Console(file=io.StringIO()))
                 return summary["parameters_sha256"]
 
             digest, wrong = outcome(use)

@@ -153,7 +153,7 @@ class Places:
         def use() -> str | None:
             summary = self.run(work)
             report.accuracy_curve(work)
-            main.print_summary(summary, work, Console(file=io.StringIO()))
+            main.print_summary(summary, self.config, work, Console(file=io.StringIO()))
             found = results.load(work)
             if len(found.runs) != 1 or not all(Path(stray).name in line for line in found.left_out):
                 return f"{len(found.runs)} runs, left out: {found.left_out}"

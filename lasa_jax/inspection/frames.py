@@ -93,7 +93,7 @@ def _rounded(score: Any, read: np.ndarray) -> np.ndarray:
 
 
 _PAGE = """
-<div id="@PLACE@" style="font-family:sans-serif;font-size:13px;max-width:760px">
+<div data-page="@PLACE@" style="font-family:sans-serif;font-size:13px;max-width:760px">
 <p><label>attack <select data-at="0">@OPTIONS@</select></label></p>
 <table style="border:none;font-size:13px"><tbody></tbody></table>
 <p data-legend style="line-height:1.8"></p>
@@ -103,7 +103,10 @@ _PAGE = """
 <script>
 (() => {
   const data = @DATA@;
-  const root = document.getElementById("@PLACE@");
+  // A notebook may show a page twice: each script takes the first that none has taken.
+  const root = document.querySelector('[data-page="@PLACE@"]:not([data-taken])');
+  const number = window.lasaPages = (window.lasaPages ?? 0) + 1;
+  root.dataset.taken = number;
   const body = root.querySelector("tbody"), menu = root.querySelector("select"), canvas = root.querySelector("canvas");
   const names = ["strength", "sparsity level", "magnitude radius", "direction radius"];
   const at = [Math.floor(data.attacks[0].strengths.length / 2), ...data.start];
@@ -112,7 +115,7 @@ _PAGE = """
     const row = body.insertRow(), slider = document.createElement("input"), shown = document.createElement("span");
     const label = document.createElement("label");
     label.textContent = name;
-    slider.type = "range"; slider.min = 0; slider.step = 1; slider.id = `@PLACE@-${k}`; label.htmlFor = slider.id;
+    slider.type = "range"; slider.min = 0; slider.step = 1; slider.id = `@PLACE@-${number}-${k}`; label.htmlFor = slider.id;
     [label, slider, shown].forEach(part => {
       const cell = row.insertCell(); cell.style.border = "none"; cell.append(part);
     });

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from lasa_jax.aggregators import Aggregator
+from lasa_jax.aggregators import Aggregator, parameters_only
 from lasa_jax.attacks import Attack
 from lasa_jax.errors import InputError
 from lasa_jax.federated.evaluation import evaluate
@@ -29,7 +29,8 @@ def of_rules(before: Before, rules: Mapping[str, Aggregator]) -> pd.DataFrame:
     """The test accuracy that each rule would have had after the round, if the run had gone on with it for this one round.
 
     Clients are trained once. Every rule starts afresh and is given the server's own f. A rule that refuses the round, as
-    one that would walk over too many subsets or one that needs examples of the server, has no accuracy.
+    one that would walk over too many subsets or one that needs examples of the server, has no accuracy. Where the run keeps
+    running statistics from its rule, they are kept from these too, and averaged by their weights.
 
     Args:
       before: the run.
@@ -47,13 +48,15 @@ def of_rules(before: Before, rules: Mapping[str, Aggregator]) -> pd.DataFrame:
     tested = jax.jit(lambda state: evaluate(program, state, before.data.test).reported.accuracy)
     rows = []
     truth = jax.tree.map(lambda x: x[~played.malicious].mean(axis=0, dtype=np.float64), played.updates)
-    for name, rule in rules.items():
+    apart = before.ruled != tuple(state.variables)
+    for name, plain in rules.items():
+        rule = parameters_only(plain) if apart else plain
         row: dict[str, Any] = {"rule": name, "accuracy": np.nan, "error": np.nan}
         row |= {"malicious_filtered": np.nan, "benign_kept": np.nan, "refused": ""}
         try:
             _check_known(before, rule)
             context = context_of(rule.needs, program, state, before.point, before.data, clients, index, key=keys.server)
-            first = rule.init(jax.tree.map(lambda x: x[0], played.updates))
+            first = rule.init(jax.tree.map(lambda x: x[0], played.whole))
             known = {"num_malicious": before.point.assumed_malicious, **rule.knowing(context)}
 
             @jax.jit
@@ -61,18 +64,23 @@ def of_rules(before: Before, rules: Mapping[str, Aggregator]) -> pd.DataFrame:
                 update, _, info = rule.aggregate(updates, first, key=keys.aggregate, **known)
                 return update, info.weight
 
-            update, weight = jax.device_get(apply(played.updates))
+            update, weight = jax.device_get(apply(played.whole))
         except InputError as error:
             rows.append({**row, "refused": str(error)})
             continue
-        errors = jax.tree.map(lambda x, y: float(((x - y) ** 2).sum()), update, truth)
+        errors = jax.tree.map(lambda x, y: float(((x - y) ** 2).sum()), _part(update, before), truth)
         after = {**state.variables, **jax.tree.map(jnp.add, {key: state.variables[key] for key in update}, update)}
         test = float(tested(state._replace(variables=after)))
-        kept = np.stack([np.asarray(x) != 0 for x in jax.tree.leaves(weight)])
+        kept = np.stack([np.asarray(x) != 0 for x in jax.tree.leaves(_part(weight, before))])
         row |= {"accuracy": test, "error": sum(jax.tree.leaves(errors))}
         row |= {"malicious_filtered": _mean(~kept[:, played.malicious])}
         rows.append({**row, "benign_kept": _mean(kept[:, ~played.malicious])})
     return pd.DataFrame(rows)
+
+
+def _part(tree: Mapping[str, PyTree], before: Before) -> PyTree:
+    """The collections that the rule is given."""
+    return {name: tree[name] for name in before.ruled}
 
 
 def _check_known(before: Before, rule: Aggregator) -> None:

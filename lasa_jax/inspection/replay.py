@@ -109,12 +109,14 @@ class Played(NamedTuple):
 
     Attributes:
       updates: what the rule was given, after the attack: NumPy arrays `(n, ...)`.
+      whole: what the server received, running statistics too where the rule is not given them.
       malicious: bool `(n,)`.
       clients: int32 `(n,)`, ids in the population.
       update_norm: of what the rule returned, as in the metrics of a run.
     """
 
     updates: PyTree
+    whole: PyTree
     malicious: np.ndarray
     clients: np.ndarray
     update_norm: float
@@ -137,7 +139,7 @@ def play(before: Before) -> Played:
     assert metrics.filtering is not None
     ruled = {name: updates[name] for name in before.ruled}
     malicious, clients = np.asarray(metrics.filtering.malicious), np.asarray(metrics.filtering.client)
-    return Played(ruled, malicious, clients, float(metrics.update_norm))
+    return Played(ruled, updates, malicious, clients, float(metrics.update_norm))
 
 
 def _telling(rule: Aggregator) -> Aggregator:

@@ -89,6 +89,8 @@ def of_rules(frame: pd.DataFrame, name: str = "lasa") -> str:
       name: of the rule whose place is told.
     """
     met = frame.dropna(subset="accuracy").sort_values("accuracy", ascending=False, kind="stable")
+    if met.empty:
+        return "No rule has an accuracy after this round: all refused it."
     best, own = met.iloc[0], met[met["rule"] == name]
     sentence = f"After this one round the model is best under {best['rule']}: {100 * best['accuracy']:.1f} %."
     if not own.empty and best["rule"] != name:
@@ -96,12 +98,14 @@ def of_rules(frame: pd.DataFrame, name: str = "lasa") -> str:
         sentence += f" {name} is number {place} of {len(met)} with {100 * own['accuracy'].iloc[0]:.1f} %."
     low = met["accuracy"].iloc[-1]
     spread = 100 * (best["accuracy"] - low)
-    nearest = met.loc[met["error"].idxmin()]
-    sentence += f" Nearest to the mean of the benign updates is {nearest['rule']}"
-    if not own.empty and nearest["rule"] != name:
-        place = int((met["error"] < own["error"].iloc[0]).sum()) + 1
-        sentence += f"; {name} is number {place}"
-    sentence += "."
+    near = met.dropna(subset="error")  # NaN: of an update that is not finite
+    if not near.empty:
+        nearest, own = near.loc[near["error"].idxmin()], near[near["rule"] == name]
+        sentence += f" Nearest to the mean of the benign updates is {nearest['rule']}"
+        if not own.empty and nearest["rule"] != name:
+            place = int((near["error"] < own["error"].iloc[0]).sum()) + 1
+            sentence += f"; {name} is number {place}"
+        sentence += "."
     return f"{sentence} All rules lie within {spread:.1f} percentage points: one round is not a run."
 
 

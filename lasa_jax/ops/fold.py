@@ -27,16 +27,19 @@ def fold(
     """Reduces, from 0, what is made of each entry of some arrays, in the form that suits a GPU.
 
     Args:
-      leaves: arrays of one type and any shapes.
+      leaves: arrays of one type and any shapes, at least one.
       terms: of an array some of its shape, entry by entry; of 0 each is 0.
       operations: "add" or "max", one for each term.
       by_leaf: gives the numbers of each array for itself.
 
     Returns:
-      For each term a scalar, or `(leaves,)`. Sums are those of blocks of 1,024 entries, summed.
+      For each term a scalar, or `(leaves,)`. Sums are those of blocks of 1,024 entries, summed. Of no entry each is 0.
     """
     blocks = _blocks(leaves)
-    parts = [(_reduced(terms(matrix), operations, 1), owner) for matrix, owner in blocks]
+    if not blocks:
+        shape = (len(leaves),) if by_leaf else ()
+        return tuple(jnp.zeros(shape, x.dtype) for x in terms(jnp.zeros(0, leaves[0].dtype)))
+    parts = [(reduced(terms(matrix), operations, (1,)), owner) for matrix, owner in blocks]
     if len(parts) == 2:  # of more, joining them would take a kernel for each term
         (first, owner), (second, other) = parts
         joint = tuple(jnp.concatenate(pair) for pair in zip(first, second, strict=True))
@@ -47,7 +50,7 @@ def fold(
             (tuple(jnp.where(owner[None, :] == of_leaf, x[None, :], jnp.zeros((), x.dtype)) for x in numbers), owner)
             for numbers, owner in parts
         ]
-    found = [_reduced(numbers, operations, -1) for numbers, _ in parts]
+    found = [reduced(numbers, operations, (numbers[0].ndim - 1,)) for numbers, _ in parts]
     return tuple(
         functools.reduce(_OPERATIONS[name], each)
         for name, each in zip(operations, zip(*found, strict=True), strict=True)
@@ -81,8 +84,8 @@ def _blocks(leaves: Sequence[jax.Array]) -> list[tuple[jax.Array, np.ndarray]]:
     return found
 
 
-def _reduced(operands: Sequence[jax.Array], operations: Sequence[str], axis: int) -> tuple[jax.Array, ...]:
-    """Several arrays of one shape reduced along an axis in one pass."""
+def reduced(operands: Sequence[jax.Array], operations: Sequence[str], axes: Sequence[int]) -> tuple[jax.Array, ...]:
+    """Several arrays of one shape reduced along axes, each from 0 by its own operation, in one pass."""
     zeros = tuple(jnp.zeros((), x.dtype) for x in operands)
     both = lambda a, b: tuple(_OPERATIONS[name](x, y) for name, x, y in zip(operations, a, b, strict=True))  # noqa: E731
-    return tuple(lax.reduce(tuple(operands), zeros, both, (axis % operands[0].ndim,)))
+    return tuple(lax.reduce(tuple(operands), zeros, both, tuple(axes)))

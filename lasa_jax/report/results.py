@@ -37,8 +37,8 @@ class Results:
       `best_test_accuracy_with_padding` and `best_test_accuracy_without_padding` (NaN where a dataset has no padding),
       `final_test_accuracy`, `final_attack_success` (NaN
       under an attack without a trigger), `last_round`, `seconds_per_round`, `device`, `malicious_filtered`, `benign_kept`
-      and, where it is known, `num_parameters`, `test_labels` (how many the accuracy is a share of), `machine`, and `began`
-      and `ended` (seconds of that machine's clock). Shares are in [0, 1].
+      and, where it is known, `num_parameters`, `test_labels` (how many the accuracy is a share of), `machine`, `began`
+      and `ended` (seconds of that machine's clock), and `alone`, see there. Shares are in [0, 1].
     lines: a row a run and evaluated round: `run`, `round`, `test_accuracy`, `attack_success`, `test_loss`,
       `train_loss`, `seconds_per_round`, and since the line before, counted in pairs of a client and a layer: `malicious`,
       `benign`, `malicious_filtered`, `benign_filtered`.
@@ -115,6 +115,7 @@ def load(directory: str | os.PathLike[str]) -> Results:
     numbers = [*_BEST, *_FINAL, "worst_tenth_accuracy", "seconds_per_round", "malicious_filtered", "benign_kept"]
     numbers += ["num_parameters", "attack_ratio", "test_labels", "began", "ended"]
     frame = frame.astype(dict.fromkeys(numbers, float))
+    frame["alone"] = alone(frame)
     line_columns = ["run", "round", *_LINE_NUMBERS, *_COUNTS]
     return Results(
         runs=frame,
@@ -124,6 +125,28 @@ def load(directory: str | os.PathLike[str]) -> Results:
         left_out=tuple(left_out),
         refused=tuple(refused.points(root.resolve(), _flat)),
     )
+
+
+def alone(runs: pd.DataFrame) -> pd.Series:
+    """Whether each run had its machine for itself, among all these: True, False, or None if it does not say when it ran.
+
+    A run goes from `began` to `ended`, compiling included. Two of the same machine that overlap shared it: side by side in
+    one program, in two threads, or in two processes.
+
+    Args:
+      runs: with `machine`, `began` and `ended`, as in `Results.runs`; all that are known, of any settings and device.
+    """
+    found = pd.Series(True, index=runs.index, dtype=object)
+    for _, part in runs.groupby("machine"):
+        ordered = part.dropna(subset=["began", "ended"]).sort_values(["began", "ended"])
+        latest, last = -math.inf, None
+        for index, began, ended in zip(ordered.index, ordered["began"], ordered["ended"], strict=True):
+            if began < latest:
+                found[index] = found[last] = False
+            if ended > latest:
+                latest, last = ended, index
+    found[runs["ended"].isna() | runs["began"].isna()] = None
+    return found
 
 
 def select(results: Results, conditions: Sequence[str]) -> Results:

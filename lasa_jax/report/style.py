@@ -65,20 +65,20 @@ _FREE = tuple(
 _SHADES = (0.0, 0.5, -0.45, 0.25, -0.25, 0.7)  # towards white, and below 0 towards black
 
 
-def of_rule(method: str, variant: int = 0, step: int = 0) -> dict[str, Any]:
+def of_rule(method: str, variant: int = 0) -> dict[str, Any]:
     """Colour, marker and dash of a rule, the same in every report.
 
     Args:
-      method: its name in a config. Of one that is not built in, a hash chooses among the looks that no built-in rule has.
+      method: its name in a config. Of one that is not built in, a hash chooses colour and dash among those that no built-in
+        rule has, and the marker. Two of them may be alike in colour and dash, and seldom in the marker too.
       variant: 0 has the rule's own colour; others are shades of it with another dash and marker.
-      step: how many looks further one that is not built in goes, where two would look alike.
     """
     if method in RULES:
         colour, dash = RULES[method]
         marker = colour + 4 * [name for name, (of, _) in RULES.items() if of == colour].index(method)
     else:
-        colour, dash = _FREE[(zlib.crc32(method.encode()) + step) % len(_FREE)]
-        marker = colour + 2 + dash
+        marker, place = divmod(zlib.crc32(method.encode()), len(_FREE))
+        colour, dash = _FREE[place]
     shade, turn = _SHADES[variant % len(_SHADES)], variant + variant // len(_SHADES)
     return {
         "color": _shaded(COLOURS[colour], shade),
@@ -99,17 +99,11 @@ def _shaded(colour: str, shade: float) -> str:
 def looks(*groups: Group) -> dict[str, dict[str, Any]]:
     """How each rule of one or several groups is drawn, by the name that tables show."""
     labels = {label: variant for group in groups for label, variant in group.variants.items()}
-    steps: dict[str, int] = {}
-    taken: set[str] = set()
-    for method in sorted({method for method, _ in labels.values()} - set(RULES)):
-        free = (step for step in range(len(_FREE)) if str(of_rule(method, step=step)) not in taken)
-        steps[method] = next(free, 0)
-        taken.add(str(of_rule(method, step=steps[method])))
     found: dict[str, dict[str, Any]] = {}
     for method in dict.fromkeys(method for method, _ in labels.values()):
         own = [label for label, (of, _) in labels.items() if of == method]
         own.sort(key=lambda label: bool(labels[label][1]))  # the central variant, which differs in nothing, is first
-        found |= {label: of_rule(method, place, steps.get(method, 0)) for place, label in enumerate(own)}
+        found |= {label: of_rule(method, place) for place, label in enumerate(own)}
     return found
 
 

@@ -16,15 +16,14 @@ from lasa_jax.report.groups import Group
 def by_rule(group: Group) -> Figure | str:
     """Seconds per round of every rule: a point for each run and a bar at the fastest, which was slowed least.
 
-    Runs that shared the machine, see `alone`, are hollow points, and the bar is at the fastest of the others. Where a rule
-    has no other, its bar is pale. A line below the title says how many shared it.
+    Runs that shared the machine, with any run of the directory, see `results.alone`, are hollow points, and the bar is at
+    the fastest of the others. Where a rule has no other, its bar is pale. A line below the title says how many shared it.
     """
     runs = group.runs.dropna(subset="seconds_per_round")
     if runs.empty:
         return "cost.png needs runs that were timed"
     device = _device(runs)
     runs = runs[runs["device"] == device]
-    runs = runs.assign(alone=alone(runs))
     rules = [rule for rule in group.rules if rule in set(runs["rule"])]
     looks = style.looks(group)
     size = (7.0, 1.7 + 0.38 * len(rules))
@@ -51,28 +50,6 @@ def by_rule(group: Group) -> Figure | str:
     return figure
 
 
-def alone(runs: pd.DataFrame) -> pd.Series:
-    """Whether each run had its machine for itself, among these runs: True, False, or None where it does not say when it ran.
-
-    A run goes from `began` to `ended`, compiling included. Two of the same machine that overlap shared it: side by side in
-    one program, in two threads, or in two processes.
-
-    Args:
-      runs: with `machine`, `began` and `ended`, as in `Results.runs`.
-    """
-    found = pd.Series(True, index=runs.index, dtype=object)
-    for _, part in runs.groupby("machine"):
-        ordered = part.dropna(subset=["began", "ended"]).sort_values(["began", "ended"])
-        latest, last = -np.inf, None
-        for index, began, ended in zip(ordered.index, ordered["began"], ordered["ended"], strict=True):
-            if began < latest:
-                found[index] = found[last] = False
-            if ended > latest:
-                latest, last = ended, index
-    found[runs["ended"].isna() | runs["began"].isna()] = None
-    return found
-
-
 def _shared(alone: pd.Series) -> str:
     """What a figure says of runs that shared their machine; empty where none did."""
     shared, unknown = int((alone.map(lambda value: value is False)).sum()), int(alone.isna().sum())
@@ -95,7 +72,6 @@ def by_size(groups: Sequence[Group]) -> Figure | str:
         return "cost.png needs runs that were timed"
     device = _device(runs)
     runs = runs[runs["device"] == device].reset_index(drop=True)
-    runs = runs.assign(alone=alone(runs))
     drawn: list[tuple[str, str, pd.DataFrame]] = []
     for size, label, fixed in (
         ("clients_per_round", "clients per round n", ["dataset", "model"]),

@@ -62,6 +62,11 @@ def test_sentences_have_the_numbers(saved, info):
     said = sentences.of_rules(rules)
     assert "best under a: 90.0 %. lasa is number 2 of 2 with 80.0 %." in said
     assert "Nearest to the mean of the benign updates is lasa." in said
+    assert "Nearest" not in sentences.of_rules(rules.assign(error=np.nan))
+    assert sentences.of_rules(rules.assign(error=[1.0, np.nan])).count("lasa") == 1
+    assert (
+        sentences.of_rules(rules.assign(accuracy=np.nan)) == "No rule has an accuracy after this round: all refused it."
+    )
 
 
 def test_the_page_decides_as_the_rule_does(saved, info):
@@ -71,6 +76,9 @@ def test_the_page_decides_as_the_rule_does(saved, info):
     assert "&lt;b&gt;" in page
     assert "<b>" not in page
     assert "@" not in page
+    assert " id=" not in page  # which would be there twice where the page is shown twice
+    assert page.count(re.search(r'<div data-page="(lasa-\w{8})"', page)[1]) == 3  # in its script, and ids of sliders
+    assert ":not([data-taken])" in page
     data = json.loads(re.search(r"const data = (.*);\n", page)[1])
     magnitude, direction = (np.asarray(score) for score in data["attacks"][0]["scores"][0][0])
     order = [data["clients"].index(client) for client in range(N)]

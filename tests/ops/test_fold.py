@@ -99,3 +99,34 @@ def test_few_examples_make_a_dense_gradient_without_a_product(examples, products
     for a, b in zip(jax.jit(ours)(x, w), theirs, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
     assert jax.jit(ours).lower(x, w).as_text().count("stablehlo.dot_general") == products
+
+
+@pytest.mark.parametrize("shape", [(6,), (3, 4, 6)])
+def test_a_dense_layer_of_other_axes_is_a_product(shape):
+    x, w = jnp.ones(shape), jnp.ones((6, 5))
+    ours, theirs = (jax.grad(lambda x, w, f=f: jnp.sum(f(x, w) ** 2), (0, 1))(x, w) for f in (ops.dense, jnp.matmul))
+    jax.tree.map(np.testing.assert_allclose, ours, theirs)
+
+
+def test_a_dense_gradient_has_the_type_of_its_input_and_a_gradient():
+    x, w = jnp.ones((3, 6), jnp.bfloat16), jnp.ones((6, 5))
+    with jax.numpy_dtype_promotion("standard"):
+        grads = jax.jit(jax.grad(lambda x, w: jnp.sum(ops.dense(x, w)), (0, 1)))(x, w)
+    assert [grad.dtype for grad in grads] == [jnp.bfloat16, jnp.float32]
+
+    def loss(w):
+        return jnp.sum(ops.dense(jnp.ones((3, 6)), w) ** 3)
+
+    twice = jax.jit(jax.grad(lambda w: jnp.sum(jax.grad(loss)(w))))(w)
+    np.testing.assert_allclose(
+        twice, np.full((6, 5), 3 * 36.0 * 6), rtol=1e-5
+    )  # 3 examples, the second derivative of y^3
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(loss, (w,), (w,))
+
+
+def test_layers_without_entries():
+    leaves = [jnp.zeros((0, 3)), jnp.zeros(0)]
+    assert ops.leaf_norms(leaves).tolist() == [0, 0]
+    assert [float(number) for number in ops.tree_size(leaves)] == [0, 0]
+    assert ops.magnitude_threshold(leaves, 2) == 0

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -175,6 +177,10 @@ def test_a_rule_looks_the_same_in_all_reports_and_unlike_the_others(whole, tmp_p
     names = [*aggregators.names(), "mine:gate", "mine:other"]
     seen = {(look["color"], str(look["linestyle"])) for look in map(style.of_rule, names)}
     assert len(seen) == len(names)
+    many = {
+        f"mine:rule{place}": (f"mine:rule{place}", {}) for place in range(30)
+    }  # of which some share colour and dash
+    assert style.looks(dataclasses.replace(whole, variants=many)) == {name: style.of_rule(name) for name in many}
     usual = ["fedavg", "trimmed_mean", "median", "geometric_median", "krum", "multi_krum", "bulyan", "dnc", "signguard"]
     assert len({style.of_rule(name)["color"] for name in [*usual, "sparsefed", "lasa"]}) == 11
     assert set(style.RULES) == set(aggregators.names())

@@ -1,4 +1,4 @@
-from lasa_jax.report import timings
+from lasa_jax.report import groups, results, timings
 from tests.report.runs import of, write_run
 from tests.report.test_figures import lines
 from tests.report.test_tables import group_of, groups_of
@@ -28,7 +28,7 @@ def test_runs_that_shared_the_machine_are_told(tmp_path):
     write_run(tmp_path, of("lasa", "lie", 4), [0.5], summary={"seconds_per_round": 4.0})
     write_run(tmp_path, of("fedavg", "lie", 4), [0.5], summary={**when, "ended": 70.0, "machine": "a"})
     group = group_of(tmp_path)
-    assert list(timings.alone(group.runs)).count(False) == 3
+    assert list(group.runs["alone"]).count(False) == 3
     figure = timings.by_rule(group)
     said = " ".join(figure.get_suptitle().split())
     assert "3 of 5 runs shared the machine (hollow): their seconds do not compare" in said
@@ -36,6 +36,18 @@ def test_runs_that_shared_the_machine_are_told(tmp_path):
     fedavg, lasa = figure.axes[0].patches
     assert (lasa.get_width(), lasa.get_alpha()) == (3.0, 0.8)  # the fastest of those that did not share
     assert fedavg.get_alpha() == 0.3
+
+
+def test_a_run_of_another_device_or_group_or_without_seconds_shares_the_machine_too(tmp_path):
+    when = {"machine": "a", "total_seconds": 50.0, "seconds_per_round": 1.0}
+    for seed in (1, 2, 3):
+        write_run(tmp_path, of("lasa", "lie", seed), [0.5], summary={**when, "ended": 100.0 * seed})
+    other = {"device": "1 x gpu", "ended": 90.0}
+    write_run(tmp_path, of("lasa", "lie", 4), [0.5], summary=when | other)
+    write_run(tmp_path, of("lasa", "lie", 5), [0.5], summary={**when, "ended": 190.0, "seconds_per_round": None})
+    write_run(tmp_path, of("lasa", "lie"), [0.5], dataset="mnist", summary={**when, "ended": 290.0})
+    (digits,), _ = groups.split(results.select(results.load(tmp_path), ["dataset=digits"]))
+    assert "3 of 3 runs shared" in " ".join(timings.by_rule(digits).get_suptitle().split())
 
 
 def test_by_size(tmp_path):
