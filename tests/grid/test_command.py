@@ -105,7 +105,15 @@ def test_dry_run_writes_nothing(tmp_path, capsys):
     path.write_text(SWEEP_FILE)
     assert sweep.main([f"--config={path}", f"--workdir={tmp_path / 'out'}", "--dry_run"]) == 0
     assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == [
-        *("points", "finished", "programs", "runs in a program", "runs in a batch", "memory of a program", "estimated time")
+        *(
+            "points",
+            "finished",
+            "programs",
+            "runs in a program",
+            "runs in a batch",
+            "memory of a program",
+            "estimated time",
+        )
     ]
     assert not (tmp_path / "out").exists()
 
