@@ -193,7 +193,7 @@ def test_the_stealthy_min_sum_is_in_the_place_of_min_sum():
         ("digits,source=here", "config.source = 'here': dataset 'digits' is not made from a raw source"),
         ("femnist,alpha=0.5", "femnist has clients of its own, so 'alpha' is not for it; allowed are source, seeds"),
         ("femnist,source=/no/such/folder", "config.source = '/no/such/folder': no such file or folder"),
-        ("digits,alpha=0.001", "config.partition.min_samples = 10: not reached"),
+        ("digits,alpha=0.01", "config.partition.min_samples = 2: not reached"),
     ],
 )
 def test_bad_words_are_one_line(argument, message, tmp_path, capsys):
