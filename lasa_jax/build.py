@@ -205,15 +205,15 @@ def _check_numbered(config: ConfigDict, dataset: Dataset, num_clients: int) -> N
 def _check_methods(
     config: ConfigDict, dataset: Dataset, model: Model, program: Program, point: Point, attack: Any, aggregator: Any
 ) -> None:
-    """Asks a rule and an attack that are not ours, given or named by a path, whether they give what they must.
+    """Checks that a rule and an attack that are not ours, given or named by a path, give what they must.
 
-    A backdoor of ours is asked too, whether it takes the dataset.
+    And that a backdoor of ours takes the dataset.
     """
     variables = jax.eval_shape(model.init, jax.random.key(0))
     examples = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, *x.shape[1:]), x.dtype), dataset.train)
     paths = configs.user_functions(config)
     with methods.naming_the_line(paths):
-        # What was given may be no rule at all: it is asked before it is wrapped.
+        # What was given may be no rule at all: it is checked before it is wrapped.
         if aggregator is not None:
             check_aggregator(aggregator, variables, "aggregator")
         elif {config.aggregator.name, *configs.steps(config)} & set(paths):
@@ -230,7 +230,7 @@ def _check_methods(
 
 
 def _model(config: ConfigDict, dataset: Dataset, given: Any) -> Model:
-    """The model that was given, or that the config names, asked whether it takes the dataset's examples."""
+    """The model that was given, or that the config names; it is checked that it takes the dataset's examples."""
     named = methods.imported("model", config.model) if methods.is_path(config.model) else config.model
     return models.for_dataset(
         named if given is None else given,

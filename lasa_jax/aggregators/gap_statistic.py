@@ -40,18 +40,18 @@ def num_clusters(within: jax.Array, references: jax.Array) -> jax.Array:
         gap_k = ln(mean over references of W*_k) - ln W_k,    s_k = sqrt(1 + 1 / references) * std of ln W*_k
 
     with the population standard deviation. A k that fits exactly is taken; one that the references fit exactly too, since
-    there are so few numbers, is not asked.
+    there are so few numbers, is passed over.
 
     Args:
       within: `(7,)`, W_k, the sum of squares within k clusters.
       references: `(references, 7)`, W*_k, the same of uniform draws.
     """
-    exact, asked = within <= 0, jnp.all(references > 0, axis=0)
-    logs = jnp.log(jnp.where(asked[None], references, 1.0))
-    gap = jnp.log(jnp.mean(jnp.where(asked[None], references, 1.0), axis=0)) - jnp.log(jnp.where(exact, 1.0, within))
+    exact, usable = within <= 0, jnp.all(references > 0, axis=0)
+    logs = jnp.log(jnp.where(usable[None], references, 1.0))
+    gap = jnp.log(jnp.mean(jnp.where(usable[None], references, 1.0), axis=0)) - jnp.log(jnp.where(exact, 1.0, within))
     deviation = jnp.std(logs, axis=0) * math.sqrt(1 + 1 / references.shape[0])
     enough = (gap[:-1] - gap[1:] + deviation[1:] >= 0) & ~exact[1:]
-    enough = enough | exact[:-1] | ~asked[1:]
+    enough = enough | exact[:-1] | ~usable[1:]
     return jnp.where(jnp.any(enough), jnp.argmax(enough) + 1, len(within)).astype(jnp.int32)
 
 
