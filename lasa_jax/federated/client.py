@@ -163,11 +163,16 @@ class LocalTraining:
             seen = jnp.stack([total, count]).astype(jnp.float32)
             return total / jnp.maximum(count, 1), (cast(updated, kept), seen)
 
-        def epoch(index: jax.Array, carry: Any) -> Any:
+        def order_and_key(index: jax.Array) -> tuple[jax.Array, jax.Array]:
             order_key, steps_key = jax.random.split(jax.random.fold_in(key, index))
             # A random order of the first `size` places: padding has the largest key and the sort is stable.
             draws = jnp.where(place < size, jax.random.bits(order_key, (width,), jnp.uint32), jnp.uint32(0xFFFFFFFF))
-            order = jnp.pad(indices, (0, width - indices.shape[0]))[jnp.argsort(draws, stable=True)]
+            return jnp.pad(indices, (0, width - indices.shape[0]))[jnp.argsort(draws, stable=True)], steps_key
+
+        orders, steps_keys = jax.vmap(order_and_key)(jnp.arange(self.epochs, dtype=jnp.int32))
+
+        def epoch(index: jax.Array, carry: Any) -> Any:
+            order, steps_key = orders[index], steps_keys[index]
 
             def step(index: jax.Array, carry: Any) -> Any:
                 current, velocity, loss = carry

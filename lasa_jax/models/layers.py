@@ -28,20 +28,24 @@ def _over(vector: jax.Array, like: jax.Array) -> jax.Array:
 
 
 class Conv(nn.Module):
-    """2-D convolution of `(batch, height, width, channels)`; see `ops.conv2d`."""
+    """2-D convolution of `(batch, height, width, channels)`, see `ops.conv2d`, and with `pooled` the maxima of 2 x 2 squares."""
 
     features: int
     kernel_size: int
     stride: int = 1
     padding: int = 0
     use_bias: bool = True
+    pooled: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
         init = uniform_fan_in(math.prod(shape[:3]))
         x = ops.conv2d(x, self.param("kernel", init, shape), stride=self.stride, padding=self.padding)
-        return x + _over(self.param("bias", init, (self.features,)), x) if self.use_bias else x
+        bias = self.param("bias", init, (self.features,)) if self.use_bias else None
+        if self.pooled:
+            return ops.max_pool2d(x, bias)
+        return x if bias is None else x + _over(bias, x)
 
 
 class Dense(nn.Module):

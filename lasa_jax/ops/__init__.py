@@ -21,11 +21,12 @@ from lasa_jax.ops.columns import (
     sum_columns,
     usable_gram,
 )
-from lasa_jax.ops.convolution import BATCHED_FORMS, conv2d, convolving_by, max_pool2d
+from lasa_jax.ops.convolution import BATCHED_FORMS, conv2d, convolving_by
 from lasa_jax.ops.dense import dense
 from lasa_jax.ops.eigen import top_eigenpair
 from lasa_jax.ops.fold import fold
 from lasa_jax.ops.order import magnitude_threshold, rank_of, sample_without_replacement
+from lasa_jax.ops.pooling import max_pool2d
 from lasa_jax.ops.rows import (
     CLIENTS,
     RUNS,

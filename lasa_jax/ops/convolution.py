@@ -1,4 +1,4 @@
-"""Convolution and pooling in the forms that are fast for many clients, each with its own kernel.
+"""Convolution in the forms that are fast for many clients, each with its own kernel.
 
 XLA's own convolution fails a simulator of clients twice: its gradient takes forms that the CPU runs at a thirtieth of the
 speed of a matrix product, and `vmap` over kernels makes a grouped convolution, which the partitioner replicates on every
@@ -239,13 +239,3 @@ def _direct(images: jax.Array, kernel: jax.Array, padding: tuple[int, int]) -> j
         return together.reshape(size, -1, *together.shape[1:]), True
 
     return convolution(images, kernel)
-
-
-def max_pool2d(images: jax.Array, window: int = 2) -> jax.Array:
-    """Maximum over disjoint `window x window` squares of NHWC images; rows and columns left over are dropped."""
-    batch, height, width, channels = images.shape
-    height, width = height // window, width // window
-    images = images[:, : height * window, : width * window]
-    # First over rows, then over columns: half the work of one reduction over both, and a gradient twice as fast.
-    rows = images.reshape(batch, height, window, width * window, channels).max(axis=2)
-    return rows.reshape(batch, height, width, window, channels).max(axis=3)

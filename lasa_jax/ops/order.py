@@ -16,6 +16,7 @@ _INFINITY = 0x7F800000  # its bit pattern
 _MOST_PASSES = 33  # each halves the 31 bits
 _SAMPLE = 1 << 15  # values in the sample that brackets the threshold: fits the second-level cache
 _SORTED = 1 << 11  # the same on a GPU: what one kernel sorts
+_FEW = 1 << 14  # values that a GPU sorts sooner than it narrows an interval, whose every step waits for the host
 _POINTS = 8  # of a pass on a GPU: more would take longer to compare than to read
 
 Parts = tuple[jax.Array, ...]
@@ -38,7 +39,7 @@ def magnitude_threshold(values: jax.Array | Sequence[jax.Array], k: jax.Array | 
     integers: each step counts, in one pass, the values above a few points of it, its middle and some where the threshold is
     expected; four in all, on a GPU eight, the middles of both halves among them. The first points are others: zero and the
     surroundings of a sample's threshold. About seven passes are usual, five on a GPU, and 33 the most. It stops early when
-    exactly `k - 1` values lie above the upper end.
+    exactly `k - 1` values lie above the upper end. A GPU sorts where there are at most 16,384.
 
     Args:
       values: floating point, of any shape, or several such arrays whose m entries count together; no NaN. What is wider than
@@ -76,6 +77,9 @@ def _search_on_gpu(parts: Parts, k: jax.Array, rank: jax.Array) -> tuple[jax.Arr
     """The same with few kernels: a sample that is sorted at once, and more points in each of fewer readings."""
     parts = tuple(x.astype(jnp.float32) for x in parts)
     m = sum(x.size for x in parts)
+    if 0 < m <= _FEW:
+        ordered = jnp.sort(jnp.concatenate([_bits(x.ravel()) for x in parts]), descending=True, stable=False)
+        return jnp.where(k <= 0, jnp.inf, lax.bitcast_convert_type(ordered[rank - 1], jnp.float32)), jnp.int32(1)
     start, spread = _whole(m), jnp.asarray(np.linspace(-1, 1, _POINTS - 3, dtype=np.float32))
     points = jnp.arange(_POINTS, dtype=jnp.int32) * (_INFINITY // _POINTS)
     if m > 4 * _SORTED:
