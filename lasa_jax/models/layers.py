@@ -28,7 +28,7 @@ def _over(vector: jax.Array, like: jax.Array) -> jax.Array:
 
 
 class Conv(nn.Module):
-    """2-D convolution of `(batch, height, width, channels)`, see `ops.conv2d`, and with `pooled` the maxima of 2 x 2 squares."""
+    """2-D convolution of `(batch, height, width, channels)`, see `ops.conv2d`; with `pooled` the maxima of 2 x 2 squares."""
 
     features: int
     kernel_size: int

@@ -42,7 +42,9 @@ def test_equal_maxima_share_the_gradient_alike_on_all_platforms(dtype):
     for name, ours, theirs in zip(("maxima", "to images"), on_gpu, on_cpu, strict=False):
         np.testing.assert_array_equal(ours.astype(jnp.float32), theirs.astype(jnp.float32), err_msg=name)
     total = jnp.sum(grad.astype(jnp.float32), (1, 2, 3))
-    np.testing.assert_allclose(on_gpu[2].astype(jnp.float32), total, rtol=1e-5 if dtype == jnp.float32 else 0.1, atol=0.05)
+    np.testing.assert_allclose(
+        on_gpu[2].astype(jnp.float32), total, rtol=1e-5 if dtype == jnp.float32 else 0.1, atol=0.05
+    )
 
 
 def test_an_accelerator_keeps_a_byte_for_each_maximum():
