@@ -29,7 +29,7 @@ def _block_width(n: int, columns: int, *, summed: bool) -> int:
     """
     if not one_at_a_time():
         return max(16, min(2**26 // (4 * n), max(columns // 10, 4096)) if summed else 2**28 // (4 * n))
-    return max(16, min(2**20 // (4 * n), 4096) if summed else 2**18 // (4 * n))
+    return max(16, min(2**20 // (4 * n), 4096) if summed else 2**17 // (4 * n))
 
 
 def map_columns(fn: Callable[..., PyTree], stack: PyTree, *, shared: tuple[PyTree, ...] = ()) -> PyTree:
