@@ -9,7 +9,6 @@ Subpackages are loaded when they are first used, so that `aggregators` and `atta
 """
 
 import importlib
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,6 +19,8 @@ _SUBPACKAGES = (
     *("methods", "models", "ops", "report", "testing", "workdir"),
 )
 
+__version__ = "0.2.0"
+
 __all__ = ["__version__", "simulate", *_SUBPACKAGES]
 
 
@@ -28,8 +29,6 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module("lasa_jax.experiment").simulate
     if name in _SUBPACKAGES:
         return importlib.import_module(f"lasa_jax.{name}")
-    if name == "__version__":
-        return metadata.version("lasa_jax")
     raise AttributeError(f"module 'lasa_jax' has no attribute {name!r}")
 
 

@@ -39,9 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(__doc__)
         return 0
     if name == "--version":
-        from importlib import metadata
-
-        print(f"lasa_jax {metadata.version('lasa_jax')}")
+        print(f"lasa_jax {importlib.import_module('lasa_jax').__version__}")
         return 0
     if name in _MODULES:
         return importlib.import_module(_MODULES[name]).main(rest)

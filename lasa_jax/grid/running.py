@@ -23,7 +23,7 @@ from lasa_jax.grid import cost
 from lasa_jax.grid.declare import Grid, Point, points, programs
 from lasa_jax.grid.planning import batch_sizes, is_begun, refusals
 from lasa_jax.grid.recording import begin
-from lasa_jax.workdir import Workdir, is_finished, read_batch_sizes, write_batch_sizes, write_failure
+from lasa_jax.workdir import InUseError, Workdir, is_finished, read_batch_sizes, write_batch_sizes, write_failure
 
 Metrics = tuple[str, int, Mapping[str, Any]]  # the name of a point, the round, what a line of metrics.jsonl has
 OnMetrics = Callable[[str, int, Mapping[str, Any]], None]
@@ -350,8 +350,9 @@ def _extended(batch: Batch, workdir: Path, size: int) -> tuple[list[Point], list
 
 
 def _failed(point: Point, workdir: Path, error: Exception) -> Outcome:
-    """The outcome of a point that failed, which is also kept for who asks how the sweep is."""
-    write_failure(workdir, point.name, _one_line(error))
+    """The outcome of a point that failed, which is also kept for who asks how the sweep is, but not that others run it."""
+    if not isinstance(error, InUseError):
+        write_failure(workdir, point.name, _one_line(error))
     return Outcome(point, workdir / point.name, None, _one_line(error))
 
 

@@ -60,11 +60,11 @@ def _gradient(code: jax.Array, grad: jax.Array) -> tuple[jax.Array]:
     rows, columns = (np.arange(2, dtype=np.uint8).reshape(shape) for shape in ((2, 1, 1, 1), (1, 1, 2, 1)))
     code, grad = (x[:, :, None, :, None] for x in (code, grad))
     # An entry's own bit, and the two of those that share.
-    share = _share(code, 16 << columns, np.uint8(48)) * _share(code, 1 << (2 * rows + columns), 5 << columns)
+    share = _share(code, 16 << columns, 48) * _share(code, 1 << (2 * rows + columns), 5 << columns)
     return ((grad * share.astype(grad.dtype)).reshape(batch, 2 * height, 2 * width, channels),)
 
 
-def _share(code: jax.Array, own: np.ndarray, both: np.ndarray) -> jax.Array:
+def _share(code: jax.Array, own: np.ndarray, both: np.ndarray | int) -> jax.Array:
     """Of the gradient that two entries share: all, half of it if they are equal, nothing, also where the maximum is NaN."""
     equal = code & both
     return jnp.where(equal == both, jnp.float32(0.5), (equal == own).astype(jnp.float32))

@@ -24,7 +24,7 @@ form of it, `forms` how a form is checked, `resume` what a run that begins finds
 
 from lasa_jax.workdir.directory import Workdir, filtering_files, is_finished
 from lasa_jax.workdir.files import read_file, replace_file
-from lasa_jax.workdir.locks import holder, is_held
+from lasa_jax.workdir.locks import InUseError, holder, is_held
 from lasa_jax.workdir.sweep import (
     forget_failures,
     read_batch_sizes,
@@ -36,6 +36,7 @@ from lasa_jax.workdir.sweep import (
 )
 
 __all__ = [
+    "InUseError",
     "Workdir",
     "filtering_files",
     "forget_failures",

@@ -16,6 +16,10 @@ _NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of network disks
 _PROBED = 0.2  # seconds after which a lock is not only looked at, see `is_held`
 
 
+class InUseError(InputError):
+    """Another process works in the directory of a run: it is no failure of that run."""
+
+
 def file_lock(path: Path) -> FileLock:
     """The lock of a file, for a `with` block that waits for it."""
     # Where flock is missing, filelock would fall back to a soft lock, which a kill leaves stale.
@@ -26,14 +30,15 @@ def lock_directory(path: Path) -> FileLock:
     """Locks the directory of a run by its file `.lock`, and writes there who holds it.
 
     Raises:
-      InputError: if another process holds it, which is named, or the directory cannot be locked.
+      InUseError: if another process holds it, which is named.
+      InputError: if the directory cannot be locked.
     """
     file = path / ".lock"
     lock = file_lock(file)
     try:
         lock.acquire(timeout=_PROBED, poll_interval=0.01)
     except Timeout:
-        raise InputError(f"--workdir={path}: in use by {holder(path) or 'another process'}") from None
+        raise InUseError(f"--workdir={path}: in use by {holder(path) or 'another process'}") from None
     except OSError as error:
         advice = ", use a local disk" if error.errno in _NO_FLOCK else ""
         raise InputError(f"--workdir={path}: cannot be locked ({error.strerror}){advice}") from None

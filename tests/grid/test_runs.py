@@ -13,6 +13,7 @@ from lasa_jax import experiment, grid
 from lasa_jax.errors import InputError
 from lasa_jax.federated import Executables, Simulation, cards
 from lasa_jax.grid import cost
+from lasa_jax.workdir import Workdir, read_failure
 from tests.grid.sweeps import SMALL, base, results, run
 
 
@@ -248,3 +249,11 @@ def test_a_worker_keeps_its_program_and_takes_a_new_one_before_it_shares():
     waiting.put_back(third)
     assert len(waiting) == 3
     assert waiting.take(second.program) is third
+
+
+def test_a_point_that_another_process_runs_has_not_failed(tmp_path):
+    (point,) = grid.points(grid.Grid(base(), [{"seed": [1]}]))
+    with Workdir(tmp_path / point.name):
+        (outcome,), _ = run([point], tmp_path)
+    assert "in use by process" in outcome.error
+    assert read_failure(tmp_path, point.name) is None
