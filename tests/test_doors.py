@@ -4,10 +4,12 @@ import os
 import re
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
+import lasa_jax
 from lasa_jax import __main__ as doors
 from lasa_jax import aggregators, attacks, data, main, models
 from lasa_jax import config as configs
@@ -114,7 +116,13 @@ def test_an_unknown_command(capsys):
         "(did you mean 'report'?)\n"
     )
     assert doors.main(["--version"]) == 0
-    assert capsys.readouterr().out.startswith("lasa_jax ")
+    assert capsys.readouterr().out == f"lasa_jax {lasa_jax.__version__}\n"
+
+
+def test_one_version_everywhere():
+    assert metadata.version("lasa_jax") == lasa_jax.__version__
+    assert f"\nversion: {lasa_jax.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"\n## {lasa_jax.__version__} (" in (ROOT / "CHANGELOG.md").read_text()
 
 
 def test_help_waits_for_nothing():

@@ -169,10 +169,12 @@ class LocalTraining:
             draws = jnp.where(place < size, jax.random.bits(order_key, (width,), jnp.uint32), jnp.uint32(0xFFFFFFFF))
             return jnp.pad(indices, (0, width - indices.shape[0]))[jnp.argsort(draws, stable=True)], steps_key
 
-        orders, steps_keys = jax.vmap(order_and_key)(jnp.arange(self.epochs, dtype=jnp.int32))
+        # All before the loop where their number is known: in it, each kernel would be launched for each epoch.
+        known = isinstance(self.epochs, int)
+        drawn = jax.vmap(order_and_key)(jnp.arange(self.epochs, dtype=jnp.int32)) if known else None
 
         def epoch(index: jax.Array, carry: Any) -> Any:
-            order, steps_key = orders[index], steps_keys[index]
+            order, steps_key = order_and_key(index) if drawn is None else (drawn[0][index], drawn[1][index])
 
             def step(index: jax.Array, carry: Any) -> Any:
                 current, velocity, loss = carry

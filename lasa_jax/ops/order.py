@@ -77,20 +77,20 @@ def _search_on_gpu(parts: Parts, k: jax.Array, rank: jax.Array) -> tuple[jax.Arr
     """The same with few kernels: a sample that is sorted at once, and more points in each of fewer readings."""
     parts = tuple(x.astype(jnp.float32) for x in parts)
     m = sum(x.size for x in parts)
-    if 0 < m <= _FEW:
+    if m == 0:
+        return jnp.where(k <= 0, jnp.inf, jnp.float32(0)), jnp.int32(0)
+    if m <= _FEW:
         ordered = jnp.sort(jnp.concatenate([_bits(x.ravel()) for x in parts]), descending=True, stable=False)
         return jnp.where(k <= 0, jnp.inf, lax.bitcast_convert_type(ordered[rank - 1], jnp.float32)), jnp.int32(1)
+    stride = -(-m // _SORTED)
+    sample = jnp.concatenate([_bits(x.ravel()[::stride]) for x in parts])[:_SORTED]
+    sample, size = jnp.sort(sample, descending=True, stable=False), sample.shape[0]
+    expected = rank.astype(jnp.float32) / m * size
+    margin = 3.0 * jnp.sqrt(expected * jnp.maximum(1.0 - expected / size, 0.0)) + 2.0
+    places = expected + margin * np.linspace(-1, 1, _POINTS - 1, dtype=np.float32)
+    place = jnp.clip(jnp.round(places), 1, size).astype(jnp.int32)
+    points = jnp.concatenate([jnp.zeros(1, jnp.int32), sample[place - 1]])  # masses of exact zeros are common
     start, spread = _whole(m), jnp.asarray(np.linspace(-1, 1, _POINTS - 3, dtype=np.float32))
-    points = jnp.arange(_POINTS, dtype=jnp.int32) * (_INFINITY // _POINTS)
-    if m > 4 * _SORTED:
-        stride = -(-m // _SORTED)
-        sample = jnp.concatenate([_bits(x.ravel()[::stride]) for x in parts])[:_SORTED]
-        sample, size = jnp.sort(sample, descending=True, stable=False), sample.shape[0]
-        expected = rank.astype(jnp.float32) / m * size
-        margin = 3.0 * jnp.sqrt(expected * jnp.maximum(1.0 - expected / size, 0.0)) + 2.0
-        places = expected + margin * np.linspace(-1, 1, _POINTS - 1, dtype=np.float32)
-        place = jnp.clip(jnp.round(places), 1, size).astype(jnp.int32)
-        points = jnp.concatenate([jnp.zeros(1, jnp.int32), sample[place - 1]])  # masses of exact zeros are common
 
     def above(points: jax.Array) -> list[jax.Array]:
         def terms(x: jax.Array) -> tuple[jax.Array, ...]:

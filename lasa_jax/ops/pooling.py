@@ -10,24 +10,28 @@ from lasa_jax.ops.rows import one_at_a_time
 def max_pool2d(images: jax.Array, bias: jax.Array | None = None, *, window: int = 2) -> jax.Array:
     """Maximum of `images + bias` over disjoint `window x window` squares; rows and columns left over are dropped.
 
-    Equal maxima share the gradient: first those of different columns of a square, then those within a column.
+    Equal maxima share the gradient: first those of different columns of a square, then those within a column. An accelerator
+    adds the bias to the maxima, so that its gradient is a sum over fewer values. Rounding keeps order, so the result is the
+    same; but entries that the sum with the bias makes equal share on a CPU only.
 
     Args:
       images: `(batch, height, width, channels)`.
-      bias: `(channels,)`, or None for zeros. An accelerator adds it to the maxima: rounding keeps order, so that the result
-        is the same, from a fourth of the sums.
+      bias: `(channels,)`, or None for zeros.
       window: side of a square, in pixels.
 
     Returns:
       `(batch, height // window, width // window, channels)`. On an accelerator squares of 2 x 2 have a gradient of our own,
-      which cannot be differentiated once more.
+      and no derivative in forward mode but of that gradient.
     """
     height, width = (size // window * window for size in images.shape[1:3])
     images = images[:, :height, :width]
-    shift = jnp.zeros((), images.dtype) if bias is None else bias.reshape(1, 1, 1, -1)
+
+    def shifted(x: jax.Array) -> jax.Array:
+        return x if bias is None else x + bias.reshape(1, 1, 1, -1)
+
     if one_at_a_time():
-        return _by_columns(images + shift, window)
-    return (_of_four(images) if window == 2 else _by_columns(images, window)) + shift
+        return _by_columns(shifted(images), window)
+    return shifted(_of_four(images) if window == 2 else _by_columns(images, window))
 
 
 def _by_columns(images: jax.Array, window: int) -> jax.Array:
@@ -57,7 +61,7 @@ def _coded(images: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def _gradient(code: jax.Array, grad: jax.Array) -> tuple[jax.Array]:
     batch, height, width, channels = grad.shape
-    rows, columns = (np.arange(2, dtype=np.uint8).reshape(shape) for shape in ((2, 1, 1, 1), (1, 1, 2, 1)))
+    rows, columns = (np.arange(2, dtype=np.uint8).reshape(shape) for shape in ((1, 1, 2, 1, 1, 1), (1, 1, 1, 1, 2, 1)))
     code, grad = (x[:, :, None, :, None] for x in (code, grad))
     # An entry's own bit, and the two of those that share.
     share = _share(code, 16 << columns, 48) * _share(code, 1 << (2 * rows + columns), 5 << columns)

@@ -17,7 +17,7 @@ _PROBED = 0.2  # seconds after which a lock is not only looked at, see `is_held`
 
 
 class InUseError(InputError):
-    """Another process works in the directory of a run: it is no failure of that run."""
+    """Another process works in the directory of a run. A sweep reports it, but keeps no failure of that run."""
 
 
 def file_lock(path: Path) -> FileLock:

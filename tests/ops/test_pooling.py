@@ -32,19 +32,43 @@ def test_the_maximum_of_every_square(size, platform, window):
         np.testing.assert_array_equal(ops.max_pool2d(x, window=window), ops.max_pool2d(x, jnp.zeros(3), window=window))
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_equal_maxima_share_the_gradient_alike_on_all_platforms(dtype):
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_equal_images_share_the_gradient_alike_on_all_platforms(dtype):
     images, bias = few_values((3, 2, 7, 8, 5), dtype), jnp.ones((3, 5), dtype)
     grad = jax.random.normal(jax.random.key(2), (3, 2, 3, 4, 5)).astype(dtype)
-    on_cpu = jax.jit(jax.vmap(value_and_gradients))(images, bias, grad)
-    with ops.compiling_for("gpu"):
-        on_gpu = jax.jit(jax.vmap(value_and_gradients))(images, bias, grad)
-    for name, ours, theirs in zip(("maxima", "to images"), on_gpu, on_cpu, strict=False):
-        np.testing.assert_array_equal(ours.astype(jnp.float32), theirs.astype(jnp.float32), err_msg=name)
+    made = {}
+    for platform in ("cpu", "gpu"):
+        with ops.compiling_for(platform):
+            made[platform] = [x.astype(jnp.float32) for x in jax.jit(jax.vmap(value_and_gradients))(images, bias, grad)]
+    for name, ours, theirs in zip(("maxima", "to images"), made["gpu"][:2], made["cpu"][:2], strict=True):
+        np.testing.assert_array_equal(ours, theirs, err_msg=name)
     total = jnp.sum(grad.astype(jnp.float32), (1, 2, 3))
-    np.testing.assert_allclose(
-        on_gpu[2].astype(jnp.float32), total, rtol=1e-5 if dtype == jnp.float32 else 0.1, atol=0.05
-    )
+    for platform, (_, _, to_bias) in made.items():
+        np.testing.assert_allclose(to_bias, total, atol=1e-5 if dtype == jnp.float32 else 0.1, err_msg=platform)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.float32, jnp.float64])
+def test_no_type_and_no_rank_is_promoted(dtype):
+    with (
+        jax.enable_x64(dtype == jnp.float64),
+        jax.numpy_dtype_promotion("strict"),
+        jax.numpy_rank_promotion("raise"),
+        ops.compiling_for("gpu"),
+    ):
+        images, bias, grad = (jax.ShapeDtypeStruct(shape, dtype) for shape in ((2, 4, 4, 3), (3,), (2, 2, 2, 3)))
+        made = jax.eval_shape(value_and_gradients, images, bias, grad)
+    assert [x.dtype for x in made] == [dtype] * 3
+
+
+def test_a_gradient_has_a_derivative_in_forward_mode():
+    """Which the theorem's smoothness is measured by."""
+    x, direction = (jax.random.normal(jax.random.key(i), (2, 4, 4, 3)) for i in range(2))
+    slopes = []
+    for platform in ("cpu", "gpu"):
+        with ops.compiling_for(platform):
+            slope = jax.grad(lambda x: jnp.sum(jnp.sin(ops.max_pool2d(x)) ** 2))
+            slopes.append(jax.jit(lambda x, v, slope=slope: jax.jvp(slope, (x,), (v,)))(x, direction))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), *slopes)
 
 
 def test_an_accelerator_keeps_a_byte_for_each_maximum():
