@@ -350,7 +350,7 @@ def _extended(batch: Batch, workdir: Path, size: int) -> tuple[list[Point], list
 
 
 def _failed(point: Point, workdir: Path, error: Exception) -> Outcome:
-    """The outcome of a point that failed. The error is kept for who asks how the sweep is, but not where others run the point."""
+    """The outcome of a point that failed; the error is kept for who asks how the sweep is, but not if others run it."""
     if not isinstance(error, InUseError):
         write_failure(workdir, point.name, _one_line(error))
     return Outcome(point, workdir / point.name, None, _one_line(error))
