@@ -24,7 +24,7 @@ def directory() -> Path | None:
 
 @functools.cache
 def _writable(path: Path) -> Path | None:
-    """A folder, made if it is not there; asked once, so that its line is printed once."""
+    """A folder, made if it is not there; looked at once, so that its line is printed once."""
     try:
         path = path.expanduser()
         path.mkdir(parents=True, exist_ok=True)

@@ -62,7 +62,7 @@ def resolve_data_dir(data_dir: str | None) -> tuple[Path, str]:
 
 
 def find_prepared(name: str, data_dir: str | None) -> Path:
-    """The newest prepared version of a set, checked before TFDS is asked: its own message is misleading.
+    """The newest prepared version of a set, checked before TFDS is called: its own message is misleading.
 
     Raises:
       InputError: if there is none, or it is not stored as array_record.

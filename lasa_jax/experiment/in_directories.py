@@ -32,7 +32,7 @@ Log = Callable[[str], None]
 
 
 class Stopped(Exception):  # noqa: N818  (nothing is wrong)
-    """The run was asked to stop; started again, it goes on from its last checkpoint."""
+    """The run was told to stop; started again, it goes on from its last checkpoint."""
 
 
 def run(

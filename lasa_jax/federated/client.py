@@ -120,7 +120,7 @@ class LocalTraining:
           size: how many of them are real; 0 takes no step.
           key: of this client in this round.
           poison: `(inputs, labels, key=key) -> (inputs, labels)` of a batch as stored, after augmentation, for attacks that
-            poison data. Which labels count is asked of the true ones.
+            poison data. Which labels count is decided by the true ones.
           constrain: `(model, global model) -> model` after every step, for attacks that hold their clients back.
 
         Returns:

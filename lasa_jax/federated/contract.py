@@ -1,4 +1,4 @@
-"""What a rule and an attack must give, asked of them with shapes alone, before anything is compiled."""
+"""What a rule and an attack must give, checked with shapes alone, before anything is compiled."""
 
 from collections.abc import Callable
 from typing import Any

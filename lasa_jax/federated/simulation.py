@@ -75,7 +75,7 @@ def _is_spec(node: Any) -> bool:
 
 
 def compiler_options(deterministic: bool) -> dict[str, str | bool] | None:
-    """What the compiler is asked for beside the program, for the platform that is compiled for.
+    """What the compiler is told beside the program, for the platform that is compiled for.
 
     On a GPU several kernels add in an order that differs from time to time, and the compiler chooses kernels by timing them.
     `deterministic` leaves out the former and does not do the latter. A CPU and a TPU have neither.

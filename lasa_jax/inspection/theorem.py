@@ -156,7 +156,7 @@ def of_run(
     everywhere. tau is that of the client with most steps. Of L_B(theta*) nothing is known but that it is not negative.
 
     The theorem assumes that all clients take part, SGD without momentum, a constant rate, and no clip: whether the run is
-    such is not asked here, `notes` says it.
+    such is not checked here, `notes` says it.
 
     Args:
       config: of a run, resolved.

@@ -64,7 +64,7 @@ def for_dataset(
     label_shape: tuple[int, ...],
     num_classes: int,
 ) -> Model:
-    """The model for a dataset, asked whether it takes the dataset's examples before anything is computed.
+    """The model for a dataset; that it takes the dataset's examples is checked before anything is computed.
 
     Args:
       made: one of `names()`, or what a user brings, see `own.adapt`.
