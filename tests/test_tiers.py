@@ -12,10 +12,10 @@ from lasa_jax import aggregators, attacks
 from tests.conftest import COMPILED_FAST, KNOWN, QUICK, ROOT, THOROUGH, pytest_configure
 
 
-def collected(marks: str) -> str:
-    """The ids of the tests with these marks, one per line."""
+def collected(marks: str, none: bool = False) -> str:
+    """The ids of the tests with these marks, one per line. Args: none: there are none, which pytest calls a failure."""
     command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "--collect-only", "-m", marks, "tests"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=not none).stdout
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +35,10 @@ def test_every_line_of_the_table_names_tests(quick):
     for line in THOROUGH:
         assert re.search(f"^{line}", thorough, re.MULTILINE), line
         assert not re.search(f"^{line}", quick, re.MULTILINE), line
+
+
+def test_no_test_is_in_two_tiers():
+    assert "no tests collected" in collected("thorough and slow", none=True)
 
 
 def test_one_comparison_with_a_function_of_anybodys_is_quick(quick):

@@ -219,7 +219,6 @@ SMALL = {
 }
 
 
-@pytest.mark.thorough
 def test_both_sides_for_a_run():
     config = grid.resolve(configs.paper("digits"), SMALL)
     said: list[str] = []
