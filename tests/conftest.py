@@ -4,9 +4,10 @@ Quick tests are what `python -m pytest` runs by itself: golden files, one batter
 configs, data, basics of the command lines. A table names what is thorough. What takes minutes is marked slow where it
 stands, and further cases and settings by another table: they are run by hand, `python -m pytest -m slow`.
 
-Most of a test's time is XLA's compiler. On a CPU the programs of the quick tests are compiled without LLVM's optimisations,
-in a third of the time. `XLA_FLAGS=--xla_backend_optimization_level=3 python -m pytest` compiles as users do; so does
-.ci/run.
+Most of a test's time is XLA's compiler. On a CPU the quick tests, and `-m "thorough and not optimised"`, compile without
+LLVM's optimisations, in a third of the time. What is about the compiled program itself, or compares numbers with recorded
+ones, is marked optimised by a table: `python -m pytest -m optimised` compiles it as users do, and so does `-m thorough`.
+`XLA_FLAGS=--xla_backend_optimization_level=3` does it for any of them.
 """
 
 import importlib.metadata
@@ -22,6 +23,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 QUICK = "not thorough and not slow"  # what pyproject.toml selects by itself
+FAST = (QUICK, "thorough and not optimised")  # selections that compile without optimisations
 COMPILED_FAST = (
     "--xla_backend_optimization_level=0",
     "--xla_llvm_disable_expensive_passes=true",
@@ -113,6 +115,14 @@ SLOW = (
     r"tests/launch/test_sweeps.py::test_every_sweep.*-(fashion_mnist|cifar|mnist)",
 )
 
+# Beginnings of the ids of tests that are compiled as users compile: of programs, and of numbers that were recorded.
+OPTIMISED = (
+    r"tests/golden",
+    r"tests/ops",
+    r"tests/checks/test_(causes|forms|faults)",
+    r"tests/(aggregators|attacks)/test_(battery.py::test_law\[(reads|writes)|peers)",
+)
+
 
 def only_a_cpu() -> bool:
     """Whether JAX can use nothing else. It must not be asked itself: it would read XLA_FLAGS."""
@@ -121,21 +131,25 @@ def only_a_cpu() -> bool:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Lets the quick tests compile fast, unless the caller has said how to compile."""
+    """Lets tests that are about no compiled program compile fast, unless the caller has said how to compile."""
     given = os.environ["XLA_FLAGS"]
-    if config.option.markexpr == QUICK and KNOWN and only_a_cpu() and "optimization_level" not in given:
+    if config.option.markexpr in FAST and KNOWN and only_a_cpu() and "optimization_level" not in given:
         os.environ["XLA_FLAGS"] = f"{given} {' '.join(COMPILED_FAST)}"
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks what the tables name, before pytest selects by mark; slow tests stay slow only."""
-    thorough, slow = (re.compile("|".join(table)) for table in (THOROUGH, SLOW))
+    thorough, slow, optimised = (re.compile("|".join(table)) for table in (THOROUGH, SLOW, OPTIMISED))
     for item in items:
         if slow.match(item.nodeid):
             item.add_marker("slow")
-        if thorough.match(item.nodeid) and item.get_closest_marker("slow") is None:
+        if item.get_closest_marker("slow") is not None:
+            continue
+        if thorough.match(item.nodeid):
             item.add_marker("thorough")
+        if optimised.match(item.nodeid):
+            item.add_marker("optimised")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from lasa_jax import aggregators, attacks
-from tests.conftest import COMPILED_FAST, KNOWN, QUICK, ROOT, THOROUGH, pytest_configure
+from tests.conftest import COMPILED_FAST, FAST, KNOWN, OPTIMISED, QUICK, ROOT, THOROUGH, pytest_configure
 
 
 def collected(marks: str, none: bool = False) -> str:
@@ -37,6 +37,18 @@ def test_every_line_of_the_table_names_tests(quick):
         assert not re.search(f"^{line}", quick, re.MULTILINE), line
 
 
+def test_every_line_of_what_compiles_as_users_do_names_tests():
+    optimised = collected("optimised")
+    for line in OPTIMISED:
+        assert re.search(f"^{line}", optimised, re.MULTILINE), line
+
+
+def test_ci_runs_every_tier():
+    commands = (ROOT / ".ci" / "run").read_text()
+    assert f'-m "{FAST[1]}"' in commands
+    assert "-m optimised" in commands
+
+
 def test_no_test_is_in_two_tiers():
     assert "no tests collected" in collected("thorough and slow", none=True)
 
@@ -47,9 +59,15 @@ def test_one_comparison_with_a_function_of_anybodys_is_quick(quick):
 
 @pytest.mark.parametrize(
     ("marks", "given", "fast"),
-    [(QUICK, "", True), ("thorough", "", False), (QUICK, "--xla_backend_optimization_level=3", False)],
+    [
+        (QUICK, "", True),
+        ("thorough and not optimised", "", True),
+        ("optimised", "", False),
+        ("thorough", "", False),
+        (QUICK, "--xla_backend_optimization_level=3", False),
+    ],
 )
-def test_only_quick_tests_compile_fast_and_not_if_told(marks, given, fast, monkeypatch):
+def test_what_compiles_fast_and_not_if_told(marks, given, fast, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", given)
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     pytest_configure(SimpleNamespace(option=SimpleNamespace(markexpr=marks)))

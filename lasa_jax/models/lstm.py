@@ -77,11 +77,10 @@ def _backward(saved: Any, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
         to_h = to_h[:, None] + grad_t
         to_c = to_c + to_h * h_by_c
         to_gates = jnp.where(of_output, to_h, to_c) * slopes
-        return (to_gates.reshape(batch, -1) @ transposed, to_c * f), to_gates
+        return (to_gates.reshape(batch, -1) @ (recurrent.T if copied is None else copied), to_c * f), to_gates
 
-    transposed = recurrent.T
-    if ops.one_at_a_time():  # written out once: a product of few rows with a kernel read across takes twice as long
-        transposed = jax.lax.optimization_barrier(transposed)
+    # On a CPU a product of few rows with a kernel that is read across takes twice as long; elsewhere a copy costs memory.
+    copied = jax.lax.optimization_barrier(recurrent.T) if ops.one_at_a_time() else None
     start = jnp.zeros_like(cells[0]), jnp.zeros_like(slopes[0])
     at = (grad, slopes, o * (1 - squashed**2), f)
     to_steps = jax.lax.scan(step, start, at, reverse=True, unroll=_unroll())[1].reshape(time, batch, 4 * features)
