@@ -1,4 +1,4 @@
-"""A twelfth of MNIST for 100 clients, to compare all rules on: `python -m benchmarks.pairs --config=benchmarks/mnist_part.py`.
+"""A twelfth of MNIST for 100 clients, to compare all rules: `python -m benchmarks.pairs --config=benchmarks/mnist_part.py`.
 
 The first 5,000 training images, 50 for each client, who takes 5 steps of 10 in a round; all test images. Some rules keep a
 row of the model's size for each client of the population, which 6,000 clients have no room for.
