@@ -120,6 +120,7 @@ OPTIMISED = (
     r"tests/golden",
     r"tests/ops",
     r"tests/checks/test_(causes|forms|faults)",
+    r"tests/inspection/test_variances.py::test_variances_of_models",  # minutes of products if compiled fast
     r"tests/(aggregators|attacks)/test_(battery.py::test_law\[(reads|writes)|peers)",
 )
 

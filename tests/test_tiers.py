@@ -1,5 +1,6 @@
 """The three tiers of tests: what is quick has every method, and the table of what is thorough names nothing that is gone."""
 
+import functools
 import os
 import re
 import subprocess
@@ -12,6 +13,7 @@ from lasa_jax import aggregators, attacks
 from tests.conftest import COMPILED_FAST, FAST, KNOWN, OPTIMISED, QUICK, ROOT, THOROUGH, pytest_configure
 
 
+@functools.cache
 def collected(marks: str, none: bool = False) -> str:
     """The ids of the tests with these marks, one per line. Args: none: there are none, which pytest calls a failure."""
     command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "--collect-only", "-m", marks, "tests"]
