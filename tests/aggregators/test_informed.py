@@ -76,6 +76,16 @@ class TestSizes:
             assert taken[i] == pytest.approx(float(np.asarray(info.weight["id"])[i]), rel=1e-5)
         np.testing.assert_allclose(taken.sum(), 1, rtol=1e-5)
         assert taken.max() > 2 * taken.min()
+        # With sizes whose sums tell buckets apart, each counts by the mean size of its own clients.
+        sizes = jnp.asarray(2 ** np.arange(N), jnp.int32)
+        told = np.asarray(rule.aggregate(updates, (), key=KEY, num_malicious=0, context=Context(sizes=sizes))[0]["id"])
+        buckets = {tuple(np.flatnonzero(np.isclose(told, x, rtol=1e-4, atol=0))) for x in told}
+        assert sorted(i for bucket in buckets for i in bucket) == list(range(N))
+        means = {bucket: np.mean(2.0 ** np.asarray(bucket)) for bucket in buckets}
+        for bucket in buckets:
+            assert len(bucket) == 2
+            np.testing.assert_allclose(told[list(bucket)], means[bucket] / sum(means.values()) / 2, rtol=1e-4)
+        sizes = jnp.arange(1, N + 1, dtype=jnp.int32)
         # A chain in a chain knows it too.
         inner = aggregators.chain(aggregators.bucketing(2), BY_SIZE["norm_clipped_mean"])
         again = inner.aggregate(updates, (), key=KEY, num_malicious=0, context=Context(sizes=sizes))[0]
