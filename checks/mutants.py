@@ -177,6 +177,7 @@ TESTS = (
     "tests/aggregators/test_rules.py",
     "tests/testing/test_conformance.py",
     "tests/aggregators/test_informed.py",
+    "tests/federated/test_by_client.py",
 )
 
 
