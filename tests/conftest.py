@@ -53,7 +53,7 @@ THOROUGH = (
     r"tests/aggregators/test_rules",  # what is particular to a rule; its definition is in the battery
     r"tests/attacks/test_battery.py::test_(law\[(devices|vmap|keeps_dtypes)|one_trace)",
     r"tests/attacks/test_properties.py::test_adaptive",
-    r"tests/attacks/test_searches.py::.*(unit_vec|along_every)",
+    r"tests/attacks/test_searches.py::.*(unit_vec|along_every|tailored_median_takes.*sign)",
     r"tests/benchmarks/test_card.py::test_(a_round_needs|golden)",
     r"tests/benchmarks/test_peers.py::test_pip_is_asked",
     r"tests/checks/test_(causes|definitions.py::test_ours|faults|forms.py::test_(models|no_form)|fuzz)",
@@ -98,7 +98,7 @@ SLOW = (
     r"tests/aggregators/test_battery.py::test_law\[jit_equals_eager",
     r"tests/aggregators/test_parameters_only.py::TestRules::test_without_statistics",
     r"tests/aggregators/test_informed.py::TestSizes::test_law",
-    r"tests/attacks/test_searches.py::.*(\[sign\b|\[optimal_ipm|first_group\[(?!.*-5\])|\[all-)",
+    r"tests/attacks/test_searches.py::(?!test_tailored_median).*(\[sign\b|\[optimal_ipm|first_group\[(?!.*-5\])|\[all-)",
     r"tests/attacks/test_backdoors.py::test_a_backdoor_gets",
     r"tests/attacks/test_properties.py::test_adaptive_works_with_every_rule",
     r"tests/attacks/test_peers.py::test_with_nobody_malicious",
