@@ -27,6 +27,14 @@ def test_mimic_copies_the_same_client_in_any_order():
             assert step(updates, malicious)["w"][malicious] == sign * 5
 
 
+def test_mimic_copies_from_the_other_end_of_a_direction_that_it_remembers():
+    attack, malicious = attacks.mimic(), np.arange(6) == 0
+    rows = np.array([0, -1, -1.1, -0.9, 5, -4.4], np.float32)[:, None]
+    _, state = attack.craft({"w": rows}, attack.init({"w": rows[0]}), malicious, key=KEY)
+    sent, _ = attack.craft({"w": -rows}, state, malicious, key=KEY)
+    assert sent["w"][0] == -5
+
+
 def test_mimic_weights_all_rounds_alike():
     attack = attacks.mimic()
     state = attack.init({"w": np.zeros(3, np.float32)})
