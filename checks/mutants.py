@@ -189,6 +189,7 @@ ABOUT = {
     "aggregators/sizes.py": ("sizes", "size"),
     "attacks/base.py": ("knowledge", "only_malicious"),
     "attacks/distance.py": ("distance", "min_max", "min_sum", "direction", "tailored_median"),
+    "attacks/naive.py": ("naive", "oneclass", "around_a_mean"),
     "attacks/optimal.py": ("optimal", "increment"),
     "attacks/statistical.py": ("statistical", "inner_product"),
     "attacks/tailored.py": ("tailored", "bulyan", "picked_whole"),
