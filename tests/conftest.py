@@ -123,6 +123,9 @@ OPTIMISED = (
     r"tests/checks/test_(causes|forms|faults)",
     r"tests/inspection/test_variances.py::test_variances_of_models",  # minutes of products if compiled fast
     r"tests/(aggregators|attacks)/test_(battery.py::test_law\[(reads|writes)|peers)",
+    r"tests/aggregators/test_preaggregators.py::test_mixing_before",
+    r"tests/federated/test_(simulation|client.py::test_.*precision)",
+    r"tests/test_forms_of_a_gpu.py::test_golden",
 )
 
 

@@ -83,6 +83,16 @@ def test_a_step_writes_few_arrays():
     assert written == [2, 1]
 
 
+@pytest.mark.parametrize(("platform", "copies"), [("cpu", True), ("gpu", False)])
+def test_a_cpu_transposes_the_kernel_once_and_an_accelerator_not_at_all(platform, copies):
+    with ops.compiling_for(platform):
+        jaxpr = jax.make_jaxpr(jax.grad(lambda s: loss(lstm._recur, s, RECURRENT)))(STEPS).jaxpr
+    backward = [scan for scan in scans(jaxpr) if scan.params["reverse"]]
+    assert len(backward) == 1
+    assert ("optimization_barrier" in str(jaxpr)) == copies
+    assert ("transpose[" in str(backward[0].params["jaxpr"])) == (not copies)
+
+
 @pytest.mark.parametrize(("platform", "unrolled"), [("cpu", False), ("gpu", True)])
 def test_accelerators_take_several_steps_in_one_pass_of_the_loop(platform, unrolled):
     with ops.compiling_for(platform):
