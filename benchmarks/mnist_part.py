@@ -31,7 +31,6 @@ def get_config(argument: str | None = None) -> ConfigDict:
     parse_argument(argument, {})
     config = paper("mnist")
     config.dataset = "benchmarks.mnist_part:examples"
-    config.model = "cnn"
     config.num_clients = 100
     config.clients_per_round = 15
     config.rounds = 30

@@ -11,7 +11,6 @@ ended is lost; two processes of one device each, one for each half of the rules,
 
 import argparse
 import dataclasses
-import importlib.util
 import json
 import sys
 import time
@@ -28,8 +27,9 @@ from lasa_jax import aggregators, attacks, build
 from lasa_jax import config as configs
 from lasa_jax.aggregators import Aggregator, Context, Diagnostics
 from lasa_jax.attacks import Attack
+from lasa_jax.commandline import call
 from lasa_jax.data import FederatedDataset
-from lasa_jax.errors import InputError
+from lasa_jax.errors import InputError, check_choice
 from lasa_jax.federated import Simulation, make_mesh
 
 MAY_DIVERGE = (
@@ -113,12 +113,7 @@ def one_attack(those: list[Attack], index: jax.Array) -> Attack:
 
 def load(path: str, attack: str, rule: str, settings: Mapping[str, Any]) -> ConfigDict:
     """The resolved config of one pair."""
-    spec = importlib.util.spec_from_file_location("config", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config(None)
+    config = call(path, "get_config")
     config.update_from_flattened_dict({**settings, "attack.name": attack, "aggregator.name": rule})
     return configs.resolve(config)
 
@@ -165,6 +160,8 @@ def simulate(
     path: str, those: Sequence[str], against: Sequence[str], settings: Mapping[str, Any], kept: Record
 ) -> Cells:
     """Every pair of one of those attacks and a rule, none of a rule that is refused. Prints each as it comes."""
+    for rule in against:
+        check_choice("--rules", rule, aggregators.names())
     base, dataset, shares, plain, _ = build.prepare(load(path, "none", "fedavg", settings))
     runs = {attack: build.prepare(load(path, attack, "fedavg", settings), dataset=dataset) for attack in those}
     for rule in against:
