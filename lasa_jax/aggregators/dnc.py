@@ -109,16 +109,19 @@ def dnc(
 
 def _gather(row: PyTree, coordinates: jax.Array) -> jax.Array:
     """Values of one update at coordinates of the flattened tree, `(r,)`."""
-    leaves = [leaf.ravel().astype(ops.wide(row)) for leaf in jax.tree.leaves(row)]
+    leaves = [leaf.astype(ops.wide(row)) for leaf in jax.tree.leaves(row)]
     ends = np.cumsum([leaf.size for leaf in leaves]).tolist()
     large = [(leaf, end - leaf.size) for leaf, end in zip(leaves, ends, strict=True) if leaf.size >= _LARGE]
     # Small leaves are joined, so that a coordinate is looked for in few places.
-    others = jnp.concatenate([leaf for leaf in leaves if leaf.size < _LARGE] + [jnp.zeros(1, ops.wide(row))])
+    others = jnp.concatenate([leaf.ravel() for leaf in leaves if leaf.size < _LARGE] + [jnp.zeros(1, ops.wide(row))])
     before = sum(jnp.where(coordinates >= start, leaf.size, 0) for leaf, start in large)  # entries of large leaves
     values = others[jnp.clip(coordinates - before, 0, others.size - 1)]
     for leaf, start in large:
         inside = (coordinates >= start) & (coordinates < start + leaf.size)
-        values = jnp.where(inside, leaf[jnp.clip(coordinates - start, 0, leaf.size - 1)], values)
+        place = jnp.clip(coordinates - start, 0, leaf.size - 1)
+        # Flat, a layer would be copied on a TPU, where arrays lie in tiles of their last two axes.
+        found = leaf[jnp.unravel_index(place, leaf.shape)] if ops.platform() == "tpu" else leaf.ravel()[place]
+        values = jnp.where(inside, found, values)
     return values
 
 

@@ -6,6 +6,7 @@ are leaves smaller than a block, and stacks that are not float32.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from jax.sharding import PartitionSpec
 
 from lasa_jax.ops.rows import CLIENTS, any_run, everywhere, num_shards, on_each_shard, one_at_a_time, product
 from lasa_jax.ops.statistics import root, wide
+from lasa_jax.ops.target import platform
 
 PyTree = Any
 
@@ -25,10 +27,12 @@ def _block_width(n: int, columns: int, *, summed: bool) -> int:
     """Most columns of a block of n rows of one run: on a CPU it stays in cache, else it is a small part of memory.
 
     Products want longer rows than sorting, but no longer than float32 can add up without losing digits. On an accelerator a
-    block of products is a tenth of the columns at most; a sort is many launches, so its blocks are large.
+    block is a tenth of the columns at most; but a sort is many launches on a GPU, so there its blocks are large.
     """
+    if not summed and platform() == "gpu":
+        return max(16, 2**28 // (4 * n))
     if not one_at_a_time():
-        return max(16, min(2**26 // (4 * n), max(columns // 10, 4096)) if summed else 2**28 // (4 * n))
+        return max(16, min(2**26 // (4 * n), max(columns // 10, 4096)))
     return max(16, min(2**20 // (4 * n), 4096) if summed else 2**17 // (4 * n))
 
 
@@ -56,12 +60,11 @@ def _over_columns(fn: Callable[..., PyTree], stack: PyTree, shared: tuple[PyTree
     n, shards, kind = leaves[0].shape[0], num_shards(), wide(leaves)
 
     def local(leaves: list[jax.Array], shared: tuple[PyTree, ...]) -> PyTree:
-        flat = [x.reshape(x.shape[0], -1).astype(kind) for x in leaves]
         # Blocks of like width, so that the last is not nearly empty.
-        share = -(-sum(x.shape[1] for x in flat) // shards)  # of the columns
+        share = -(-sum(x.size // len(x) for x in leaves) // shards)  # of the columns
         blocks = max(1, -(-share // _block_width(n, share, summed=summed)))
         width = max(16, -(-share // (16 * blocks)) * 16)
-        loops, unpack = _blocks(flat, width * shards)
+        loops, unpack = _blocks([_lines(x, width * shards).astype(kind) for x in leaves], width, shards)
 
         def work(block: jax.Array) -> PyTree:
             if shards > 1:
@@ -78,11 +81,7 @@ def _over_columns(fn: Callable[..., PyTree], stack: PyTree, shared: tuple[PyTree
             lax.map(lambda i, fetch=fetch: work(fetch(i)), jnp.arange(count, dtype=jnp.int32)) for fetch, count in loops
         ]
 
-        def whole(*parts: jax.Array) -> list[jax.Array]:
-            done = jnp.concatenate(parts)
-            return unpack(lax.all_gather(done, CLIENTS, axis=1, tiled=True) if shards > 1 else done)
-
-        return jax.tree.map(whole, *parts)
+        return jax.tree.map(lambda *parts: unpack(_gathered(parts)), *parts)
 
     result = on_each_shard(local, (leaves, shared), PartitionSpec(), (True, False))
     if summed:
@@ -95,43 +94,74 @@ def _over_columns(fn: Callable[..., PyTree], stack: PyTree, shared: tuple[PyTree
     return tuple(map(shaped, result)) if isinstance(result, tuple) else shaped(result)
 
 
+def _gathered(parts: tuple[jax.Array, ...]) -> jax.Array:
+    """What each device made of its share of the columns of all blocks, `(blocks, width)`, as one vector on every device."""
+    if (shards := num_shards()) == 1:
+        return jnp.concatenate([x.ravel() for x in parts])
+    done = lax.all_gather(jnp.concatenate([x.ravel() for x in parts]), CLIENTS)
+    ends = np.cumsum([x.size for x in parts])[:-1]
+    shared_out = zip(jnp.split(done, ends, axis=1), parts, strict=True)
+    return jnp.concatenate([x.reshape(shards, *like.shape).swapaxes(0, 1).ravel() for x, like in shared_out])
+
+
+def _lines(leaf: jax.Array, width: int) -> jax.Array:
+    """A leaf as matrices `(n, lines, columns of a line)`, of which blocks of about `width` columns are whole lines.
+
+    On a TPU a line is the last axis, if not longer than a block: arrays lie there in tiles of their last two axes, so that
+    a line of one column, as everywhere else, would be a copy of the leaf.
+    """
+    last = leaf.shape[-1] if leaf.ndim > 2 and platform() == "tpu" else 1
+    return leaf.reshape(leaf.shape[0], -1, last if 0 < last <= width else 1)
+
+
+def _lines_of_block(lines: int, columns: int, width: int, shards: int) -> int:
+    """How many lines of a leaf a block has, so that little is left over, and each shard gets as many columns."""
+    together = shards // math.gcd(shards, columns)
+    blocks = -(-lines * columns // width)
+    if columns == 1 or blocks < 2:
+        return width // columns // together * together
+    return max(1, lines // blocks // together) * together
+
+
 def _blocks(
-    leaves: list[jax.Array], width: int
+    leaves: list[jax.Array], width: int, shards: int
 ) -> tuple[list[tuple[Callable[[Any], jax.Array], int]], Callable[[jax.Array], list[jax.Array]]]:
-    """Divides matrices `(n, m)` into blocks `(n, width)`.
+    """Divides leaves `(n, lines, columns)` into blocks `(n, w)` of whole lines, w at most `width` for each of the shards.
 
     Returns:
       Loops, each `fetch(i)` for its i-th block and the number of blocks: on a CPU one for all leaves, which is compiled
       once; elsewhere one for each leaf, since a branch by the index would stop the device and copy the leaf. And `unpack`,
-      which turns the results of all blocks, `(blocks, width)`, into one vector `(m,)` for each leaf. What is left of a leaf
-      after whole blocks is copied together with the other leaves' rests.
+      which turns the results of all blocks, in one vector, into a vector for each leaf. What is left of a leaf after whole
+      blocks is copied together with the other leaves' rests.
     """
-    n = leaves[0].shape[0]
-    whole = [x.shape[1] // width for x in leaves]
-    rests = [x[:, k * width :] for x, k in zip(leaves, whole, strict=True)]
+    n, width = leaves[0].shape[0], width * shards
+    lines = [_lines_of_block(x.shape[1], x.shape[2], width, shards) for x in leaves]
+    whole = [x.shape[1] // of_block for x, of_block in zip(leaves, lines, strict=True)]
+    ends = [k * of_block for k, of_block in zip(whole, lines, strict=True)]
+    rests = [x[:, end:].reshape(n, -1) for x, end in zip(leaves, ends, strict=True)]
     rest_sizes = [x.shape[1] for x in rests]
     rest = jnp.concatenate([*rests, jnp.zeros((n, -sum(rest_sizes) % width), leaves[0].dtype)], axis=1)
-    sources = [*leaves, rest]
+    sources, lines = [*leaves, rest[..., None]], [*lines, width]
     counts = [*whole, rest.shape[1] // width]
     used = [s for s, count in enumerate(counts) if count]
 
-    def fetch_from(source: jax.Array, at: Any) -> jax.Array:
-        return lax.dynamic_slice_in_dim(source, at, width, axis=1)
+    def fetch_from(s: int, at: Any) -> jax.Array:
+        return lax.dynamic_slice_in_dim(sources[s], at, lines[s], axis=1).reshape(n, -1)
 
     def fetch(i: Any) -> jax.Array:
         branch_of = np.repeat(np.arange(len(used)), [counts[s] for s in used])
-        start_of = np.concatenate([np.arange(counts[s], dtype=np.int32) * width for s in used])
-        branches = [functools.partial(fetch_from, sources[s]) for s in used]
+        start_of = np.concatenate([np.arange(counts[s], dtype=np.int32) * lines[s] for s in used])
+        branches = [functools.partial(fetch_from, s) for s in used]
         return lax.switch(jnp.asarray(branch_of)[i], branches, jnp.asarray(start_of)[i])
 
     loops: list[tuple[Callable[[Any], jax.Array], int]] = [(fetch, sum(counts))]
     if not one_at_a_time():
-        loops = [(lambda i, s=s: fetch_from(sources[s], i * width), counts[s]) for s in used]  # type: ignore[misc]
+        loops = [(lambda i, s=s: fetch_from(s, i * lines[s]), counts[s]) for s in used]  # type: ignore[misc]
 
     def unpack(results: jax.Array) -> list[jax.Array]:
-        *firsts, last = jnp.split(results, np.cumsum(counts)[:-1])
-        *seconds, _ = jnp.split(last.reshape(-1), np.cumsum(rest_sizes))
-        return [jnp.concatenate([x.reshape(-1), y]) for x, y in zip(firsts, seconds, strict=True)]
+        *firsts, last = jnp.split(results, np.cumsum([end * x.shape[2] for end, x in zip(ends, leaves, strict=True)]))
+        *seconds, _ = jnp.split(last, np.cumsum(rest_sizes))
+        return [jnp.concatenate(pair) for pair in zip(firsts, seconds, strict=True)]
 
     return loops, unpack
 
@@ -306,7 +336,7 @@ def mix_rows(mixing: jax.Array, stack: PyTree) -> PyTree:
     """
 
     def local(by_source: jax.Array, leaves: list[jax.Array]) -> list[jax.Array]:
-        return [_mix(by_source.T, x) for x in leaves]
+        return [_mix(by_source.T, x) if x.size else x for x in leaves]
 
     leaves, structure = jax.tree.flatten(stack)
     done = on_each_shard(local, (everywhere(mixing.T), leaves), PartitionSpec(CLIENTS), (True, True))
@@ -316,13 +346,14 @@ def mix_rows(mixing: jax.Array, stack: PyTree) -> PyTree:
 def _mix(mixing: jax.Array, leaf: jax.Array) -> jax.Array:
     """`mixing @ leaf` in blocks of columns; with shards, `mixing` has this device's columns and the result its rows."""
     shards = num_shards()
-    flat = leaf.reshape(leaf.shape[0], -1)
-    m, kind = flat.shape[1], wide((mixing, leaf))
+    m, kind = leaf.size // len(leaf), wide((mixing, leaf))
     width = min(m, _block_width(mixing.shape[0], m, summed=True))
+    flat = _lines(leaf, width)
+    lines, at_once = flat.shape[1], width // flat.shape[2]
     taken = (mixing != 0).astype(kind)
 
     def mixed(start: jax.Array) -> jax.Array:
-        block = lax.dynamic_slice_in_dim(flat, start, width, axis=1).astype(kind)
+        block = lax.dynamic_slice_in_dim(flat, start, at_once, axis=1).reshape(len(leaf), -1).astype(kind)
         finite = jnp.isfinite(block)
         total = product(mixing, jnp.where(finite, block, 0.0))
         # Blocks without NaN are spared the second product; devices may differ in this, so what they exchange is outside.
@@ -336,8 +367,9 @@ def _mix(mixing: jax.Array, leaf: jax.Array) -> jax.Array:
         return jnp.where(spoilt > 0, jnp.nan, total).astype(leaf.dtype)
 
     def write(i: jax.Array, out: jax.Array) -> jax.Array:
-        start = jnp.minimum(i * width, m - width)  # the last block overlaps the one before
-        return lax.dynamic_update_slice_in_dim(out, mixed(start), start, axis=1)
+        start = jnp.minimum(i * at_once, lines - at_once)  # the last block overlaps the one before
+        block = mixed(start).reshape(len(out), at_once, -1)
+        return lax.dynamic_update_slice_in_dim(out, block, start, axis=1)
 
-    out = jnp.zeros((mixing.shape[0] // shards, m), leaf.dtype)
-    return lax.fori_loop(0, -(-m // max(width, 1)), write, out).reshape(out.shape[0], *leaf.shape[1:])
+    out = jnp.zeros((mixing.shape[0] // shards, *flat.shape[1:]), leaf.dtype)
+    return lax.fori_loop(0, -(-lines // at_once), write, out).reshape(out.shape[0], *leaf.shape[1:])

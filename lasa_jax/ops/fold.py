@@ -1,8 +1,9 @@
-"""Reductions over the layers of one update, on a GPU in few kernels, however many layers there are.
+"""Reductions over the layers of one update in one reading: on a GPU in few kernels, however many layers there are.
 
 A kernel that reduces a layer of millions of entries is followed by one that reduces what its blocks made, and so is one that
 reduces a bias: eight layers measured apart are two dozen launches for one reading. Here blocks of all layers are reduced
-to a number each, those of small layers together, and then all these numbers at once.
+to a number each, those of small layers together, and then all these numbers at once. A TPU reduces each layer as it lies
+in its memory, in tiles of the last two axes; a block would be a copy of the layer for each thing that is made of it.
 """
 
 import functools
@@ -12,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+
+from lasa_jax.ops.target import platform
 
 _WIDTH = 1024  # entries of a block
 _SMALL = 16  # layers of less than this part of all entries are joined
@@ -24,7 +27,7 @@ Terms = Callable[[jax.Array], tuple[jax.Array, ...]]
 def fold(
     leaves: Sequence[jax.Array], terms: Terms, operations: Sequence[str], *, by_leaf: bool = False
 ) -> tuple[jax.Array, ...]:
-    """Reduces, from 0, what is made of each entry of some arrays, in the form that suits a GPU.
+    """Reduces, from 0, what is made of each entry of some arrays, in the form that suits a GPU or a TPU.
 
     Args:
       leaves: arrays of one type and any shapes, at least one.
@@ -35,6 +38,11 @@ def fold(
     Returns:
       For each term a scalar, or `(leaves,)`. Sums are those of blocks of 1,024 entries, summed. Of no entry each is 0.
     """
+    if platform() == "tpu":
+        numbers = [reduced(terms(x), operations, range(x.ndim)) for x in leaves]
+        if by_leaf:
+            return tuple(jnp.stack(each) for each in zip(*numbers, strict=True))
+        return _together(numbers, operations)
     blocks = _blocks(leaves)
     if not blocks:
         shape = (len(leaves),) if by_leaf else ()
@@ -50,11 +58,13 @@ def fold(
             (tuple(jnp.where(owner[None, :] == of_leaf, x[None, :], jnp.zeros((), x.dtype)) for x in numbers), owner)
             for numbers, owner in parts
         ]
-    found = [reduced(numbers, operations, (numbers[0].ndim - 1,)) for numbers, _ in parts]
-    return tuple(
-        functools.reduce(_OPERATIONS[name], each)
-        for name, each in zip(operations, zip(*found, strict=True), strict=True)
-    )
+    return _together([reduced(numbers, operations, (numbers[0].ndim - 1,)) for numbers, _ in parts], operations)
+
+
+def _together(parts: Sequence[tuple[jax.Array, ...]], operations: Sequence[str]) -> tuple[jax.Array, ...]:
+    """The numbers of several parts as those of one."""
+    by_term = zip(operations, zip(*parts, strict=True), strict=True)
+    return tuple(functools.reduce(_OPERATIONS[name], numbers) for name, numbers in by_term)
 
 
 def joined(sizes: Sequence[int]) -> list[bool]:

@@ -1,6 +1,7 @@
 """Order statistics that XLA does not do well: the k-th largest magnitude of millions of values without sorting them."""
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,9 +16,9 @@ from lasa_jax.ops.fold import fold
 _INFINITY = 0x7F800000  # its bit pattern
 _MOST_PASSES = 33  # each halves the 31 bits
 _SAMPLE = 1 << 15  # values in the sample that brackets the threshold: fits the second-level cache
-_SORTED = 1 << 11  # the same on a GPU: what one kernel sorts
+_SORTED = 1 << 11  # the same on an accelerator: what one kernel of a GPU sorts
 _FEW = 1 << 14  # values that a GPU sorts sooner than it narrows an interval, whose every step waits for the host
-_POINTS = 8  # of a pass on a GPU: more would take longer to compare than to read
+_POINTS = 8  # of a pass on an accelerator: more would take longer to compare than to read
 
 Parts = tuple[jax.Array, ...]
 
@@ -37,9 +38,10 @@ def magnitude_threshold(values: jax.Array | Sequence[jax.Array], k: jax.Array | 
 
     Non-negative floats have the order of their bit patterns, so the threshold is found by narrowing an interval of
     integers: each step counts, in one pass, the values above a few points of it, its middle and some where the threshold is
-    expected; four in all, on a GPU eight, the middles of both halves among them. The first points are others: zero and the
-    surroundings of a sample's threshold. About seven passes are usual, five on a GPU, and 33 the most. It stops early when
-    exactly `k - 1` values lie above the upper end. A GPU sorts where there are at most 16,384.
+    expected; four in all, on an accelerator eight, the middles of both halves among them. The first points are others:
+    zero and the surroundings of a sample's threshold. About seven passes are usual, five on an accelerator, and 33 the
+    most. It stops early when exactly `k - 1` values lie above the upper end. An accelerator sorts where there are at
+    most 16,384.
 
     Args:
       values: floating point, of any shape, or several such arrays whose m entries count together; no NaN. What is wider than
@@ -57,8 +59,8 @@ def _search(parts: Parts, k: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The threshold and the number of passes over all values that were needed."""
     m = sum(x.size for x in parts)
     rank = jnp.maximum(k, 1)
-    if target.platform() == "gpu":
-        return _search_on_gpu(parts, k, rank)
+    if target.platform() != "cpu":
+        return _search_in_few_readings(parts, k, rank)
     points = [jnp.int32(0), jnp.int32(_INFINITY >> 1)]  # masses of exact zeros are common: settled in the first pass
     if m > 4 * _SAMPLE:
         stride = m // _SAMPLE
@@ -73,7 +75,7 @@ def _search(parts: Parts, k: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jnp.where(k <= 0, jnp.inf, functools.reduce(jnp.maximum, below)), bracket.passes + 1
 
 
-def _search_on_gpu(parts: Parts, k: jax.Array, rank: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _search_in_few_readings(parts: Parts, k: jax.Array, rank: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The same with few kernels: a sample that is sorted at once, and more points in each of fewer readings."""
     parts = tuple(x.astype(jnp.float32) for x in parts)
     m = sum(x.size for x in parts)
@@ -83,7 +85,7 @@ def _search_on_gpu(parts: Parts, k: jax.Array, rank: jax.Array) -> tuple[jax.Arr
         ordered = jnp.sort(jnp.concatenate([_bits(x.ravel()) for x in parts]), descending=True, stable=False)
         return jnp.where(k <= 0, jnp.inf, lax.bitcast_convert_type(ordered[rank - 1], jnp.float32)), jnp.int32(1)
     stride = -(-m // _SORTED)
-    sample = jnp.concatenate([_bits(x.ravel()[::stride]) for x in parts])[:_SORTED]
+    sample = jnp.concatenate([_bits(_spread(x, stride)) for x in parts])[:_SORTED]
     sample, size = jnp.sort(sample, descending=True, stable=False), sample.shape[0]
     expected = rank.astype(jnp.float32) / m * size
     margin = 3.0 * jnp.sqrt(expected * jnp.maximum(1.0 - expected / size, 0.0)) + 2.0
@@ -93,10 +95,13 @@ def _search_on_gpu(parts: Parts, k: jax.Array, rank: jax.Array) -> tuple[jax.Arr
     start, spread = _whole(m), jnp.asarray(np.linspace(-1, 1, _POINTS - 3, dtype=np.float32))
 
     def above(points: jax.Array) -> list[jax.Array]:
+        # Tied to the points of this pass, or a TPU's compiler writes the bits, the same in all passes, before the loop.
+        values, points = lax.optimization_barrier((parts, points)) if target.platform() == "tpu" else (parts, points)
+
         def terms(x: jax.Array) -> tuple[jax.Array, ...]:
             return tuple((_bits(x) > points[i]).astype(jnp.int32) for i in range(_POINTS))
 
-        return list(fold(parts, terms, ("add",) * _POINTS))
+        return list(fold(values, terms, ("add",) * _POINTS))
 
     def step(carry: tuple[_Bracket, jax.Array]) -> tuple[_Bracket, jax.Array]:
         bracket, points = carry
@@ -124,6 +129,15 @@ def _every(values: jax.Array, stride: int) -> jax.Array:
     flat = values.ravel()
     whole = flat.size // stride
     return flat[: whole * stride].reshape(whole, stride)[:, 0]
+
+
+def _spread(values: jax.Array, stride: int) -> jax.Array:
+    """About every `stride`-th value, a vector; on a TPU values of some rows and columns, since it copies what is flattened."""
+    if target.platform() != "tpu" or values.ndim < 2 or values.size == 0:
+        return values.ravel()[::stride]
+    rows = values.reshape(-1, values.shape[-1])
+    across = min(math.isqrt(stride), rows.shape[1])
+    return rows[:: -(-stride // across), ::across].ravel()
 
 
 def _whole(count: int) -> _Bracket:

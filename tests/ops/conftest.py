@@ -1,4 +1,4 @@
-"""Both meshes and both platform forms in which the primitives work."""
+"""Both meshes and the forms of all platforms in which the primitives work."""
 
 import jax
 import pytest
@@ -13,8 +13,8 @@ def mesh(request):
         yield request.param
 
 
-@pytest.fixture(params=["one row at a time", "all rows"])
-def platform(request, monkeypatch):
-    """Both ways of taking rows: a CPU's and an accelerator's."""
-    for module in (ops.rows, ops.columns):
-        monkeypatch.setattr(module, "one_at_a_time", lambda: request.param == "one row at a time")
+@pytest.fixture(params=["cpu", "gpu", "tpu"])
+def platform(request):
+    """The ways of taking rows and columns: a CPU's, a GPU's and a TPU's."""
+    with ops.compiling_for(request.param):
+        yield request.param

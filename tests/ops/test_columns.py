@@ -20,6 +20,7 @@ def stack(seed: int = 0) -> dict:
     return {
         "w": rng.standard_normal((N, 3, 50)).astype(np.float32),
         "b": rng.standard_normal((N, 7)).astype(np.float32),
+        "k": rng.standard_normal((N, 90, 12)).astype(np.float32),  # of whole lines in a block, on a TPU
     }
 
 
@@ -128,7 +129,7 @@ def test_sum_of_smallest(x, count):
 
 @pytest.mark.usefixtures("mesh", "platform")
 class TestOverColumns:
-    """On one device and on eight, a CPU's form and an accelerator's."""
+    """On one device and on eight, in the forms of all platforms."""
 
     @pytest.mark.parametrize("width", [16, 4096])
     def test_map_columns(self, width, monkeypatch):

@@ -1,5 +1,6 @@
 """Programs take the forms of what they are compiled for, whatever this process runs on."""
 
+import math
 import re
 
 import jax
@@ -86,6 +87,29 @@ def test_rules_lower_with_whole_products(name, platform):
         return rule.aggregate(updates, state, key=jax.random.key(0), num_malicious=3, **testing.known(rule, updates))
 
     _assert_whole(lowered(aggregate, UPDATES, platform=platform))
+
+
+def laid_out_anew(text: str, entries: int) -> list[str]:
+    """Reshapes of arrays of so many entries or more which change the last axis: on a TPU, that of its tiles, a copy."""
+    shapes = re.findall(r"stablehlo\.reshape [^\n]*tensor<([\dx]+)x\w+>\) -> tensor<([\dx]+)x\w+>", text)
+    sizes = [[[int(x) for x in shape.split("x")] for shape in pair] for pair in shapes]
+    return [f"{a} -> {b}" for a, b in sizes if math.prod(a) >= entries and a[-1] != b[-1]]
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_on_a_tpu_layers_stay_as_they_lie(name):
+    """Flattened, every layer of every client would be copied."""
+    rule, n, layer = RULES[name], 16, (640, 128)
+    shapes = {"kernel": (n, *layer), "bias": (n, 7)}
+    updates = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
+
+    def aggregate(updates):
+        one = jax.tree.map(lambda x: x[0], updates)
+        context = testing.known(rule, updates)
+        return rule.aggregate(updates, rule.init(one), key=jax.random.key(0), num_malicious=3, **context)
+
+    text = lowered(aggregate, updates, platform="tpu")
+    assert not laid_out_anew(text, n * math.prod(layer))
 
 
 @pytest.mark.parametrize("platform", ["gpu", "tpu"])
