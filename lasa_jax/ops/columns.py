@@ -118,15 +118,14 @@ def _lines_of_block(lines: int, columns: int, width: int, shards: int) -> int:
     """How many lines of a leaf a block has, so that little is left over, and each shard gets as many columns."""
     together = shards // math.gcd(shards, columns)
     blocks = -(-lines * columns // width)
-    if columns == 1 or blocks < 2:
-        return width // columns // together * together
-    return max(1, lines // blocks // together) * together
+    at_most = width // columns if columns == 1 or blocks < 2 else lines // blocks
+    return max(1, at_most // together) * together
 
 
 def _blocks(
     leaves: list[jax.Array], width: int, shards: int
 ) -> tuple[list[tuple[Callable[[Any], jax.Array], int]], Callable[[jax.Array], list[jax.Array]]]:
-    """Divides leaves `(n, lines, columns)` into blocks `(n, w)` of whole lines, w at most `width` for each of the shards.
+    """Divides leaves `(n, lines, columns)` into blocks `(n, w)` of whole lines, w about `width` for each of the shards.
 
     Returns:
       Loops, each `fetch(i)` for its i-th block and the number of blocks: on a CPU one for all leaves, which is compiled

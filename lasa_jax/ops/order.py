@@ -132,7 +132,7 @@ def _every(values: jax.Array, stride: int) -> jax.Array:
 
 
 def _spread(values: jax.Array, stride: int) -> jax.Array:
-    """About every `stride`-th value, a vector; on a TPU values of some rows and columns, since it copies what is flattened."""
+    """About every `stride`-th value, a vector; on a TPU, which copies what is flattened, those of some rows and columns."""
     if target.platform() != "tpu" or values.ndim < 2 or values.size == 0:
         return values.ravel()[::stride]
     rows = values.reshape(-1, values.shape[-1])

@@ -20,6 +20,7 @@ def stack(seed: int = 0) -> dict:
     return {
         "w": rng.standard_normal((N, 3, 50)).astype(np.float32),
         "b": rng.standard_normal((N, 7)).astype(np.float32),
+        "o": rng.standard_normal((N, 5, 77)).astype(np.float32),  # of an odd number of columns
         "k": rng.standard_normal((N, 90, 12)).astype(np.float32),  # of whole lines in a block, on a TPU
     }
 
