@@ -23,38 +23,39 @@ SHAPES: dict[str, tuple[tuple[int, ...], int, int]] = {
 STEPS = 5
 
 
-def trained(name: str) -> jax.stages.Wrapped:
-    """Five steps of SGD on batches of random inputs, as a function of a seed that gives the last parameters."""
+def trained(name: str) -> tuple[jax.stages.Wrapped, tuple[Any, ...]]:
+    """Five steps of SGD as a function that gives the last parameters, and its arguments: parameters, state and batches."""
     shape, classes, batch = SHAPES[name]
     model = models.create(name, num_classes=classes, input_shape=shape)
+    state = dict(model.init(jax.random.key(0)))
+    params, is_text = state.pop("params"), len(shape) == 1
+    keys = jax.random.split(jax.random.key(1), STEPS)
+    labels = jax.random.randint(keys[0], (STEPS, batch, *(shape if is_text else ())), 0, classes)
+    inputs = labels.astype(jnp.float32) if is_text else jax.random.normal(keys[1], (STEPS, batch, *shape))
 
-    def loss(params: Any, rest: Any, inputs: jax.Array, labels: jax.Array, key: jax.Array) -> jax.Array:
+    def loss(params: Any, state: Any, inputs: jax.Array, labels: jax.Array, key: jax.Array) -> jax.Array:
         seen = jnp.ones(batch, bool)
-        logits, _ = model.apply({**rest, "params": params}, inputs, train=True, key=key, mask=seen)
+        logits, _ = model.apply({**state, "params": params}, inputs, train=True, key=key, mask=seen)
         return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), labels[..., None], axis=-1))
 
-    def run(seed: jax.Array) -> Any:
-        variables = dict(model.init(jax.random.key(0)))
-        params = variables.pop("params")
-
-        def step(params: Any, key: jax.Array) -> tuple[Any, None]:
-            labels = jax.random.randint(key, (batch, *shape) if len(shape) == 1 else (batch,), 0, classes)
-            inputs = labels.astype(jnp.float32) if len(shape) == 1 else jax.random.normal(key, (batch, *shape))
-            slope = jax.grad(loss)(params, variables, inputs, labels, key)
+    def run(params: Any, state: Any, *batches: jax.Array) -> Any:
+        def step(params: Any, of_step: tuple[jax.Array, ...]) -> tuple[Any, None]:
+            slope = jax.grad(loss)(params, state, *of_step)
             return jax.tree.map(lambda x, g: x - 0.01 * g, params, slope), None
 
-        return jax.lax.scan(step, params, jax.random.split(jax.random.key(seed), STEPS))[0]
+        return jax.lax.scan(step, params, batches)[0]
 
-    return jax.jit(run)
+    return jax.jit(run), (params, state, inputs, labels, keys)
 
 
 def milliseconds(name: str) -> float:
     """Milliseconds of one step, compiled."""
-    run, taken = trained(name), []
-    jax.block_until_ready(run(0))
-    for seed in range(1, 8):
+    run, arguments = trained(name)
+    jax.block_until_ready(run(*arguments))
+    taken = []
+    for _ in range(7):
         began = time.perf_counter()
-        jax.block_until_ready(run(seed))
+        jax.block_until_ready(run(*arguments))
         taken.append(1e3 * (time.perf_counter() - began) / STEPS)
     return statistics.median(taken)
 

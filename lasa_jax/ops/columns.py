@@ -2,7 +2,7 @@
 
 A column is one coordinate of all clients. Columns are read in blocks that stay in cache; where the rows lie on several
 devices, each device swaps its rows of a block for its share of the columns, so that no second stack is written. Copied
-are leaves smaller than a block, and stacks that are not float32.
+are leaves smaller than a block, and what is left of the others after whole blocks.
 """
 
 import functools
@@ -27,7 +27,7 @@ def _block_width(n: int, columns: int, *, summed: bool) -> int:
     """Most columns of a block of n rows of one run: on a CPU it stays in cache, else it is a small part of memory.
 
     Products want longer rows than sorting, but no longer than float32 can add up without losing digits. On an accelerator a
-    block is a tenth of the columns at most; but a sort is many launches on a GPU, so there its blocks are large.
+    block is a tenth of the columns, or 4,096; but a sort is many launches on a GPU, so there its blocks are large.
     """
     if not summed and platform() == "gpu":
         return max(16, 2**28 // (4 * n))
@@ -64,7 +64,7 @@ def _over_columns(fn: Callable[..., PyTree], stack: PyTree, shared: tuple[PyTree
         share = -(-sum(x.size // len(x) for x in leaves) // shards)  # of the columns
         blocks = max(1, -(-share // _block_width(n, share, summed=summed)))
         width = max(16, -(-share // (16 * blocks)) * 16)
-        loops, unpack = _blocks([_lines(x, width * shards).astype(kind) for x in leaves], width, shards)
+        loops, unpack = _blocks([_lines(x, width * shards) for x in leaves], width * shards, kind)
 
         def work(block: jax.Array) -> PyTree:
             if shards > 1:
@@ -105,27 +105,35 @@ def _gathered(parts: tuple[jax.Array, ...]) -> jax.Array:
 
 
 def _lines(leaf: jax.Array, width: int) -> jax.Array:
-    """A leaf as matrices `(n, lines, columns of a line)`, of which blocks of about `width` columns are whole lines.
+    """A leaf as a matrix `(n, columns)`; on a TPU as `(n, lines, columns of a line)`, lines being its last axis.
 
-    On a TPU a line is the last axis, if not longer than a block: arrays lie there in tiles of their last two axes, so that
-    a line of one column, as everywhere else, would be a copy of the leaf.
+    There arrays lie in tiles of their last two axes, and a matrix would be a copy of the leaf. So it is where a line is
+    longer than a block of `width` columns, or too few lines fit into one to be dealt out over the devices.
     """
     last = leaf.shape[-1] if leaf.ndim > 2 and platform() == "tpu" else 1
-    return leaf.reshape(leaf.shape[0], -1, last if 0 < last <= width else 1)
+    fits = 1 < last <= width // _dealt_out(last)
+    return leaf.reshape(leaf.shape[0], -1, *([last] if fits else []))
 
 
-def _lines_of_block(lines: int, columns: int, width: int, shards: int) -> int:
-    """How many lines of a leaf a block has, so that little is left over, and each shard gets as many columns."""
-    together = shards // math.gcd(shards, columns)
-    blocks = -(-lines * columns // width)
-    at_most = width // columns if columns == 1 or blocks < 2 else lines // blocks
+def _dealt_out(columns: int) -> int:
+    """The fewest lines of so many columns that give each device of the mesh as many columns."""
+    return num_shards() // math.gcd(num_shards(), columns)
+
+
+def _lines_of_block(leaf: jax.Array, width: int) -> int:
+    """How many lines of a leaf, or columns of a matrix, a block has; of lines as many that few are left over."""
+    if leaf.ndim == 2:
+        return width
+    lines, columns = leaf.shape[1:]
+    blocks, together = -(-lines * columns // width), _dealt_out(columns)
+    at_most = lines // blocks if blocks > 1 else width // columns
     return max(1, at_most // together) * together
 
 
 def _blocks(
-    leaves: list[jax.Array], width: int, shards: int
+    leaves: list[jax.Array], width: int, kind: jnp.dtype
 ) -> tuple[list[tuple[Callable[[Any], jax.Array], int]], Callable[[jax.Array], list[jax.Array]]]:
-    """Divides leaves `(n, lines, columns)` into blocks `(n, w)` of whole lines, w about `width` for each of the shards.
+    """Divides leaves, as `_lines` makes them, into blocks `(n, w)` of a type, w at most `width`.
 
     Returns:
       Loops, each `fetch(i)` for its i-th block and the number of blocks: on a CPU one for all leaves, which is compiled
@@ -133,32 +141,33 @@ def _blocks(
       which turns the results of all blocks, in one vector, into a vector for each leaf. What is left of a leaf after whole
       blocks is copied together with the other leaves' rests.
     """
-    n, width = leaves[0].shape[0], width * shards
-    lines = [_lines_of_block(x.shape[1], x.shape[2], width, shards) for x in leaves]
-    whole = [x.shape[1] // of_block for x, of_block in zip(leaves, lines, strict=True)]
-    ends = [k * of_block for k, of_block in zip(whole, lines, strict=True)]
-    rests = [x[:, end:].reshape(n, -1) for x, end in zip(leaves, ends, strict=True)]
+    n = leaves[0].shape[0]
+    taken = [_lines_of_block(x, width) for x in leaves]  # by a block
+    whole = [x.shape[1] // lines for x, lines in zip(leaves, taken, strict=True)]
+    ends = [count * lines for count, lines in zip(whole, taken, strict=True)]
+    rests = [x[:, end:].reshape(n, -1).astype(kind) for x, end in zip(leaves, ends, strict=True)]
     rest_sizes = [x.shape[1] for x in rests]
-    rest = jnp.concatenate([*rests, jnp.zeros((n, -sum(rest_sizes) % width), leaves[0].dtype)], axis=1)
-    sources, lines = [*leaves, rest[..., None]], [*lines, width]
+    rest = jnp.concatenate([*rests, jnp.zeros((n, -sum(rest_sizes) % width), kind)], axis=1)
+    sources, taken = [*leaves, rest], [*taken, width]
     counts = [*whole, rest.shape[1] // width]
     used = [s for s, count in enumerate(counts) if count]
 
     def fetch_from(s: int, at: Any) -> jax.Array:
-        return lax.dynamic_slice_in_dim(sources[s], at, lines[s], axis=1).reshape(n, -1)
+        return lax.dynamic_slice_in_dim(sources[s], at, taken[s], axis=1).reshape(n, -1).astype(kind)
 
     def fetch(i: Any) -> jax.Array:
         branch_of = np.repeat(np.arange(len(used)), [counts[s] for s in used])
-        start_of = np.concatenate([np.arange(counts[s], dtype=np.int32) * lines[s] for s in used])
+        start_of = np.concatenate([np.arange(counts[s], dtype=np.int32) * taken[s] for s in used])
         branches = [functools.partial(fetch_from, s) for s in used]
         return lax.switch(jnp.asarray(branch_of)[i], branches, jnp.asarray(start_of)[i])
 
     loops: list[tuple[Callable[[Any], jax.Array], int]] = [(fetch, sum(counts))]
     if not one_at_a_time():
-        loops = [(lambda i, s=s: fetch_from(s, i * lines[s]), counts[s]) for s in used]  # type: ignore[misc]
+        loops = [(lambda i, s=s: fetch_from(s, i * taken[s]), counts[s]) for s in used]  # type: ignore[misc]
 
     def unpack(results: jax.Array) -> list[jax.Array]:
-        *firsts, last = jnp.split(results, np.cumsum([end * x.shape[2] for end, x in zip(ends, leaves, strict=True)]))
+        sizes = [end * math.prod(x.shape[2:]) for end, x in zip(ends, leaves, strict=True)]
+        *firsts, last = jnp.split(results, np.cumsum(sizes))
         *seconds, _ = jnp.split(last, np.cumsum(rest_sizes))
         return [jnp.concatenate(pair) for pair in zip(firsts, seconds, strict=True)]
 
@@ -348,7 +357,7 @@ def _mix(mixing: jax.Array, leaf: jax.Array) -> jax.Array:
     m, kind = leaf.size // len(leaf), wide((mixing, leaf))
     width = min(m, _block_width(mixing.shape[0], m, summed=True))
     flat = _lines(leaf, width)
-    lines, at_once = flat.shape[1], width // flat.shape[2]
+    lines, at_once = flat.shape[1], width // math.prod(flat.shape[2:])
     taken = (mixing != 0).astype(kind)
 
     def mixed(start: jax.Array) -> jax.Array:
@@ -367,7 +376,7 @@ def _mix(mixing: jax.Array, leaf: jax.Array) -> jax.Array:
 
     def write(i: jax.Array, out: jax.Array) -> jax.Array:
         start = jnp.minimum(i * at_once, lines - at_once)  # the last block overlaps the one before
-        block = mixed(start).reshape(len(out), at_once, -1)
+        block = mixed(start).reshape(len(out), at_once, *flat.shape[2:])
         return lax.dynamic_update_slice_in_dim(out, block, start, axis=1)
 
     out = jnp.zeros((mixing.shape[0] // shards, *flat.shape[1:]), leaf.dtype)

@@ -36,7 +36,8 @@ def fold(
       by_leaf: gives the numbers of each array for itself.
 
     Returns:
-      For each term a scalar, or `(leaves,)`. Sums are those of blocks of 1,024 entries, summed. Of no entry each is 0.
+      For each term a scalar, or `(leaves,)`. On a GPU sums are those of blocks of 1,024 entries, summed. Of no entry each
+      is 0.
     """
     if platform() == "tpu":
         numbers = [reduced(terms(x), operations, range(x.ndim)) for x in leaves]

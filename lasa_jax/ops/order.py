@@ -1,7 +1,6 @@
 """Order statistics that XLA does not do well: the k-th largest magnitude of millions of values without sorting them."""
 
 import functools
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -17,6 +16,7 @@ _INFINITY = 0x7F800000  # its bit pattern
 _MOST_PASSES = 33  # each halves the 31 bits
 _SAMPLE = 1 << 15  # values in the sample that brackets the threshold: fits the second-level cache
 _SORTED = 1 << 11  # the same on an accelerator: what one kernel of a GPU sorts
+_ACROSS = 45  # columns of a sample on a TPU, and about as many rows: a layer of ten classes shows all of them
 _FEW = 1 << 14  # values that a GPU sorts sooner than it narrows an interval, whose every step waits for the host
 _POINTS = 8  # of a pass on an accelerator: more would take longer to compare than to read
 
@@ -77,7 +77,8 @@ def _search(parts: Parts, k: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def _search_in_few_readings(parts: Parts, k: jax.Array, rank: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The same with few kernels: a sample that is sorted at once, and more points in each of fewer readings."""
-    parts = tuple(x.astype(jnp.float32) for x in parts)
+    if target.platform() == "gpu":  # where layers are joined
+        parts = tuple(x.astype(jnp.float32) for x in parts)
     m = sum(x.size for x in parts)
     if m == 0:
         return jnp.where(k <= 0, jnp.inf, jnp.float32(0)), jnp.int32(0)
@@ -114,7 +115,7 @@ def _search_in_few_readings(parts: Parts, k: jax.Array, rank: jax.Array) -> tupl
     bracket, _ = lax.while_loop(lambda carry: _unknown(carry[0], rank), step, (start, points))
 
     def below(x: jax.Array) -> tuple[jax.Array]:
-        return (jnp.where(_bits(x) <= bracket.high, jnp.abs(x), 0),)
+        return (jnp.where(_bits(x) <= bracket.high, jnp.abs(x.astype(jnp.float32)), 0),)
 
     return jnp.where(k <= 0, jnp.inf, fold(parts, below, ("max",))[0]), bracket.passes + 1
 
@@ -136,7 +137,7 @@ def _spread(values: jax.Array, stride: int) -> jax.Array:
     if target.platform() != "tpu" or values.ndim < 2 or values.size == 0:
         return values.ravel()[::stride]
     rows = values.reshape(-1, values.shape[-1])
-    across = min(math.isqrt(stride), rows.shape[1])
+    across = max(1, min(rows.shape[1] // _ACROSS, stride))
     return rows[:: -(-stride // across), ::across].ravel()
 
 

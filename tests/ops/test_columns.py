@@ -21,6 +21,7 @@ def stack(seed: int = 0) -> dict:
         "w": rng.standard_normal((N, 3, 50)).astype(np.float32),
         "b": rng.standard_normal((N, 7)).astype(np.float32),
         "o": rng.standard_normal((N, 5, 77)).astype(np.float32),  # of an odd number of columns
+        "l": rng.standard_normal((N, 2, 5000)).astype(np.float32),  # of lines longer than a block
         "k": rng.standard_normal((N, 90, 12)).astype(np.float32),  # of whole lines in a block, on a TPU
     }
 

@@ -100,7 +100,7 @@ def laid_out_anew(text: str, entries: int) -> list[str]:
 def test_on_a_tpu_layers_stay_as_they_lie(name):
     """Flattened, every layer of every client would be copied."""
     rule, n, layer = RULES[name], 16, (640, 128)
-    shapes = {"kernel": (n, *layer), "bias": (n, 7)}
+    shapes = {"kernel": (n, *layer), "bias": (n, 7), "flat": (n, math.prod(layer))}
     updates = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
 
     def aggregate(updates):
