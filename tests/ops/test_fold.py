@@ -86,7 +86,7 @@ def test_the_search_for_a_threshold_finds_the_same(kind):
         threshold, passes = search(tuple(map(jnp.asarray, parts)), jnp.int32(k))
         assert threshold == (ordered[k - 1] if k else np.inf), k
         assert passes <= (8 if kind in ("normal", "columns") else 33)
-        few = [x.ravel()[: order._FEW // 2] for x in parts]  # which are sorted
+        few = [x.ravel()[: order._FEW // 4] for x in parts]  # which are sorted
         ordered_few = np.sort(np.abs(np.concatenate(few)))[::-1]
         threshold, passes = search(tuple(map(jnp.asarray, few)), jnp.int32(min(k, ordered_few.size)))
         assert threshold == (ordered_few[min(k, ordered_few.size) - 1] if k else np.inf), k
