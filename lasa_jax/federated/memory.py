@@ -229,8 +229,8 @@ def compile_to_fit(
 
 
 def _told(error: str) -> int | None:
-    """The bytes that a compiler says that a program needs: "Used 19.50G of 15.75G hbm"."""
-    match = re.search(r"[Uu]sed ([\d.]+)([KMGT]) of", error)
+    """The bytes that a compiler says that a program needs: "Used 19.50G of 15.75G", "temporaries (20.94G) exceeds"."""
+    match = re.search(r"(?:[Uu]sed |temporaries \()([\d.]+)([KMGT])", error)
     return int(float(match[1]) * 1024 ** (1 + "KMGT".index(match[2]))) if match else None
 
 

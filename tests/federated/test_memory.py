@@ -144,11 +144,18 @@ class TestCompiled:
         with pytest.raises(DoesNotFit, match=r"config\.client_chunk = 6: 6 clients .* fits: fewer, None for what fits"):
             self.compile_to_fit(1, client_chunk=6)
 
-    def test_a_compiler_that_refuses_by_itself(self):
+    @pytest.mark.parametrize(
+        "said",
+        [
+            "Ran out of memory. Used 19.50G of 15.75G hbm.",
+            "Ran out of memory, the total memory required for HLO temporaries (19.50G) exceeds available HBM (15.75G).",
+        ],
+    )
+    def test_a_compiler_that_refuses_by_itself(self, said):
         def refuse(chunk):
             if chunk == 1:
                 raise jax.errors.JaxRuntimeError("INTERNAL: something else")
-            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory. Used 19.50G of 15.75G hbm.")
+            raise jax.errors.JaxRuntimeError(f"RESOURCE_EXHAUSTED: {said}")
 
         with pytest.raises(DoesNotFit, match=r"8 clients at a time need 20\.94 GB"):
             self.compile_to_fit(16 * 10**9, refuse, client_chunk=8)
