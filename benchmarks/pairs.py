@@ -162,6 +162,8 @@ def simulate(
     """Every pair of one of those attacks and a rule, none of a rule that is refused. Prints each as it comes."""
     for rule in against:
         check_choice("--rules", rule, aggregators.names())
+    for attack in those:
+        check_choice("--attacks", attack, attacks.names())
     base, dataset, shares, plain, _ = build.prepare(load(path, "none", "fedavg", settings))
     runs = {attack: build.prepare(load(path, attack, "fedavg", settings), dataset=dataset) for attack in those}
     for rule in against:

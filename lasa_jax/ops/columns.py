@@ -80,7 +80,6 @@ def _over_columns(fn: Callable[..., PyTree], stack: PyTree, shared: tuple[PyTree
         parts = [
             lax.map(lambda i, fetch=fetch: work(fetch(i)), jnp.arange(count, dtype=jnp.int32)) for fetch, count in loops
         ]
-
         return jax.tree.map(lambda *parts: unpack(_gathered(parts)), *parts)
 
     result = on_each_shard(local, (leaves, shared), PartitionSpec(), (True, False))
@@ -96,9 +95,10 @@ def _over_columns(fn: Callable[..., PyTree], stack: PyTree, shared: tuple[PyTree
 
 def _gathered(parts: tuple[jax.Array, ...]) -> jax.Array:
     """What each device made of its share of the columns of all blocks, `(blocks, width)`, as one vector on every device."""
-    if (shards := num_shards()) == 1:
-        return jnp.concatenate([x.ravel() for x in parts])
-    done = lax.all_gather(jnp.concatenate([x.ravel() for x in parts]), CLIENTS)
+    done, shards = jnp.concatenate([x.ravel() for x in parts]), num_shards()
+    if shards == 1:
+        return done
+    done = lax.all_gather(done, CLIENTS)
     ends = np.cumsum([x.size for x in parts])[:-1]
     shared_out = zip(jnp.split(done, ends, axis=1), parts, strict=True)
     return jnp.concatenate([x.reshape(shards, *like.shape).swapaxes(0, 1).ravel() for x, like in shared_out])

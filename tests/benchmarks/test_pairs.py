@@ -19,6 +19,11 @@ def test_no_rule_of_that_name():
         pairs.simulate("configs/digits.py", ["none"], ["lasa", "krumm"], {}, NOTHING_KEPT)
 
 
+def test_no_attack_of_that_name():
+    with pytest.raises(InputError, match=r"^--attacks = 'badnet': allowed are adaptive, alie, badnets"):
+        pairs.simulate("configs/digits.py", ["badnet"], ["lasa"], {}, NOTHING_KEPT)
+
+
 def test_a_client_of_the_small_mnist_takes_five_steps():
     config = configs.resolve(mnist_part.get_config())
     examples = mnist_part.EXAMPLES // config.num_clients
